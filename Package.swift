@@ -1,0 +1,94 @@
+// swift-tools-version: 6.2
+// targetd: a SCSI target for virtual machines. What each target may import is checked by Tests/TidyTests.
+
+import PackageDescription
+
+/// Every Swift target: strict memory safety, no warning tolerated, the upcoming language defaults.
+let settings: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+]
+
+let package = Package(
+    name: "targetd",
+    products: [
+        .library(name: "SCSICore", targets: ["SCSICore"]),
+        .library(name: "Reactor", targets: ["Reactor"]),
+        .library(name: "Backstores", targets: ["Backstores"]),
+        .library(name: "VirtioFront", targets: ["VirtioFront"]),
+        .executable(name: "targetd", targets: ["targetd"]),
+        .executable(name: "targetctl", targets: ["targetctl"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+    ],
+    targets: [
+        // The two seams, and what Swift cannot import: headers only.
+        .systemLibrary(name: "CBackstore"),
+        .systemLibrary(name: "CTarget"),
+        .systemLibrary(name: "CLinux"),
+
+        .target(name: "SCSICore", dependencies: ["CBackstore", "CTarget"], swiftSettings: settings),
+        .target(name: "Reactor", dependencies: ["CLinux"], swiftSettings: settings),
+        .target(
+            name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux"],
+            swiftSettings: settings),
+        .target(
+            name: "VirtioFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux"],
+            swiftSettings: settings),
+        .executableTarget(
+            name: "targetd",
+            dependencies: [
+                "SCSICore", "Reactor", "Backstores", "VirtioFront",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "Yams", package: "Yams"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+            ],
+            swiftSettings: settings),
+        .executableTarget(
+            name: "targetctl",
+            dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: settings),
+
+        // Test support: a vhost-user-scsi front-end in userspace, the load generator over it, mock ports and media.
+        .target(
+            name: "VhostUserInitiator", dependencies: ["CLinux"], path: "Tests/Support/VhostUserInitiator",
+            swiftSettings: settings),
+        .target(
+            name: "CoreTestSupport", dependencies: ["SCSICore", "CBackstore", "CTarget"],
+            path: "Tests/Support/CoreTestSupport", swiftSettings: settings),
+        .executableTarget(
+            name: "vhost-user-load",
+            dependencies: [
+                "VhostUserInitiator", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Tests/Benchmarks/vhost-user-load", swiftSettings: settings),
+
+        .testTarget(
+            name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget"],
+            swiftSettings: settings),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget"],
+            swiftSettings: settings),
+        .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux"], swiftSettings: settings),
+        .testTarget(
+            name: "BackstoresTests", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux"],
+            swiftSettings: settings),
+        .testTarget(
+            name: "VirtioFrontTests",
+            dependencies: [
+                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
+            ],
+            swiftSettings: settings),
+        .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
+        .testTarget(name: "TidyTests", swiftSettings: settings),
+    ]
+)

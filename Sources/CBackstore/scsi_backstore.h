@@ -1,0 +1,117 @@
+/*
+ * scsi_backstore.h: the seam between a logical unit and the medium that holds its blocks.
+ *
+ * Who implements it: every backstore, built in (Sources/Backstores) or written elsewhere.
+ * Who calls it: the logical unit, and nobody else.
+ *
+ * Rules
+ *  - One thread. Every function of one backstore is called on the reactor thread that owns its logical unit, and
+ *    `complete` is called on that same thread. A backstore that works on other threads posts back first.
+ *  - `submit` never calls `complete` before it returns, and never blocks.
+ *  - A request that was accepted is completed exactly once, cancelled or not. Until then its memory, its segment
+ *    array and the memory that the segments name belong to the backstore; afterwards none of it may be touched.
+ *  - All or nothing: a request that ends with error 0 has transferred `length` bytes. A backstore retries short
+ *    transfers itself and reads zeros for what was never written.
+ *  - Data may lie in memory shared with a hostile guest. It may change while it is read: copy it, never interpret it.
+ *
+ * Compatibility: structures begin with their size as the filler saw it; fields are appended and never moved; a
+ * function pointer that a shorter structure does not have counts as absent.
+ */
+#ifndef SCSI_BACKSTORE_H
+#define SCSI_BACKSTORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SCSI_BACKSTORE_ABI_VERSION 1u
+
+/* What a request asks for: scsi_backstore_request.operation. Offsets and lengths are multiples of the logical block
+ * size; segments are not: an element may have any address and any length, and only their sum equals `length`. */
+enum {
+    SCSI_BACKSTORE_READ = 1,         /* medium → segments */
+    SCSI_BACKSTORE_WRITE = 2,        /* segments → medium */
+    SCSI_BACKSTORE_FLUSH = 3,        /* all writes completed before this request was submitted become stable */
+    SCSI_BACKSTORE_DISCARD = 4,      /* deallocate; reads give zeros afterwards if the geometry says so; no segments */
+    SCSI_BACKSTORE_WRITE_ZEROES = 5, /* the range reads as zeros afterwards; no segments */
+};
+
+/* scsi_backstore_request.flags */
+enum {
+    SCSI_BACKSTORE_FUA = 1u << 0,       /* WRITE, WRITE_ZEROES, DISCARD: stable on the medium before `complete` */
+    SCSI_BACKSTORE_MAY_UNMAP = 1u << 1, /* WRITE_ZEROES: deallocating instead of writing is welcome */
+};
+
+/* scsi_backstore_geometry.capabilities */
+enum {
+    SCSI_BACKSTORE_WRITABLE = 1u << 0,
+    SCSI_BACKSTORE_VOLATILE_CACHE = 1u << 1,  /* completed writes may be lost at power loss until FLUSH or FUA */
+    SCSI_BACKSTORE_CAN_DISCARD = 1u << 2,
+    SCSI_BACKSTORE_CAN_WRITE_ZEROES = 1u << 3,
+    SCSI_BACKSTORE_DISCARD_READS_ZEROS = 1u << 4,
+    SCSI_BACKSTORE_ROTATIONAL = 1u << 5,
+};
+
+/* `scratch` is this large so that a kernel control block fits and submitting needs no allocation. */
+#define SCSI_BACKSTORE_SCRATCH_WORDS 24
+
+struct scsi_backstore_request {
+    uint32_t struct_size;
+    uint8_t operation;
+    uint8_t reserved;
+    uint16_t flags;
+    uint64_t offset; /* bytes */
+    uint64_t length; /* bytes */
+    const struct iovec *segments;
+    uint32_t segment_count;
+    uint32_t reserved_2;
+
+    /* The caller's. `error` is 0 or a positive errno value. The ones with a meaning of their own: ENOSPC (no space
+     * for a thin medium), EROFS (write protected), ENOMEDIUM, ECANCELED (ended by `cancel`), ETIMEDOUT, EILSEQ
+     * (checksum), EREMOTEIO (path to the medium lost), ENODATA or EIO (medium error). */
+    void (*complete)(struct scsi_backstore_request *request, int32_t error);
+    void *owner;
+
+    /* The backstore's answer beside `error`: the first byte on the medium that could not be transferred, or
+     * UINT64_MAX when that is not known. The caller sets UINT64_MAX. */
+    uint64_t error_offset;
+
+    /* The backstore's own, from submit to complete. Not initialised by the caller. */
+    uint64_t scratch[SCSI_BACKSTORE_SCRATCH_WORDS];
+};
+
+struct scsi_backstore_geometry {
+    uint32_t struct_size;
+    uint32_t capabilities;
+    uint64_t size;                     /* bytes, a multiple of logical_block_size */
+    uint32_t logical_block_size;       /* bytes: 512 or 4096 */
+    uint32_t physical_block_size;      /* bytes: logical_block_size × a power of two */
+    uint32_t lowest_aligned_offset;    /* bytes: where the first physical block begins */
+    uint32_t optimal_transfer_granularity; /* bytes; 0: not reported */
+    uint64_t maximum_transfer;         /* bytes in one READ or WRITE; 0: no limit */
+    uint64_t optimal_transfer;         /* bytes; 0: not reported */
+    uint64_t maximum_discard;          /* bytes in one DISCARD; 0: no limit */
+    uint64_t maximum_write_zeroes;     /* bytes in one WRITE_ZEROES; 0: no limit */
+    uint32_t discard_granularity;      /* bytes; 0: not reported */
+    uint32_t discard_alignment;        /* bytes: offset of the first granule */
+};
+
+struct scsi_backstore_operations {
+    uint32_t struct_size;
+    uint32_t abi_version;
+    /* Fills what the caller's struct_size has room for. Asked once, and again after a change was announced. */
+    void (*get_geometry)(void *backstore, struct scsi_backstore_geometry *geometry);
+    /* 0: accepted, `complete` will be called. EAGAIN: full, try again after one of this backstore's completions. */
+    int32_t (*submit)(void *backstore, struct scsi_backstore_request *request);
+    /* Advice: end this request soon if that is possible. Its completion still comes, with ECANCELED or otherwise. */
+    void (*cancel)(void *backstore, struct scsi_backstore_request *request);
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,44 @@
+// Limits: every bound of the core, in one place, with its unit, its reason, and what an initiator sees when it is hit.
+//
+// Called by: everything in SCSICore. Must not know: anything else.
+
+/// The bounds of the core. Nothing grows past them, whatever a guest sends.
+public enum Limits {
+    /// I_T nexuses of one target device. One more is refused when its front connects.
+    public static let nexusesPerTarget = 64
+
+    /// Tasks of one logical unit that have been received and not completed. One more gets TASK SET FULL
+    /// (SAM-6 5.3.1), so one guest with many queues cannot hold all of the daemon's memory.
+    public static let tasksPerLogicalUnit = 4096
+
+    /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
+    /// (SAM-6 4.7.7).
+    public static let logicalUnitsPerTarget = 16_384
+
+    /// Bytes of a data segment list element count per task: the longest guest buffer list that a front accepts.
+    public static let segmentsPerTask = 1024
+
+    /// Bytes of one READ or WRITE data transfer: MAXIMUM TRANSFER LENGTH of the Block Limits VPD page. A longer one
+    /// gets INVALID FIELD IN CDB (SBC-5 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.
+    public static let transferBytes: UInt64 = 32 << 20
+
+    /// Bytes of one WRITE SAME: the medium clears this quickly, and an abort is not kept waiting longer than that.
+    public static let writeSameBytes: UInt64 = 4 << 30
+
+    /// Block descriptors of one UNMAP parameter list: MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
+    public static let unmapDescriptors = 256
+
+    /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
+    public static let unmapBlocks: UInt64 = 1 << 32 - 1
+
+    /// Bytes of a parameter list or of parameter data: one shard's staging buffer. A MODE SELECT list or an INQUIRY
+    /// answer is far shorter; REPORT LUNS of 16 384 units is the longest (131 080 bytes).
+    public static let parameterBytes = 132 << 10
+
+    /// Staging buffers of one shard, for commands whose data the core must look at (VERIFY with BYTCHK, WRITE SAME).
+    /// A command that finds none waits for one.
+    public static let stagingBuffers = 4
+
+    /// Bytes of one staging buffer.
+    public static let stagingBytes = 256 << 10
+}

@@ -1,0 +1,207 @@
+// Task: SAM's task, one command from its arrival to its response.
+//
+// Owns: the command as the front filled it, the response, the embedded backstore request, and the links of the task set.
+// Called by: fronts (the public head), the engine (all of it). Must not know: transports, media, commands.
+//
+//   free ── receive ──► received ── admitted ──► enabled ◄── barrier gone ── dormant
+//                          │  └──── behind a barrier or a hazard ───────────────▲
+//                          │                        │
+//                          │                        ├── backstore has it ──► transferring ──► enabled (next step)
+//                          └── refused ──► completing ◄── done, or aborted ────────┘
+//                                             └──► free
+
+import CBackstore
+public import CTarget
+
+/// Where a task is. Every change goes through `SCSITask.transition(to:)`.
+enum TaskState: UInt8 {
+    /// The front's: not in any task set.
+    case free
+    /// Handed to the target, not yet in the task set.
+    case received
+    /// In the task set, waiting behind a barrier, a hazard, a full backstore or a staging buffer (SAM-6 8.4).
+    case dormant
+    /// In the task set, being executed.
+    case enabled
+    /// In the task set, and the backstore has its request.
+    case transferring
+    /// Out of the task set; its response is being given to the front.
+    case completing
+
+    /// The states that may follow, as a bit mask by raw value.
+    var successors: UInt8 {
+        switch self {
+        case .free: 1 << TaskState.received.rawValue
+        case .received:
+            1 << TaskState.dormant.rawValue | 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
+        case .dormant: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
+        case .enabled:
+            1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
+                | 1 << TaskState.completing.rawValue
+        case .transferring: 1 << TaskState.enabled.rawValue
+        case .completing: 1 << TaskState.free.rawValue
+        }
+    }
+}
+
+/// What a task management function or an event has decided about a task that cannot end at once.
+enum AbortDisposition: UInt8 {
+    /// Nothing: it ends with its own status.
+    case none
+    /// Ended by a function of its own nexus: no status (SAM-6 5.6).
+    case aborted
+    /// Ended by a reset: no status.
+    case reset
+    /// Ended by another nexus with TAS set to one: TASK ABORTED status (SPC-6 7.5.10).
+    case taskAborted
+}
+
+/// The memory of one task. Lives in a `TaskPool` and nowhere else.
+@unsafe
+struct SCSITask: ~Copyable {
+    /// The public head: what scsi_target.h shows to a front. Must be first.
+    var head: scsi_task
+    /// The one request that this task can have at its backstore.
+    var request: scsi_backstore_request
+
+    var state: TaskState
+    var disposition: AbortDisposition
+    /// What the command's handler does next when the backstore has completed.
+    var step: UInt8
+    var attribute: TaskAttribute
+    /// Grows each time the task becomes free, so that a stale reference can be told.
+    var generation: UInt32
+    /// The task's place in its pool.
+    let index: UInt32
+    /// Which of the target's nexuses sent it.
+    var nexus: UInt16
+    /// The staging buffer it holds, or -1.
+    var staging: Int16
+
+    /// The row of the command table; `nil` before it is matched.
+    var row: UnsafePointer<CommandDescriptor>?
+    /// The unit that the task is in; unretained, the target keeps it as long as tasks are in it.
+    var logicalUnit: Unmanaged<LogicalUnit>?
+    /// The target it came in by; unretained likewise.
+    var target: Unmanaged<TargetDevice>?
+
+    /// The logical blocks that a medium access command names, for hazards and for progress.
+    var address: UInt64
+    var blocks: UInt64
+    /// How much of a command of several steps is done; the handler defines the unit.
+    var progress: UInt64
+    /// Order of arrival in the logical unit.
+    var sequence: UInt64
+    /// When it arrived, in nanoseconds of the shard's clock.
+    var receivedAt: UInt64
+
+    /// Neighbours in the list that its state implies.
+    var next: UnsafeMutablePointer<SCSITask>?
+    var previous: UnsafeMutablePointer<SCSITask>?
+    /// Next among the tasks that wait for the shard's staging buffers or for room in the backstore.
+    var nextWaiting: UnsafeMutablePointer<SCSITask>?
+
+    /// Set together with CHECK CONDITION.
+    var sense: SenseData
+
+    init(index: UInt32) {
+        unsafe head = scsi_task()
+        unsafe request = scsi_backstore_request()
+        unsafe request.struct_size = UInt32(MemoryLayout<scsi_backstore_request>.size)
+        unsafe state = .free
+        unsafe disposition = .none
+        unsafe step = 0
+        unsafe attribute = .simple
+        unsafe generation = 0
+        unsafe self.index = index
+        unsafe nexus = 0
+        unsafe staging = -1
+        unsafe row = nil
+        unsafe logicalUnit = nil
+        unsafe target = nil
+        unsafe address = 0
+        unsafe blocks = 0
+        unsafe progress = 0
+        unsafe sequence = 0
+        unsafe receivedAt = 0
+        unsafe next = nil
+        unsafe previous = nil
+        unsafe nextWaiting = nil
+        unsafe sense = SenseData.none
+    }
+
+    /// The one way to change the state. An edge that the diagram does not have is our own bug and traps.
+    @inline(__always)
+    mutating func transition(to new: TaskState) {
+        precondition(unsafe state.successors & (1 << new.rawValue) != 0, "illegal task state change")
+        unsafe state = new
+    }
+}
+
+/// A reference to a task: one word, no reference counting. Valid as long as its pool lives.
+///
+/// A front fills `command`, hands the task to `TargetDevice.receive`, and reads `response` when its
+/// `complete_task` is called.
+@safe
+public struct TaskHandle: Equatable {
+    let pointer: UnsafeMutablePointer<SCSITask>
+
+    @inline(__always)
+    init(_ pointer: UnsafeMutablePointer<SCSITask>) { unsafe self.pointer = pointer }
+
+    /// The task whose public head the port seam names in `complete_task`.
+    @inline(__always)
+    public init(head: UnsafeMutablePointer<scsi_task>) {
+        unsafe pointer = UnsafeMutableRawPointer(head).assumingMemoryBound(to: SCSITask.self)
+    }
+
+    /// The public head, as C code of a port sees it.
+    @inline(__always)
+    public var head: UnsafeMutablePointer<scsi_task> {
+        unsafe UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: scsi_task.self)
+    }
+
+    /// The task's place in its pool: a front uses the number of the ring slot.
+    @inline(__always)
+    public var index: Int { Int(unsafe pointer.pointee.index) }
+
+    /// Whether the front owns the task.
+    @inline(__always)
+    public var isFree: Bool { unsafe pointer.pointee.state == .free }
+
+    /// What the front fills.
+    @inline(__always)
+    public var command: scsi_command {
+        @inline(__always) _read { yield unsafe pointer.pointee.head.command }
+        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.command }
+    }
+
+    /// What the core fills.
+    @inline(__always)
+    public var response: scsi_response {
+        @inline(__always) _read { yield unsafe pointer.pointee.head.response }
+        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.response }
+    }
+
+    /// Writes the sense data of a CHECK CONDITION status, in the format that the logical unit's D_SENSE bit selects.
+    ///
+    /// - Returns: The number of bytes written; 0 if there is no sense data.
+    public func copySense(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        let unit = unsafe pointer.pointee.logicalUnit
+        let descriptorFormat = unsafe unit?._withUnsafeGuaranteedRef { $0.usesDescriptorSense } ?? false
+        return unsafe pointer.pointee.sense.encode(descriptorFormat: descriptorFormat, into: buffer)
+    }
+
+    @inline(__always)
+    var cdbPointer: UnsafePointer<UInt8> {
+        unsafe UnsafeRawPointer(pointer).advanced(by: SCSITask.cdbOffset).assumingMemoryBound(to: UInt8.self)
+    }
+
+    /// Two handles are equal if they name the same task.
+    public static func == (left: Self, right: Self) -> Bool { unsafe left.pointer == right.pointer }
+}
+
+extension SCSITask {
+    /// Bytes from the start of a task to its CDB.
+    static let cdbOffset = unsafe MemoryLayout<scsi_command>.offset(of: \scsi_command.cdb)!
+}
