@@ -72,6 +72,7 @@ class Report:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
+        self._tallied = 0
         self._colour = sys.stdout.isatty()
 
     def heading(self, text: str) -> None:
@@ -87,6 +88,11 @@ class Report:
         print(f"  {self._paint(word, colour)} {outcome.title} ({outcome.seconds:.1f} s)", flush=True)
         if outcome.text:
             self.note(outcome.text)
+
+    def tally(self, passed: int, seconds: float) -> None:
+        """Counts tests that another runner has run, and of which only their number is known here."""
+        self._tallied += passed
+        print(f"  {passed} passed ({seconds:.1f} s)", flush=True)
 
     def run(self, group: Group, titles: set[str]) -> None:
         """Runs those of a group's cases that have these titles."""
@@ -123,7 +129,7 @@ class Report:
         return Outcome(group.title, title, kind, time.monotonic() - begin, text)
 
     def count(self, kind: str) -> int:
-        return sum(outcome.kind == kind for outcome in self.outcomes)
+        return sum(outcome.kind == kind for outcome in self.outcomes) + (self._tallied if kind == "passed" else 0)
 
     def summary(self) -> bool:
         """Prints what failed and what was skipped, once more, and the numbers. True if nothing failed."""

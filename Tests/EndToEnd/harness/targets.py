@@ -130,6 +130,7 @@ class Daemon(Target):
 
     is_ours = True
     executable = os.path.join(image.ROOT, ".build", "release", "targetd")
+    command: list[str] = []
     process: subprocess.Popen | None = None
     runs = 0
 
@@ -145,14 +146,19 @@ class Daemon(Target):
     def socket(self, hba: int) -> str:
         return os.path.join(self.directory, f"hba{hba}.sock")
 
-    def start(self) -> None:
-        """Starts the daemon; returns when every socket accepts."""
+    def start(self, options: list[str] | None = None) -> None:
+        """Starts the daemon, with a configuration file for the disks or with these options.
+
+        Returns when every socket is there and its arguments are printed.
+        """
         if not os.path.exists(self.executable):
             raise TargetError(f"{self.executable} is not there; build it: swift build -c release --product targetd")
-        with open(self.configuration, "w") as file:
-            file.write(self._yaml())
+        if options is None:
+            with open(self.configuration, "w") as file:
+                file.write(self._yaml())
+        self.command = [self.executable, *(options or ["--config", self.configuration])]
         self.runs += 1
-        self.process = processes.start([self.executable, "--config", self.configuration], self.log)
+        self.process = processes.start(self.command, self.log)
         sockets = [self.socket(hba) for hba in range(len(self.queues))]
 
         def served() -> bool:
@@ -211,7 +217,7 @@ class Daemon(Target):
             elif disk.kind == "file":
                 what = f"type: file, path: {self.medium(disk)}, size: {disk.mebibytes}MiB"
             else:
-                what = f"type: block, path: {self.medium(disk)}"
+                what = f"type: block-device, path: {self.medium(disk)}"
             lines.append(f"  {disk.name}: {{ {what} }}")
         lines.append("targets:")
         names = {}
