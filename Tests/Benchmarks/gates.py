@@ -1,7 +1,7 @@
 # gates: what one I/O may cost, in numbers that do not depend on the clock.
 #
-# Owns: the comparison with Tests/Benchmarks/costs.json. Called by: Scripts/run_tests.py, and a developer who records new
-# numbers. Must not know: how the measured program works.
+# Owns: the comparison with Tests/Benchmarks/costs.json. Called by: Scripts/run_tests.py, and a developer who records
+# new numbers. Must not know: how the measured program works.
 
 """Measures instructions and heap allocations for each I/O under valgrind, and compares them with the recorded numbers.
 
@@ -81,7 +81,8 @@ class Measurement:
     def _run(command: list[str]) -> str:
         result = subprocess.run(command, capture_output=True, text=True, timeout=VALGRIND_SECONDS)
         if result.returncode != 0:
-            raise MeasurementFailed(f"'{' '.join(command)}' ended with status {result.returncode}:\n{result.stderr[-2000:]}")
+            said = result.stderr[-2000:]
+            raise MeasurementFailed(f"'{' '.join(command)}' ended with status {result.returncode}:\n{said}")
         return result.stdout + result.stderr
 
     @staticmethod

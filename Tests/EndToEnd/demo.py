@@ -15,6 +15,8 @@ from harness import guest, image, processes, targets
 
 MEBIBYTES = 512
 
+AWAIT_DISK = "count=0; until [ -e /dev/sda ] || [ $count = 600 ]; do usleep 100000; count=$((count + 1)); done"
+
 # What the guest does: (what is said about it, the command). /dev/sda and /dev/sg0 are the only disk it has.
 STEPS = [
     ("The guest's kernel has found the disk", "lsscsi -g -s"),
@@ -25,7 +27,8 @@ STEPS = [
      "dd if=/dev/urandom of=/mnt/file bs=1M count=64 2>/dev/null && sha256sum /mnt/file | tee /run/sum && umount /mnt"),
     ("Mounted again, from an empty cache, the file is the same",
      "echo 3 > /proc/sys/vm/drop_caches; mount -t ext4 /dev/sda /mnt && sha256sum -c /run/sum"),
-    ("What is deleted is given back", "rm /mnt/file && fstrim -v /mnt && umount /mnt && e2fsck -f -n /dev/sda | tail -1"),
+    ("What is deleted is given back",
+     "rm /mnt/file && fstrim -v /mnt && umount /mnt && e2fsck -f -n /dev/sda | tail -1"),
     ("fio writes at random, then verifies every block by its checksum",
      "fio --name=verify --filename=/dev/sda --direct=1 --ioengine=libaio --iodepth=32 --rw=randwrite --bs=4k --size=64M"
      " --verify=crc32c --do_verify=1 --verify_fatal=1 > /run/fio || { cat /run/fio; exit 1; }; "
@@ -89,7 +92,7 @@ def main() -> int:
         show.step("Booting a guest on it (emulated, so this works on any machine)")
         with guest.Guest(directory, target.arguments()) as machine:
             show.output(machine.check("uname -sr; uptime"))
-            machine.check("count=0; until [ -e /dev/sda ] || [ $count = 600 ]; do usleep 100000; count=$((count + 1)); done")
+            machine.check(AWAIT_DISK)
             use(show, machine)
             show.step("The guest powers off")
             machine.power_off()

@@ -13,7 +13,7 @@ from harness import processes, report, targets
 
 
 def run(wanted: list[str], kind: type[targets.Target], into: report.Report) -> None:
-    """Runs the groups of these names, and the cases that have one of these words in their titles; all if there are none.
+    """Runs the groups of these names, and the cases with one of these words in their titles; all if there are none.
 
     A group whose cases build on each other runs as a whole.
     """

@@ -2,8 +2,8 @@
 //
 // Owns: the table of the dependency rule. Called by: TidyTests. Must not know: what the modules do.
 
-/// The dependency rule: the core knows nobody; fronts and media know the core and the reactor, never each other; only the
-/// daemon knows them all; no library knows Foundation.
+/// The dependency rule: the core knows nobody; fronts and media know the core and the reactor, never each other; only
+/// the daemon knows them all; no library knows Foundation.
 enum Dependencies {
     /// Modules that each directory of Sources may import.
     static let allowed: [String: Set<String>] = [

@@ -23,8 +23,9 @@ enum Documents {
     private static func missing(_ target: Substring, from file: TextFile, tree: SourceTree) -> String? {
         let parts = target.split(separator: "#", maxSplits: 1, omittingEmptySubsequences: false)
         let path = parts[0].isEmpty ? file.path : resolve(parts[0], in: file.directories)
-        guard tree.exists(path) else { return "there is no \(path)" }
-        guard parts.count == 2, let document = tree.file(path), document.isMarkdown else { return nil }
+        let document = parts[0].isEmpty ? file : tree.file(path)
+        guard document != nil || tree.exists(path) else { return "there is no \(path)" }
+        guard parts.count == 2, let document, document.isMarkdown else { return nil }
         return headings(of: document).contains(String(parts[1])) ? nil : "\(path) has no such heading"
     }
 
@@ -91,10 +92,12 @@ enum Documents {
     /// Whether a file declares or extends the type, and declares the function.
     private static func isDeclared(_ name: FunctionName, in sources: [TextFile]) -> Bool {
         sources.contains { file in
-            file.lines.contains { declares($0, ["struct", "class", "enum", "actor", "protocol", "extension"], name.type) }
+            file.lines.contains { declares($0, typeKeywords, name.type) }
                 && file.lines.contains { declares($0, ["func", "var", "let"], name.function) }
         }
     }
+
+    private static let typeKeywords = ["struct", "class", "enum", "actor", "protocol", "extension"]
 
     private static func declares(_ line: Substring, _ keywords: [String], _ name: String) -> Bool {
         let words = line.split { !($0.isLetter || $0.isNumber || $0 == "_") }

@@ -19,12 +19,12 @@ enum FileStyle {
         // The manifest must begin with its tools version, which is a comment as well.
         let header = file.lines.drop { $0.hasPrefix("#!") }.prefix { isComment($0, mark: mark) }
         guard !header.isEmpty else {
-            return [Problem(path: file.path, line: 1, text: "the first line is not a comment that says what this file is")]
+            return [Problem(path: file.path, line: 1, text: "it begins without a comment that says what it is")]
         }
         guard file.name != "Package.swift" else { return [] }
         let text = header.joined(separator: " ").replacing(mark, with: "").split(separator: " ").joined(separator: " ")
         guard text.contains("ust not know") else {
-            return [Problem(path: file.path, line: 1, text: "the comment at the top does not say what this file must not know")]
+            return [Problem(path: file.path, line: 1, text: "its first comment does not say what it must not know")]
         }
         return []
     }
@@ -43,10 +43,12 @@ enum FileStyle {
         var problems: [Problem] = []
         for (index, line) in file.lines.enumerated() {
             for word in unfinished where line.contains(word) {
-                problems.append(Problem(path: file.path, line: index + 1, text: "'\(word)': finish it, or open an issue"))
+                let text = "'\(word)': finish it, or open an issue"
+                problems.append(Problem(path: file.path, line: index + 1, text: text))
             }
             for word in foreign where line.contains(word) {
-                problems.append(Problem(path: file.path, line: index + 1, text: "'\(word)' is not in this repository"))
+                let text = "'\(word)' is not in this repository"
+                problems.append(Problem(path: file.path, line: index + 1, text: text))
             }
         }
         return problems
@@ -60,7 +62,8 @@ enum FileStyle {
             if line.contains("swift-format-ignore-start") { isTable = true }
             if line.contains("swift-format-ignore-end") { isTable = false }
             guard !isTable, !(file.isMarkdown && line.hasPrefix("|")), line.count > longestLine else { return nil }
-            return Problem(path: file.path, line: index + 1, text: "\(line.count) columns; \(longestLine) are the limit")
+            return Problem(
+                path: file.path, line: index + 1, text: "\(line.count) columns; \(longestLine) are the limit")
         }
     }
 }

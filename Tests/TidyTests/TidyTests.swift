@@ -39,9 +39,12 @@ struct TidyTests {
     @Test("links in documents lead to files and headings that exist")
     func links() { expectNone(tree.files.flatMap { Documents.linkProblems(in: $0, tree: tree) }) }
 
-    @Test("the walk of a READ names functions that exist", arguments: ["Sources/SCSICore/README.md", "Docs/ARCHITECTURE.md"])
+    @Test(
+        "the walk of a READ names functions that exist",
+        arguments: ["Sources/SCSICore/README.md", "Docs/ARCHITECTURE.md"])
     func walk(path: String) throws {
-        let file = try #require(tree.file(path), "\(path) is not there")
+        let found = tree.file(path)
+        let file = try #require(found, "\(path) is not there")
         let sources = tree.files.filter { $0.isSwift && $0.path.hasPrefix("Sources/") }
         expectNone(Documents.walkProblems(in: file, sources: sources, atLeast: 8))
     }
@@ -62,7 +65,9 @@ struct TidyRuleTests {
         ])
     func importSpellings(line: String, module: String) { #expect(Dependencies.importedModule(line[...]) == module) }
 
-    @Test("a comment about imports is none", arguments: ["// import Foundation", "let important = 1", "imports Foundation"])
+    @Test(
+        "what only looks like an import is none",
+        arguments: ["// import Foundation", "let important = 1", "imports Foundation"])
     func noImport(line: String) { #expect(Dependencies.importedModule(line[...]) == nil) }
 
     @Test(
@@ -86,7 +91,9 @@ struct TidyRuleTests {
 
     @Test(
         "a comment at the top that says what the file must not know is fine, over two lines too",
-        arguments: ["// Made: this. Must not know: that.\n", "// Made: this.\n//\n// Called by: all. Must not\n// know: that.\n"])
+        arguments: [
+            "// Made: this. Must not know: that.\n", "// Made: this.\n//\n// Called by: all. Must not\n// know: it.\n",
+        ])
     func goodHeader(text: String) { #expect(FileStyle.headerProblems(in: swift(text)) == []) }
 
     @Test("a mark of unfinished work is a problem", arguments: FileStyle.unfinished + FileStyle.foreign)
@@ -124,7 +131,8 @@ struct TidyRuleTests {
             | 2 | `Walker.step(_:)` → `Walker.leap` | the second does not |
             | 3 | `Walker.walk` | another type's |
             """
-        let problems = Documents.walkProblems(in: TextFile(path: "Docs/Made.md", text: text), sources: sources, atLeast: 4)
+        let file = TextFile(path: "Docs/Made.md", text: text)
+        let problems = Documents.walkProblems(in: file, sources: sources, atLeast: 4)
         #expect(problems.map(\.line) == [2, 3])
     }
 

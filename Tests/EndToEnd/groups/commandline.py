@@ -65,7 +65,8 @@ class CommandLine(Group):
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [targets.Daemon.executable, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            [targets.Daemon.executable, *arguments],
+            capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)  # fmt: skip
 
     def _write(self, text: str) -> str:
         path = os.path.join(self.directory, "targetd.yaml")
@@ -94,7 +95,7 @@ class CommandLine(Group):
         require(version.returncode == 0 and re.search(r"\d+\.\d+", version.stdout), f"{version}")
         usage = self._run("--help")
         for option in ["--config", "--check", "--ram", "--file", "--size", "--vhost-user"]:
-            require(usage.returncode == 0 and option in usage.stdout, f"--help does not tell of {option}:\n{usage.stdout}")
+            require(usage.returncode == 0 and option in usage.stdout, f"--help has no {option}:\n{usage.stdout}")
 
     @case("an unknown option is refused with a non-zero status and a usage line")
     def unknown_option(self):

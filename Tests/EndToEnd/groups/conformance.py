@@ -1,6 +1,7 @@
 # conformance: libiscsi's suite on a disk in a guest.
 #
-# Owns: the rule of what may fail (conformance-exceptions.txt). Called by: run.py. Must not know: how the disk is served.
+# Owns: the rule of what may fail (conformance-exceptions.txt). Called by: run.py.
+# Must not know: how the disk is served.
 
 """Runs `iscsi-test-cu -d -v --test=ALL` on the guest's /dev/sg0 and counts passed, failed and skipped apart."""
 
@@ -53,7 +54,8 @@ class Conformance(GuestGroup):
 
     @case("no test fails, but for the exceptions that a clause of the standard justifies")
     def judge(self):
-        chosen = {kind: [test for test in self.tests if test.outcome == kind] for kind in ["passed", "failed", "skipped"]}
+        kinds = ["passed", "failed", "skipped"]
+        chosen = {kind: [test for test in self.tests if test.outcome == kind] for kind in kinds}
         numbers = ", ".join(f"{len(tests)} {kind}" for kind, tests in chosen.items())
         exceptions = read_exceptions() if self.target.is_ours else {}
         failed = [test for test in chosen["failed"] if test.name not in exceptions]

@@ -217,8 +217,8 @@ class Disks(GuestGroup):
         jobs = self.queues[device.disk.hba]
         output = self.guest.check(
             f"fio --filename={device.block} --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --do_verify=1"
-            f" --verify_fatal=1 --numjobs={jobs} --cpus_allowed_policy=split --cpus_allowed=0-{jobs - 1} --group_reporting"
-            f" --offset_increment=64M"
+            f" --verify_fatal=1 --numjobs={jobs} --cpus_allowed_policy=split --cpus_allowed=0-{jobs - 1}"
+            " --group_reporting --offset_increment=64M"
             " --name=small --bs=4k --iodepth=32 --size=24M --name=large --bs=128k --iodepth=4 --size=24M --offset=128M",
             seconds=300)  # fmt: skip
         errors = re.findall(r"err=\s*(\d+)", output)
@@ -226,11 +226,12 @@ class Disks(GuestGroup):
 
     def _reset_under_load(self, device: Device) -> str:
         output = self.guest.check(
-            f"fio --name=load --filename={device.block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k"
-            f" --size=16M --loops=1000 --verify=crc32c --verify_fatal=1 --time_based --runtime=6"
+            f"fio --name=load --filename={device.block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite"
+            f" --bs=4k --size=16M --loops=1000 --verify=crc32c --verify_fatal=1 --time_based --runtime=6"
             f" > /run/fio.out 2>&1 &\n"
-            f"load=$!; done=0; wait_for_io() {{ last=$(cut -c 1-80 /sys/block/$(basename {device.block})/stat);"
-            f' while [ "$last" = "$(cut -c 1-80 /sys/block/$(basename {device.block})/stat)" ]; do usleep 10000; done; }}\n'
+            f"load=$!; done=0; statistics=/sys/block/$(basename {device.block})/stat\n"
+            "wait_for_io() { before=$(cat $statistics);"
+            ' while [ "$before" = "$(cat $statistics)" ] && kill -0 $load; do usleep 10000; done; }\n'
             "for round in 1 2 3 4 5; do wait_for_io; kill -0 $load || { echo 'the load ended early'; break; }\n"
             f"  sg_reset -N -d {device.generic} || {{ echo 'sg_reset failed'; break; }}; done=$((done + 1)); done\n"
             "wait $load; status=$?; cat /run/fio.out; [ $status = 0 ] && [ $done = 5 ]",

@@ -25,9 +25,10 @@ class Restart(GuestGroup):
     def write(self):
         for name, device in self.devices.items():
             self.guest.check(
-                f"set -e; mkfs.ext4 -q -F {device.block}; mkdir -p /mnt/{name}; mount -t ext4 {device.block} /mnt/{name}\n"
-                f"cd /mnt/{name}; for number in 1 2 3 4; do dd if=/dev/urandom of=kept$number bs=1M count=4 2>/dev/null; done\n"
-                f"sha256sum kept* > sums; sync",
+                f"set -e; mkfs.ext4 -q -F {device.block}; mkdir -p /mnt/{name}\n"
+                f"mount -t ext4 {device.block} /mnt/{name}; cd /mnt/{name}\n"
+                "for number in 1 2 3 4; do dd if=/dev/urandom of=kept$number bs=1M count=4 2>/dev/null; done\n"
+                "sha256sum kept* > sums; sync",
                 seconds=120)  # fmt: skip
             self.guest.check(
                 f"fio --name=load --directory=/mnt/{name} --size=32M --rw=randwrite --bs=4k --direct=1 --iodepth=16"

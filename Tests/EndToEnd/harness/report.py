@@ -35,7 +35,7 @@ def case(title: str):
 
 
 class Group:
-    """Cases that share a preparation. Subclasses have methods marked with @case, run in the order of their definition."""
+    """Cases that share a preparation. Subclasses mark methods with @case; they run in the order of their definition."""
 
     title = ""
     ordered = False  # whether each case needs the ones before it
