@@ -81,16 +81,19 @@ let package = Package(
             name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
-            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
+            name: "SimulationTests",
+            dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
         .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux", "CIOVector"], swiftSettings: settings),
         .testTarget(
-            name: "BackstoresTests", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
+            name: "BackstoresTests",
+            dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
-                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux", "CIOVector",
+                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
+                "CIOVector",
             ],
             swiftSettings: settings),
         .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
