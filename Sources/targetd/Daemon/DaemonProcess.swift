@@ -1,0 +1,4 @@
+import Logging
+enum DaemonProcess {
+    static func run(_ configuration: Configuration) async -> ExitStatus { .startFailed }
+}
