@@ -82,7 +82,8 @@ import Testing
 
     // The numbers are what units of existing configurations are called. A change here renames guests' disks.
     @Test func derivedNamesNeverChange() {
-        #expect(NAAName.derived(from: "logical unit", "naa.60014054ac780582", "root").description == "naa.35407c3c9b3587a1")
+        #expect(
+            NAAName.derived(from: "logical unit", "naa.60014054ac780582", "root").description == "naa.35407c3c9b3587a1")
         #expect(NAAName.derived(from: "target", "ram", "/run/vm1.sock").description == "naa.3067244b109bb051")
     }
 

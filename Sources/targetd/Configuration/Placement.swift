@@ -6,39 +6,89 @@
 ///
 /// A logical unit's task set is touched by one thread only, so whatever shares a unit is on one reactor: a target with
 /// its units, a socket with its targets. Such groups are dealt out to the reactors in turn.
-struct Placement: Equatable {
+struct Placement: Equatable, Sendable {
     private(set) var targets: [NAAName: Int] = [:]
     private(set) var sockets: [String: Int] = [:]
 
+    /// Where a group cannot be on one reactor, because two of its members are on different ones already.
+    struct Conflict: Error, Equatable {
+        /// The member that was found last, as a key of the file.
+        let key: String
+    }
+
+    /// Nothing is placed.
+    init() {}
+
     /// Places what is in a configuration. The same configuration gives the same placement.
     init(_ configuration: Configuration) {
-        var groups = DisjointSets<Member>()
-        for name in configuration.targets.keys { groups.insert(.target(name)) }
-        for (name, target) in configuration.targets {
-            for unit in target.logicalUnits.values { groups.join(.target(name), .backstore(unit.backstore)) }
+        // Nothing is placed yet, so nothing can be in conflict.
+        guard case .success(let placement) = Self.extending(Placement(), to: configuration) else {
+            preconditionFailure()
         }
-        for front in configuration.vhostUserFronts {
-            groups.insert(.socket(front.socket))
-            for target in front.targets.values { groups.join(.socket(front.socket), .target(target)) }
+        self = placement
+    }
+
+    /// Forgets what is no longer there.
+    mutating func keepOnly(targets isKept: (NAAName) -> Bool, sockets isKeptSocket: (String) -> Bool) {
+        targets = targets.filter { isKept($0.key) }
+        sockets = sockets.filter { isKeptSocket($0.key) }
+    }
+
+    /// Places what is in a configuration and not placed yet, beside what it shares units with.
+    static func extending(_ placed: Placement, to configuration: Configuration) -> Result<Placement, Conflict> {
+        var groups = Groups(configuration)
+        var reactors: [Member: Int] = [:]
+        for (target, reactor) in placed.targets.sorted(by: { $0.key < $1.key })
+        where configuration.targets[target] != nil {
+            let known = reactors.updateValue(reactor, forKey: groups.representative(of: .target(target)))
+            guard known ?? reactor == reactor else { return .failure(Conflict(key: "targets.\(target)")) }
+        }
+        for (index, front) in configuration.vhostUserFronts.enumerated() {
+            guard let reactor = placed.sockets[front.socket] else { continue }
+            let known = reactors.updateValue(reactor, forKey: groups.representative(of: .socket(front.socket)))
+            guard known ?? reactor == reactor else { return .failure(Conflict(key: "vhost-user-scsi[\(index)]")) }
         }
 
-        var reactors: [Member: Int] = [:]
+        var load = [Int](repeating: 0, count: configuration.reactors)
+        for reactor in reactors.values { load[reactor] += 1 }
         func reactor(of member: Member) -> Int {
             let group = groups.representative(of: member)
             if let reactor = reactors[group] { return reactor }
-            let next = reactors.count % configuration.reactors
+            // The first of those with the fewest groups: with nothing placed, each in turn.
+            let next = load.indices.min { load[$0] < load[$1] }!
+            load[next] += 1
             reactors[group] = next
             return next
         }
+        var placement = Placement()
         // Sockets first and in the order of the file, so that those which do work are spread evenly.
-        for front in configuration.vhostUserFronts { sockets[front.socket] = reactor(of: .socket(front.socket)) }
-        for name in configuration.targets.keys.sorted() { targets[name] = reactor(of: .target(name)) }
+        for front in configuration.vhostUserFronts {
+            placement.sockets[front.socket] = reactor(of: .socket(front.socket))
+        }
+        for name in configuration.targets.keys.sorted() { placement.targets[name] = reactor(of: .target(name)) }
+        return .success(placement)
     }
 
-    private enum Member: Hashable {
+    private typealias Groups = DisjointSets<Member>
+
+    fileprivate enum Member: Hashable {
         case socket(String)
         case target(NAAName)
         case backstore(String)
+    }
+}
+
+extension DisjointSets where Element == Placement.Member {
+    /// The groups of what shares logical units.
+    fileprivate init(_ configuration: Configuration) {
+        for (name, target) in configuration.targets {
+            insert(.target(name))
+            for unit in target.logicalUnits.values { join(.target(name), .backstore(unit.backstore)) }
+        }
+        for front in configuration.vhostUserFronts {
+            insert(.socket(front.socket))
+            for target in front.targets.values { join(.socket(front.socket), .target(target)) }
+        }
     }
 }
 
