@@ -24,8 +24,18 @@ public struct TaskPool: ~Copyable {
         self.segmentsPerTask = segmentsPerTask
         unsafe tasks = .allocate(capacity: capacity)
         for index in 0..<capacity { unsafe (tasks + index).initialize(to: SCSITask(index: UInt32(index))) }
+        unsafe Self.checkLayout(tasks)
         unsafe segmentMemory = .allocate(capacity: capacity * segmentsPerTask)
         unsafe segmentMemory.initialize(repeating: iovec(), count: capacity * segmentsPerTask)
+    }
+
+    /// The accessors of TaskHandle compute two addresses; here they are compared with the compiler's.
+    private static func checkLayout(_ task: UnsafeMutablePointer<SCSITask>) {
+        let handle = unsafe TaskHandle(task)
+        unsafe withUnsafeMutablePointer(to: &task.pointee.request) { unsafe precondition($0 == handle.request) }
+        unsafe withUnsafeMutablePointer(to: &task.pointee.stagingSegment) {
+            unsafe precondition($0 == handle.stagingSegment)
+        }
     }
 
     deinit {
