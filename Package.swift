@@ -20,6 +20,7 @@ let package = Package(
         .library(name: "Reactor", targets: ["Reactor"]),
         .library(name: "Backstores", targets: ["Backstores"]),
         .library(name: "VirtioFront", targets: ["VirtioFront"]),
+        .library(name: "XenFront", targets: ["XenFront"]),
         .executable(name: "targetd", targets: ["targetd"]),
         .executable(name: "targetctl", targets: ["targetctl"]),
     ],
@@ -90,5 +91,14 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
+
+        // The Xen front (Debian: libxen-dev).
+        .systemLibrary(name: "CXen"),
+        .target(
+            name: "XenFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            swiftSettings: settings),
+        .testTarget(
+            name: "XenFrontTests", dependencies: ["XenFront", "SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            swiftSettings: settings),
     ]
 )
