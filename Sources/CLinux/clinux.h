@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "clinux_io.h"
 #include <liburing.h>
 #include <libaio.h>
 #include <stdint.h>
