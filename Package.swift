@@ -20,6 +20,7 @@ let package = Package(
         .library(name: "Reactor", targets: ["Reactor"]),
         .library(name: "Backstores", targets: ["Backstores"]),
         .library(name: "VirtioFront", targets: ["VirtioFront"]),
+        .library(name: "XenFront", targets: ["XenFront"]),
         .executable(name: "targetd", targets: ["targetd"]),
         .executable(name: "targetctl", targets: ["targetctl"]),
     ],
@@ -52,6 +53,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Yams", package: "Yams"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+                .product(name: "UnixSignals", package: "swift-service-lifecycle"),
             ],
             swiftSettings: settings),
         .executableTarget(
@@ -81,19 +83,33 @@ let package = Package(
             name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
-            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
+            name: "SimulationTests",
+            dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
         .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux", "CIOVector"], swiftSettings: settings),
         .testTarget(
-            name: "BackstoresTests", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
+            name: "BackstoresTests",
+            dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
-                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux", "CIOVector",
+                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
+                "CIOVector",
             ],
             swiftSettings: settings),
-        .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
+        .testTarget(
+            name: "targetdTests",
+            dependencies: ["targetd", .product(name: "Logging", package: "swift-log")], swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
+
+        // The Xen front (Debian: libxen-dev).
+        .systemLibrary(name: "CXen"),
+        .target(
+            name: "XenFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            swiftSettings: settings),
+        .testTarget(
+            name: "XenFrontTests", dependencies: ["XenFront", "SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            swiftSettings: settings),
     ]
 )

@@ -69,11 +69,21 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
+    public var isWriteProtected: Bool { writeProtected }
+    private(set) var writeProtected = false
+    /// Whether completed writes may be volatile, so that FUA and flushes mean something.
+    private(set) var cachesWrites = false
+    /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
+    private(set) var mustWriteThrough = false
+    /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
+    private(set) var maximumTransferBlocks: UInt64 = 0
     /// What it has done.
     public var statistics: LogicalUnitStatistics { unsafe counters.pointee }
 
     /// Where it is mapped, once it is.
-    private(set) unowned(unsafe) var target: TargetDevice?
+    private var owner: Unmanaged<TargetDevice>?
+    var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
     /// START STOP UNIT has stopped it.
@@ -104,6 +114,7 @@ public final class LogicalUnit {
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        refresh()
     }
 
     deinit {
@@ -133,9 +144,14 @@ public final class LogicalUnit {
     /// Size of the medium in bytes.
     public var size: UInt64 { medium.bytes(medium.blocks).value }
 
-    /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
-    public var isWriteProtected: Bool {
-        configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+    /// Derives what each command asks from what seldom changes.
+    private func refresh() {
+        writeProtected =
+            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+        cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
+        mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
+        let own = geometry.maximum_transfer
+        maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA HAS
@@ -145,13 +161,14 @@ public final class LogicalUnit {
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refresh()
         if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
     }
 
     // MARK: The target's side
 
     func mapped(to target: TargetDevice, at lun: LUN) {
-        unsafe self.target = target
+        unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
     }
@@ -167,7 +184,7 @@ public final class LogicalUnit {
     private func callWhenDrained() {
         guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
         whenDrained = nil
-        unsafe target = nil
+        unsafe owner = nil
         lun = nil
         drained()
     }
@@ -181,7 +198,7 @@ public final class LogicalUnit {
 
     func establish(_ condition: UnitAttention, for nexus: UInt16) {
         unsafe pending[Int(nexus)].establish(condition)
-        if let lun { unsafe target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
+        if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
     }
 
     /// A nexus that the target had not seen before: only what a power on leaves.
@@ -199,7 +216,7 @@ public final class LogicalUnit {
     private func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
         // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
-        if condition == .reportedLUNsChanged { unsafe target?.clearEverywhere(condition, for: nexus) }
+        if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
 
     // MARK: receive → admit → execute → finish
@@ -217,7 +234,7 @@ public final class LogicalUnit {
             task.row = nil
         }
         task.sequence = shard.nextSequence()
-        task.receivedAt = shard.now
+        task.receivedAt = shard.clock
         if unsafe tasks.pointee.insert(task) {
             task.transition(to: .enabled)
             run(task)
@@ -232,7 +249,7 @@ public final class LogicalUnit {
     private func run(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: isWriteProtected)
+            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
@@ -315,7 +332,7 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         fillResponse(task, outcome)
         count(task)
-        unsafe target.unsafelyUnwrapped.complete(task)
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
@@ -348,7 +365,8 @@ public final class LogicalUnit {
             unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
         case .write:
             unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
+            unsafe counters.pointee.bytesWritten +=
+                unsafe task.command.data_out_length - task.response.data_out_residual
         default: unsafe counters.pointee.others += 1
         }
         if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
@@ -359,7 +377,7 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
         unsafe counters.pointee.notGood += 1
-        unsafe target.unsafelyUnwrapped.complete(task)
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
@@ -432,12 +450,14 @@ public final class LogicalUnit {
     func reset(_ condition: UnitAttention) {
         stopped = false
         modePages.restoreSaved()
+        refresh()
         establish(condition, exceptFor: nil)
     }
 
     /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
         modePages = pages
+        refresh()
         establish(.modeParametersChanged, exceptFor: nexus)
     }
 

@@ -21,14 +21,14 @@ enum Serialization {
     static func hazard(younger: SerializationClass, older: SerializationClass) -> Hazard {
         switch (younger, older) {
         //    younger         older
-        case (.none,          _):              .pass
-        case (_,              .none):          .pass
-        case (.read,          .read):          .pass
-        case (.read,          .write):         .overlap
-        case (.write,         .read):          .overlap
-        case (.write,         .write):         .overlap
-        case (_,              .writeAnywhere): .wait
-        case (.writeAnywhere, _):              .wait
+        case (.none, _): .pass
+        case (_, .none): .pass
+        case (.read, .read): .pass
+        case (.read, .write): .overlap
+        case (.write, .read): .overlap
+        case (.write, .write): .overlap
+        case (_, .writeAnywhere): .wait
+        case (.writeAnywhere, _): .wait
         }
     }
     // swift-format-ignore-end

@@ -14,16 +14,16 @@ enum UnitAttention: UInt8, CaseIterable {
     // swift-format-ignore-start: a table
     private var row: (code: AdditionalSense, isReset: Bool, clears: UnitAttentionSet) {
         switch self {
-        case .powerOn:               (.powerOnOccurred,                   true,  [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .hardReset:             (.scsiBusResetOccurred,              true,  [.logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .logicalUnitReset:      (.busDeviceResetFunctionOccurred,    true,  [.commandsCleared])
-        case .nexusLoss:             (.nexusLossOccurred,                 true,  [.commandsCleared])
-        case .mediumChanged:         (.notReadyToReadyChange,             false, [])
-        case .reportedLUNsChanged:   (.reportedLUNsDataChanged,           false, [])
-        case .inquiryDataChanged:    (.inquiryDataChanged,                false, [])
-        case .modeParametersChanged: (.modeParametersChanged,             false, [])
-        case .capacityChanged:       (.capacityDataChanged,               false, [])
-        case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
+        case .powerOn: (.powerOnOccurred, true, [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .hardReset: (.scsiBusResetOccurred, true, [.logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .logicalUnitReset: (.busDeviceResetFunctionOccurred, true, [.commandsCleared])
+        case .nexusLoss: (.nexusLossOccurred, true, [.commandsCleared])
+        case .mediumChanged: (.notReadyToReadyChange, false, [])
+        case .reportedLUNsChanged: (.reportedLUNsDataChanged, false, [])
+        case .inquiryDataChanged: (.inquiryDataChanged, false, [])
+        case .modeParametersChanged: (.modeParametersChanged, false, [])
+        case .capacityChanged: (.capacityDataChanged, false, [])
+        case .commandsCleared: (.commandsClearedByAnotherInitiator, false, [])
         }
     }
     // swift-format-ignore-end

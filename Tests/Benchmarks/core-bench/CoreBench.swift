@@ -92,7 +92,8 @@ final class Bench {
         let mediumOperations = UnsafeMutablePointer<scsi_backstore_operations>.allocate(capacity: 1)
         unsafe mediumOperations.initialize(
             to: scsi_backstore_operations(
-                struct_size: UInt32(MemoryLayout<scsi_backstore_operations>.size), abi_version: SCSI_BACKSTORE_ABI_VERSION,
+                struct_size: UInt32(MemoryLayout<scsi_backstore_operations>.size),
+                abi_version: SCSI_BACKSTORE_ABI_VERSION,
                 get_geometry: { _, geometry in
                     unsafe geometry!.pointee.size = 1 << 42
                     unsafe geometry!.pointee.logical_block_size = 512
@@ -115,7 +116,8 @@ final class Bench {
         let portOperations = UnsafeMutablePointer<scsi_target_port_operations>.allocate(capacity: 1)
         unsafe portOperations.initialize(
             to: scsi_target_port_operations(
-                struct_size: UInt32(MemoryLayout<scsi_target_port_operations>.size), abi_version: SCSI_TARGET_ABI_VERSION,
+                struct_size: UInt32(MemoryLayout<scsi_target_port_operations>.size),
+                abi_version: SCSI_TARGET_ABI_VERSION,
                 complete_task: { context, task in
                     unsafe Unmanaged<BenchPort>.fromOpaque(context!)._withUnsafeGuaranteedRef {
                         $0.completed += 1

@@ -23,7 +23,8 @@ extension SBC {
             writer.byte(unit.physicalBlockExponent)
             let provisioned = unit.isThinProvisioned
             let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-            writer.uint16((provisioned ? 0x8000 : 0) | (provisioned && readsZeros ? 0x4000 : 0) | unit.lowestAlignedBlock)
+            writer.uint16(
+                (provisioned ? 0x8000 : 0) | (provisioned && readsZeros ? 0x4000 : 0) | unit.lowestAlignedBlock)
             writer.zeros(16)
         }
     }

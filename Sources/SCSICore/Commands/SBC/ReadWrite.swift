@@ -100,20 +100,3 @@ extension ExtentField {
     @inline(__always)
     func forcesUnitAccess(_ cdb: CDB) -> Bool { self != .six && cdb.bit(1, 3) }
 }
-
-extension LogicalUnit {
-    /// Whether completed writes may be volatile, so that FUA and flushes mean something.
-    @inline(__always)
-    var cachesWrites: Bool { geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE) }
-
-    /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
-    @inline(__always)
-    var mustWriteThrough: Bool { !modePages.writeCacheEnable && cachesWrites }
-
-    /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
-    @inline(__always)
-    var maximumTransferBlocks: UInt64 {
-        let own = geometry.maximum_transfer
-        return (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
-    }
-}

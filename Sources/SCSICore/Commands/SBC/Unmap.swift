@@ -26,8 +26,10 @@ extension SBC {
         for index in 0..<descriptors {
             let extent = unmapExtent(list, index)
             guard unit.medium.contains(extent.address, extent.blocks) else {
-                return .failed(SenseData(.illegalRequest, .logicalBlockAddressOutOfRange,
-                    information: extent.address.value))
+                return .failed(
+                    SenseData(
+                        .illegalRequest, .logicalBlockAddressOutOfRange,
+                        information: extent.address.value))
             }
             total += extent.blocks.value
             if total > Limits.unmapBlocks {

@@ -45,7 +45,8 @@ extension SBC {
         case 3:
             let block = Int(unit.medium.bytes(BlockCount(1)).value)
             same = stride(from: 0, to: length, by: block).allSatisfy {
-                unsafe task.firstDifference(from: UnsafeRawBufferPointer(rebasing: read[$0..<$0 + block]), offset: 0) == nil
+                unsafe task.firstDifference(from: UnsafeRawBufferPointer(rebasing: read[$0..<$0 + block]), offset: 0)
+                    == nil
             }
         default: same = true
         }

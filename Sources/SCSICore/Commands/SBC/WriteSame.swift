@@ -33,7 +33,9 @@ extension SBC {
         }
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
-        if task.step == WriteSameStep.pattern.rawValue { unsafe repeatPattern(unit.shard.staging(task), Int(block.value)) }
+        if task.step == WriteSameStep.pattern.rawValue {
+            unsafe repeatPattern(unit.shard.staging(task), Int(block.value))
+        }
         return writeSameNext(task, on: unit)
     }
 
