@@ -23,7 +23,7 @@ private struct WaitingFunction {
     let sequence: UInt64
 }
 
-/// The task manager (SAM-6 4.5.?).
+/// The task manager.
 /// A class, because tasks that a function ends come back to `taskEnded` while the function is still being performed.
 final class TaskManager {
     private var waiting: [WaitingFunction] = [] { didSet { isWaiting = !waiting.isEmpty } }

@@ -11,7 +11,7 @@ extension SBC {
         case pattern = 1, zeroes, discard
     }
 
-    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB (SBC-5 5.?). WSNZ is one: a count of zero is refused.
+    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB. WSNZ is one: a count of zero is refused.
     static func writeSame(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let noDataOut = field == .sixteen && cdb.bit(1, 0)
         let block = unit.medium.bytes(BlockCount(1))

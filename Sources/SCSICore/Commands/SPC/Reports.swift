@@ -21,7 +21,9 @@ extension SPC {
 
     /// REPORT LUNS through a unit.
     static func reportLUNs(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        guard let target = unit.target else { return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported)) }
+        guard let target = unit.target else {
+            return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported))
+        }
         return reportLUNs(task, cdb, of: target)
     }
 
@@ -117,20 +119,19 @@ extension SPC {
         }
     }
 
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private static func reportBit(_ function: TaskManagementFunction) -> (byte: Int, bit: UInt8) {
         switch function {
-        case .abortTask: (0, 0x80)
-        case .abortTaskSet: (0, 0x40)
-        case .clearACA: (0, 0x20)
-        case .clearTaskSet: (0, 0x10)
-        case .logicalUnitReset: (0, 0x08)
-        case .queryTask: (0, 0x04)
-        case .targetReset: (0, 0x02)
+        case .abortTask:              (0, 0x80)
+        case .abortTaskSet:           (0, 0x40)
+        case .clearACA:               (0, 0x20)
+        case .clearTaskSet:           (0, 0x10)
+        case .logicalUnitReset:       (0, 0x08)
+        case .queryTask:              (0, 0x04)
+        case .targetReset:            (0, 0x02)
         case .queryAsynchronousEvent: (1, 0x04)
-        case .queryTaskSet: (1, 0x02)
-        case .nexusReset: (1, 0x01)
+        case .queryTaskSet:           (1, 0x02)
+        case .nexusReset:             (1, 0x01)
         }
     }
-    // swift-format-ignore-end
 }
