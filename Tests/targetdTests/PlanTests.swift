@@ -68,25 +68,83 @@ import Testing
         }
         #expect(
             plan.changes == [
-                .removeSocket("/1"), .removeLogicalUnit(0, target: first), .removeTarget(first), .removeBackstore("a"),
-                .addBackstore("c"), .addTarget(third), .addLogicalUnit(3, target: third), .addSocket("/3"),
+                .addBackstore("c"), .removeSocket("/1"), .removeLogicalUnit(0, target: first), .removeTarget(first),
+                .removeBackstore("a"), .addTarget(third), .addLogicalUnit(3, target: third), .addSocket("/3"),
             ])
         #expect(plan.placement.sockets == ["/3": 0, "/2": 1])
         #expect(plan.placement.targets == [third: 0, second: 1])
     }
 
+    @Test func backstoreThatTakesOverAFileIsOpenedAfterTheOther() {
+        let plan = plan {
+            $0.backstores["c"] = $0.backstores.removeValue(forKey: "b")
+            $0.targets[second]!.logicalUnits[0] = LogicalUnitSettings(backstore: "c")
+        }
+        #expect(
+            plan.changes == [
+                .removeLogicalUnit(0, target: second), .removeBackstore("b"), .addBackstore("c"),
+                .addLogicalUnit(0, target: second),
+            ])
+    }
+
+    @Test func backstoreWithoutALogicalUnitIsNotOpened() {
+        let added = plan { $0.backstores["c"] = BackstoreConfiguration(medium: .ram(size: 512)) }
+        #expect(added.changes == [])
+        let unused = plan { $0.targets[first]!.logicalUnits = [:] }
+        #expect(unused.changes == [.removeLogicalUnit(0, target: first), .removeBackstore("a")])
+    }
+
+    @Test func backstoreThatMovesToAnotherReactorIsOpenedAgainThere() {
+        let plan = plan {
+            $0.targets[first]!.logicalUnits = [:]
+            $0.targets[second]!.logicalUnits[1] = LogicalUnitSettings(backstore: "a")
+        }
+        #expect(
+            plan.changes == [
+                .removeLogicalUnit(0, target: first), .removeBackstore("a"), .addBackstore("a"),
+                .addLogicalUnit(1, target: second),
+            ])
+        #expect(plan.placement.backstores == ["a": 1, "b": 1])
+    }
+
+    @Test func backstoreThatMovesOnItsReactorStaysOpen() {
+        var running = base
+        running.reactors = 1
+        var wanted = running
+        wanted.targets[first]!.logicalUnits = [:]
+        wanted.targets[second]!.logicalUnits[1] = LogicalUnitSettings(backstore: "a")
+        let plan = Plan(from: running, placement: Placement(running), to: wanted)
+        #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(1, target: second)])
+    }
+
     @Test func largerMediumIsResizedInPlace() {
-        let ram = plan { $0.backstores["a"] = BackstoreConfiguration(medium: .ram(size: 2 << 20)) }
-        #expect(ram.changes == [.resizeBackstore("a", size: 2 << 20)])
-        let file = plan { $0.backstores["b"]!.medium = .file(path: "/b", size: 3 << 20, buffered: false) }
-        #expect(file.changes == [.resizeBackstore("b", size: 3 << 20)])
-        #expect(file.refusals == [])
+        let plan = plan { $0.backstores["b"]!.medium = .file(path: "/b", size: 3 << 20, buffered: false) }
+        #expect(plan.changes == [.resizeBackstore("b", size: 3 << 20)])
+        #expect(plan.refusals == [])
     }
 
     @Test func smallerMediumIsRefused() {
-        let plan = plan { $0.backstores["a"] = BackstoreConfiguration(medium: .ram(size: 512)) }
-        #expect(plan.refusals.map(\.key) == ["backstores.a.size"])
+        let plan = plan { $0.backstores["b"]!.medium = .file(path: "/b", size: 512, buffered: false) }
+        #expect(plan.refusals.map(\.key) == ["backstores.b.size"])
         #expect(plan.refusals.first?.text.contains("would shrink from 1MiB to 512B") == true)
+    }
+
+    @Test(arguments: [512, 2 << 20] as [UInt64])
+    func memoryOfAnotherSizeIsRefused(size: UInt64) {
+        let plan = plan { $0.backstores["a"] = BackstoreConfiguration(medium: .ram(size: size)) }
+        #expect(plan.changes == [])
+        #expect(plan.refusals.map(\.key) == ["backstores.a.size"])
+    }
+
+    @Test func changesAreTakenBackByTheirInverses() {
+        let plan = plan {
+            $0.backstores["b"]!.readOnly = true
+            $0.vhostUserFronts[0].queues = 3
+            $0.stopTimeoutNanoseconds = 1
+        }
+        let back = plan.changes.compactMap(\.inverse)
+        #expect(back.compactMap(\.inverse) == plan.changes)
+        #expect(Change.resizeBackstore("b", size: 1).inverse == nil)
     }
 
     @Test func sizeThatIsNoLongerSaidChangesNothing() {
@@ -210,7 +268,9 @@ import Testing
 
     private func smallConfigurations() -> [Configuration] {
         let media: [BackstoreConfiguration?] = [
-            nil, BackstoreConfiguration(medium: .ram(size: 512)), BackstoreConfiguration(medium: .ram(size: 1024)),
+            nil, BackstoreConfiguration(medium: .ram(size: 512)),
+            BackstoreConfiguration(medium: .file(path: "/f", size: 512, buffered: false)),
+            BackstoreConfiguration(medium: .file(path: "/f", size: 1024, buffered: false)),
             BackstoreConfiguration(medium: .ram(size: 512), readOnly: true),
         ]
         let fronts: [[VhostUserFrontConfiguration]] = [
@@ -249,7 +309,7 @@ import Testing
         var fronts: [String: VhostUserFrontConfiguration]
 
         init(_ configuration: Configuration) {
-            backstores = configuration.backstores
+            backstores = configuration.usedBackstores
             targets = configuration.targets
             fronts = Dictionary(uniqueKeysWithValues: configuration.vhostUserFronts.map { ($0.socket, $0) })
         }

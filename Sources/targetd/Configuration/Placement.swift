@@ -9,6 +9,8 @@
 struct Placement: Equatable, Sendable {
     private(set) var targets: [NAAName: Int] = [:]
     private(set) var sockets: [String: Int] = [:]
+    /// Of the backstores that have a logical unit: where its target is.
+    private(set) var backstores: [String: Int] = [:]
 
     /// Where a group cannot be on one reactor, because two of its members are on different ones already.
     struct Conflict: Error, Equatable {
@@ -26,12 +28,6 @@ struct Placement: Equatable, Sendable {
             preconditionFailure()
         }
         self = placement
-    }
-
-    /// Forgets what is no longer there.
-    mutating func keepOnly(targets isKept: (NAAName) -> Bool, sockets isKeptSocket: (String) -> Bool) {
-        targets = targets.filter { isKept($0.key) }
-        sockets = sockets.filter { isKeptSocket($0.key) }
     }
 
     /// Places what is in a configuration and not placed yet, beside what it shares units with.
@@ -65,7 +61,10 @@ struct Placement: Equatable, Sendable {
         for front in configuration.vhostUserFronts {
             placement.sockets[front.socket] = reactor(of: .socket(front.socket))
         }
-        for name in configuration.targets.keys.sorted() { placement.targets[name] = reactor(of: .target(name)) }
+        for (name, target) in configuration.targets.sorted(by: { $0.key < $1.key }) {
+            placement.targets[name] = reactor(of: .target(name))
+            for unit in target.logicalUnits.values { placement.backstores[unit.backstore] = placement.targets[name] }
+        }
         return .success(placement)
     }
 

@@ -20,6 +20,27 @@ enum Change: Equatable, Sendable {
     case setLogLevel
 }
 
+extension Change {
+    /// The change that takes this one back, between the same configurations the other way round; `nil`: there is none.
+    var inverse: Change? {
+        switch self {
+        case .removeSocket(let path): .addSocket(path)
+        case .addSocket(let path): .removeSocket(path)
+        case .detachTarget(let name, let number, let socket): .attachTarget(name, number: number, socket: socket)
+        case .attachTarget(let name, let number, let socket): .detachTarget(name, number: number, socket: socket)
+        case .removeLogicalUnit(let number, let target): .addLogicalUnit(number, target: target)
+        case .addLogicalUnit(let number, let target): .removeLogicalUnit(number, target: target)
+        case .removeTarget(let name): .addTarget(name)
+        case .addTarget(let name): .removeTarget(name)
+        case .removeBackstore(let name): .addBackstore(name)
+        case .addBackstore(let name): .removeBackstore(name)
+        case .setStopTimeout, .setLogLevel: self
+        // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
+        case .resizeBackstore: nil
+        }
+    }
+}
+
 extension Change: CustomStringConvertible {
     /// As `targetctl diff` shows it: `-` takes away, `+` adds, `~` changes in place.
     var description: String {
@@ -43,8 +64,9 @@ extension Change: CustomStringConvertible {
 
 /// What is to be done, or why it cannot be done while the daemon runs.
 struct Plan: Equatable, Sendable {
-    /// In the order in which they are to be made: first what takes away, from the sockets down to the media; then what
-    /// adds, from the media up to the sockets.
+    /// In the order in which they are to be made: first what may fail and disturbs nobody, new media; then what takes
+    /// away, from the sockets down to the media; then what adds, from the media up to the sockets; last the sizes,
+    /// because nothing takes back that a medium grew.
     private(set) var changes: [Change] = []
     /// Differences that only a restart, or two steps, can bring about. If there is one, nothing is done.
     private(set) var refusals: [Refusal] = []
@@ -59,6 +81,7 @@ struct Plan: Equatable, Sendable {
         let text: String
     }
 
+    private var resizes: [Change] = []
     private let old: Configuration
     private let new: Configuration
 
@@ -66,10 +89,11 @@ struct Plan: Equatable, Sendable {
     init(from old: Configuration, placement: Placement, to new: Configuration) {
         (self.old, self.new, self.placement) = (old, new, placement)
         compareSettings()
-        let replaced = replacedBackstores()
+        let replaced = replacedBackstores().union(place())
+        let early = compareEarly(replaced)
         compareTakingAway(replaced)
-        compareAdding(replaced)
-        place(keptApartFrom: replaced)
+        compareAdding(replaced, early)
+        changes += resizes
     }
 
     private mutating func compareSettings() {
@@ -84,8 +108,8 @@ struct Plan: Equatable, Sendable {
     /// Backstores that are there before and after, but are another medium or are opened in another way.
     private mutating func replacedBackstores() -> Set<String> {
         var replaced: Set<String> = []
-        for (name, wanted) in new.backstores.sorted(by: { $0.key < $1.key }) {
-            guard let running = old.backstores[name], running != wanted else { continue }
+        for (name, wanted) in new.usedBackstores.sorted(by: { $0.key < $1.key }) {
+            guard let running = old.usedBackstores[name], running != wanted else { continue }
             var resized = running
             resized.medium = running.medium.resized(to: wanted.medium.size)
             guard resized == wanted, let before = running.medium.size, let after = wanted.medium.size else {
@@ -95,8 +119,13 @@ struct Plan: Equatable, Sendable {
                 }
                 continue
             }
-            if after > before {
-                changes.append(.resizeBackstore(name, size: after))
+            if case .ram = running.medium {
+                refusals.append(
+                    Refusal(
+                        key: "backstores.\(name).size",
+                        text: "is memory and cannot be resized: add a new backstore, or restart targetd"))
+            } else if after > before {
+                resizes.append(.resizeBackstore(name, size: after))
             } else {
                 refusals.append(
                     Refusal(
@@ -107,6 +136,16 @@ struct Plan: Equatable, Sendable {
             }
         }
         return replaced
+    }
+
+    /// New media can be opened before anything is taken away, unless they are what another backstore has open.
+    private mutating func compareEarly(_ replaced: Set<String>) -> Set<String> {
+        let open = Set(old.usedBackstores.values.compactMap(\.path))
+        let early = new.usedBackstores.filter { name, backstore in
+            old.usedBackstores[name] == nil && backstore.path.map { !open.contains($0) } ?? true
+        }
+        changes += early.keys.sorted().map { .addBackstore($0) }
+        return Set(early.keys)
     }
 
     private mutating func compareTakingAway(_ replaced: Set<String>) {
@@ -131,13 +170,16 @@ struct Plan: Equatable, Sendable {
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
         }
-        let backstores = old.backstores.keys.sorted().filter { new.backstores[$0] == nil || replaced.contains($0) }
-        // A resize changes nothing that others of these changes look at; it stands before them.
+        let backstores = old.usedBackstores.keys.sorted().filter {
+            new.usedBackstores[$0] == nil || replaced.contains($0)
+        }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
     }
 
-    private mutating func compareAdding(_ replaced: Set<String>) {
-        let backstores = new.backstores.keys.sorted().filter { old.backstores[$0] == nil || replaced.contains($0) }
+    private mutating func compareAdding(_ replaced: Set<String>, _ early: Set<String>) {
+        let backstores = new.usedBackstores.keys.sorted().filter {
+            (old.usedBackstores[$0] == nil && !early.contains($0)) || replaced.contains($0)
+        }
         changes += backstores.map { .addBackstore($0) }
         for (name, target) in new.targets.sorted(by: { $0.key < $1.key }) {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
@@ -160,21 +202,31 @@ struct Plan: Equatable, Sendable {
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.
-    private mutating func place(keptApartFrom replaced: Set<String>) {
-        var kept = placement
-        kept.keepOnly(targets: { new.targets[$0] != nil }, sockets: { path in !changes.contains(.removeSocket(path)) })
-        switch Placement.extending(kept, to: new) {
-        case .success(let extended): placement = extended
+    ///
+    /// - Returns: The backstores whose new users are on another reactor.
+    private mutating func place() -> Set<String> {
+        switch Placement.extending(placement, to: new) {
+        case .success(let extended):
+            let before = placement
+            placement = extended
+            return Set(extended.backstores.filter { (before.backstores[$0.key] ?? $0.value) != $0.value }.keys)
         case .failure(let conflict):
             refusals.append(
                 Refusal(
                     key: conflict.key,
                     text: "would bring together what runs on different reactors: restart targetd, or use reactors: 1"))
+            return []
         }
     }
 }
 
 extension Configuration {
+    /// The backstores that a logical unit has. Only they are opened, by the reactor of the unit.
+    var usedBackstores: [String: BackstoreConfiguration] {
+        let used = Set(targets.values.flatMap { $0.logicalUnits.values.map(\.backstore) })
+        return backstores.filter { used.contains($0.key) }
+    }
+
     /// The front with this socket.
     func front(_ socket: String) -> VhostUserFrontConfiguration? { vhostUserFronts.first { $0.socket == socket } }
 }

@@ -118,7 +118,7 @@ final class DaemonService: Service, @unchecked Sendable {
     }
 
     func run() async throws {
-        notification.ready("Serving \(daemon.socketCount) sockets")
+        notification.ready("Serving \(await daemon.socketCount) sockets")
         logger.info("ready")
         // Returns when the group is told to stop, or cancelled because another part failed.
         try? await gracefulShutdown()

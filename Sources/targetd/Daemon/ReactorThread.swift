@@ -11,24 +11,12 @@ import SCSICore
 /// The control plane never touches what lives on the thread: it sends a function there and awaits the result (design
 /// decision D5).
 final class ReactorThread: @unchecked Sendable {
-    /// What lives on the thread; used by functions that `perform` runs there, and by nobody else.
-    final class Residents {
-        let reactor: Reactor
-        let shard: Shard
-        /// The objects of the configuration that are placed here.
-        var objects = ReactorObjects()
-
-        fileprivate init(reactor: Reactor) {
-            self.reactor = reactor
-            shard = Shard()
-        }
-    }
-
     let index: Int
     /// How this reactor does I/O.
     let engine: Reactor.ActiveEngine
     private let reactor: Reactor
-    private let residents: Residents
+    /// What lives on the thread; used by functions that `perform` runs there, and by nobody else.
+    private let objects: ReactorObjects
     private var thread = pthread_t()
 
     /// Makes the reactor. `start` makes it run.
@@ -36,7 +24,7 @@ final class ReactorThread: @unchecked Sendable {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        residents = Residents(reactor: reactor)
+        objects = ReactorObjects(reactor: reactor, shard: Shard())
     }
 
     /// Starts the thread.
@@ -77,21 +65,32 @@ final class ReactorThread: @unchecked Sendable {
     private func driveShard() {
         let source = unsafe Reactor.WorkSource(
             poll: { context in
-                unsafe Unmanaged<Residents>.fromOpaque(context)._withUnsafeGuaranteedRef { residents in
-                    residents.shard.now = residents.reactor.now
-                    return false
+                unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
+                    objects.shard.now = objects.reactor.now
+                    guard objects.shard.hasWaiting else { return false }
+                    objects.shard.retryWaiting()
+                    return true
                 }
             },
             flush: { _ in },
             prepareToSleep: { _ in false },
-            context: Unmanaged.passUnretained(residents).toOpaque())
+            context: Unmanaged.passUnretained(objects).toOpaque())
         _ = reactor.add(source)
     }
 
-    /// Runs `body` on the thread, between two turns' work.
-    func perform<Result: Sendable>(_ body: @escaping @Sendable (Residents) -> Result) async -> Result {
+    /// Runs `body` on the thread, between two turns' work, and returns its result.
+    func perform<Result: Sendable>(_ body: @escaping @Sendable (ReactorObjects) -> Result) async -> Result {
         await withCheckedContinuation { continuation in
-            reactor.post { [self] in continuation.resume(returning: body(residents)) }
+            reactor.post { [self] in continuation.resume(returning: body(objects)) }
+        }
+    }
+
+    /// Runs `body` on the thread, and returns what `body` gives, then or later, to the function that it gets.
+    func performAndWait<Result: Sendable>(
+        _ body: @escaping @Sendable (ReactorObjects, @escaping (sending Result) -> Void) -> Void
+    ) async -> Result {
+        await withCheckedContinuation { continuation in
+            reactor.post { [self] in body(objects) { continuation.resume(returning: $0) } }
         }
     }
 
