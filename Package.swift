@@ -89,7 +89,9 @@ let package = Package(
                 "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
             ],
             swiftSettings: settings),
-        .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
+        .testTarget(
+            name: "targetdTests",
+            dependencies: ["targetd", .product(name: "Logging", package: "swift-log")], swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
     ]
 )

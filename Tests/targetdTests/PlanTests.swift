@@ -336,7 +336,7 @@ import Testing
                 #expect(targets.updateValue(TargetConfiguration(), forKey: name) == nil)
             case .addLogicalUnit(let number, let target):
                 let unit = wanted.targets[target]!.logicalUnits[number]!
-                #expect(backstores[unit.backstore] == wanted.backstores[unit.backstore])
+                #expect(backstores[unit.backstore] != nil)
                 #expect(targets[target]?.logicalUnits.updateValue(unit, forKey: number) == nil)
             case .attachTarget(let name, let number, let socket):
                 #expect(targets[name] != nil)

@@ -45,7 +45,9 @@ final class ReactorObjects {
     ///
     /// - Parameter done: Called with an error of the flush; the medium is closed all the same.
     func removeBackstore(_ name: String, done: @escaping (ChangeError?) -> Void) {
-        guard let backstore = backstores.removeValue(forKey: name)?.medium else { preconditionFailure("no backstore \(name)") }
+        guard let backstore = backstores.removeValue(forKey: name)?.medium else {
+            preconditionFailure("no backstore \(name)")
+        }
         // The flush takes its time without holding up others on this thread; then closing has nothing left to write.
         FlushRequest.submit(to: backstore.handle) { error in
             let text = error.map { "could not be flushed: \($0.text)" }
@@ -63,7 +65,8 @@ final class ReactorObjects {
         guard let (configuration, backstore) = backstores[name] else { preconditionFailure("no backstore \(name)") }
         guard case .file(let path, _, _) = configuration.medium else { preconditionFailure("\(name) is no file") }
         guard unsafe truncate(path, off_t(size)) == 0 else {
-            return ChangeError(text: "backstore \(name): \(path) cannot grow to \(Size.format(size)): \(SystemError.last.text)")
+            return ChangeError(
+                text: "backstore \(name): \(path) cannot grow to \(Size.format(size)): \(SystemError.last.text)")
         }
         if backstore.refreshGeometry() { units[name]?.backstoreGeometryChanged() }
         return nil
@@ -82,7 +85,8 @@ final class ReactorObjects {
     }
 
     func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
-        guard let target = targets[name], let backstore = backstores[settings.backstore]?.medium, let lun = LUN(number) else {
+        guard let target = targets[name], let backstore = backstores[settings.backstore]?.medium, let lun = LUN(number)
+        else {
             preconditionFailure("LUN \(number) of \(name) is added before what it needs")
         }
         var configuration = LogicalUnitConfiguration(
@@ -97,17 +101,38 @@ final class ReactorObjects {
     /// - Parameter done: Called when the last command of the unit has ended.
     func removeLogicalUnit(_ number: Int, target name: NAAName, done: @escaping () -> Void) {
         guard let target = targets[name], let lun = LUN(number) else { preconditionFailure("no target \(name)") }
-        var kept: LogicalUnit?
-        var isDrained = false
-        kept = target.remove(at: lun) {
-            // The unit lives until its own last call has returned.
-            isDrained = true
-            _ = kept
-            kept = nil
-            done()
+        guard let unit = target.logicalUnits.first(where: { $0.lun == lun })?.unit else {
+            preconditionFailure("no LUN \(number) of \(name)")
         }
-        if isDrained { kept = nil }
+        units = units.filter { $0.value !== unit }
+        target.remove(at: lun) { [self] in
+            // The unit is still in the call that ended its last command: it goes, and its backstore may, after that.
+            later {
+                withExtendedLifetime(unit) {}
+                done()
+            }
+        }
     }
+
+    /// Runs a function later in this turn or in the next, on this thread.
+    private func later(_ body: @escaping () -> Void) {
+        // Safe to hand over, because it does not leave the thread.
+        nonisolated(unsafe) let body = body
+        reactor.post { unsafe body() }
+    }
+
+    // MARK: Sockets
+
+    func addSocket(_ front: VhostUserFrontConfiguration) -> ChangeError? { nil }
+    func removeSocket(_ path: String, done: @escaping () -> Void) { done() }
+    func attachTarget(_ name: NAAName, number: Int, socket: String) {}
+    func detachTarget(_ name: NAAName, number: Int, socket: String) {}
+    func removeSocketFiles() {}
+
+    // MARK: The end
+
+    func quiesce(done: @escaping () -> Void) { done() }
+    func close(done: @escaping ([ChangeError]) -> Void) { done([]) }
 }
 
 /// A medium that is open.

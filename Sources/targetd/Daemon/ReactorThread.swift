@@ -87,10 +87,17 @@ final class ReactorThread: @unchecked Sendable {
 
     /// Runs `body` on the thread, and returns what `body` gives, then or later, to the function that it gets.
     func performAndWait<Result: Sendable>(
-        _ body: @escaping @Sendable (ReactorObjects, @escaping (sending Result) -> Void) -> Void
+        _ body: @escaping @Sendable (ReactorObjects, @escaping (Result) -> Void) -> Void
     ) async -> Result {
         await withCheckedContinuation { continuation in
             reactor.post { [self] in body(objects) { continuation.resume(returning: $0) } }
+        }
+    }
+
+    /// Runs `body` on the thread, and returns when `body` calls, then or later, the function that it gets.
+    func performAndWait(_ body: @escaping @Sendable (ReactorObjects, @escaping () -> Void) -> Void) async {
+        await withCheckedContinuation { continuation in
+            reactor.post { [self] in body(objects) { continuation.resume() } }
         }
     }
 
