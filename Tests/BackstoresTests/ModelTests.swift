@@ -41,7 +41,7 @@ struct ModelRun {
         for _ in 0..<steps {
             let blocks = model.count / blockSize
             // Mostly small; now and then longer than a bounce buffer.
-            let count = min(generator.below(10) == 0 ? 1 + generator.below(1500) : 1 + generator.below(24), blocks)
+            let count = min(generator.below(25) == 0 ? 1 + generator.below(1500) : 1 + generator.below(24), blocks)
             let first = generator.below(blocks - count + 1)
             step(first * blockSize..<(first + count) * blockSize, concurrency)
         }
@@ -142,7 +142,7 @@ struct ModelRun {
     func randomRequestsMatchTheModel(_ variant: Variant, seed: UInt64) throws {
         let medium = try OpenMedium(variant, size: 2 << 20)
         var run = ModelRun(medium.handle, medium.reactor, seed: seed)
-        run.run(steps: 400, concurrency: 32)
+        run.run(steps: 300, concurrency: 32)
         #expect(medium.reactor.requestsInFlight == 0)
         try medium.close()
     }

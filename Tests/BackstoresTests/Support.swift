@@ -316,13 +316,7 @@ struct SplitMix: RandomNumberGenerator {
     }
     mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }
     mutating func bytes(_ count: Int) -> [UInt8] {
-        var bytes: [UInt8] = []
-        bytes.reserveCapacity(count + 8)
-        while bytes.count < count {
-            let value = next()
-            for shift in stride(from: 0, to: 64, by: 8) { bytes.append(UInt8(truncatingIfNeeded: value >> shift)) }
-        }
-        bytes.removeLast(bytes.count - count)
-        return bytes
+        let words = (0..<(count + 7) / 8).map { _ in next() }
+        return unsafe words.withUnsafeBytes { unsafe Array($0.prefix(count)) }
     }
 }
