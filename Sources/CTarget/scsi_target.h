@@ -19,7 +19,7 @@
 #define SCSI_TARGET_H
 
 #include <stdint.h>
-#include <sys/uio.h>
+#include "../CIOVector/io_vector.h"
 
 #ifdef __cplusplus
 extern "C" {

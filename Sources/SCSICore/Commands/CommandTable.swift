@@ -22,8 +22,10 @@ final class CommandTable {
     /// Builds the table for a set of features and checks it. Tables live as long as the process: there are as many as
     /// there are combinations of features.
     init(features: UnitFeatures) {
-        let selected = Self.source.filter { features.isSuperset(of: $0.requires) && features.isDisjoint(with: $0.without) }
-            .map(\.descriptor)
+        let selected = Self.source.filter {
+            features.isSuperset(of: $0.requires) && features.isDisjoint(with: $0.without)
+        }
+        .map(\.descriptor)
         Self.check(selected)
         unsafe rows = .allocate(capacity: selected.count)
         _ = unsafe rows.initialize(from: selected)
@@ -84,7 +86,8 @@ final class CommandTable {
     /// usage data begins with the operation code, every handler is reached.
     private static func check(_ rows: [CommandDescriptor]) {
         for (row, next) in zip(rows, rows.dropFirst()) {
-            precondition((row.operationCode, row.serviceAction) < (next.operationCode, next.serviceAction), "table order")
+            precondition(
+                (row.operationCode, row.serviceAction) < (next.operationCode, next.serviceAction), "table order")
             precondition(row.operationCode != next.operationCode || row.hasServiceAction && next.hasServiceAction)
         }
         for row in rows {
@@ -122,12 +125,13 @@ final class CommandTable {
         return Source(
             descriptor: CommandDescriptor(
                 operationCode: operationCode, hasServiceAction: serviceAction != nil, serviceAction: serviceAction ?? 0,
-                length: UInt8(usage.count), handler: handler, extent: extent, serialization: serialization, flags: flags,
+                length: UInt8(usage.count), handler: handler, extent: extent, serialization: serialization,
+                flags: flags,
                 usage: (words.0.littleEndian, words.1.littleEndian)),
             requires: requires, without: without)
     }
 
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private static let source: [Source] = [
         // Code, service action, handler, extent, serialization, flags
         //     Usage data by byte (SPC-6 6.35.2)
@@ -194,5 +198,4 @@ final class CommandTable {
         row(0xaf, nil, .verify, .twelve, .read, [.needsMedium],                                       // VERIFY(12)
             usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
     ]
-    // swift-format-ignore-end
 }

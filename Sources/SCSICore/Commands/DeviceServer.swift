@@ -6,7 +6,7 @@
 import CBackstore
 import CTarget
 
-/// The device server (SAM-6 4.5.?).
+/// The device server.
 enum DeviceServer {
     /// Starts a command whose bits the table has checked.
     @inline(__always)
@@ -49,7 +49,8 @@ enum DeviceServer {
     }
 
     @inline(never)
-    private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+    private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
+    {
         switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)

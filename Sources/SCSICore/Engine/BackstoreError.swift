@@ -16,7 +16,7 @@ enum BackstoreError {
     /// backstore knows it (SBC-5 4.18: INFORMATION).
     static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
         let reading = unsafe task.request.pointee.operation == UInt8(SCSI_BACKSTORE_READ)
-        // swift-format-ignore-start: a table
+        // swift-format-ignore
         switch error {
         case Errno.enospc, Errno.edquot: return SenseData(.dataProtect,    .spaceAllocationFailedWriteProtect)
         case Errno.erofs:                return SenseData(.dataProtect,    .writeProtected)
@@ -30,6 +30,5 @@ enum BackstoreError {
             return SenseData(.mediumError, reading ? .unrecoveredReadError : .writeError,
                              information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
         }
-        // swift-format-ignore-end
     }
 }

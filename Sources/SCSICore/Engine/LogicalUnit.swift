@@ -69,18 +69,30 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
+    public var isWriteProtected: Bool { writeProtected }
+    private(set) var writeProtected = false
+    /// Whether completed writes may be volatile, so that FUA and flushes mean something.
+    private(set) var cachesWrites = false
+    /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
+    private(set) var mustWriteThrough = false
+    /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
+    private(set) var maximumTransferBlocks: UInt64 = 0
     /// What it has done.
-    public private(set) var statistics = LogicalUnitStatistics()
+    public var statistics: LogicalUnitStatistics { unsafe counters.pointee }
 
     /// Where it is mapped, once it is.
-    private(set) unowned(unsafe) var target: TargetDevice?
+    private var owner: Unmanaged<TargetDevice>?
+    var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
     /// START STOP UNIT has stopped it.
     var stopped = false
     /// Removed from the target; what was waiting is refused.
     private var removed = false
-    private var taskSet = TaskSet()
+    /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
+    private let tasks: UnsafeMutablePointer<TaskSet>
+    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -96,12 +108,20 @@ public final class LogicalUnit {
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        unsafe tasks = .allocate(capacity: 1)
+        unsafe tasks.initialize(to: TaskSet())
+        unsafe counters = .allocate(capacity: 1)
+        unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        refresh()
     }
 
     deinit {
-        precondition(taskSet.count == 0, "a logical unit went away with tasks in its task set")
+        unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        unsafe tasks.deinitialize(count: 1)
+        unsafe tasks.deallocate()
+        unsafe counters.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -119,14 +139,19 @@ public final class LogicalUnit {
     // MARK: What the control plane asks
 
     /// Tasks received and not completed.
-    public var tasksInFlight: Int { taskSet.count }
+    public var tasksInFlight: Int { unsafe tasks.pointee.count }
 
     /// Size of the medium in bytes.
     public var size: UInt64 { medium.bytes(medium.blocks).value }
 
-    /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
-    public var isWriteProtected: Bool {
-        configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+    /// Derives what each command asks from what seldom changes.
+    private func refresh() {
+        writeProtected =
+            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+        cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
+        mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
+        let own = geometry.maximum_transfer
+        maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA HAS
@@ -136,13 +161,14 @@ public final class LogicalUnit {
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refresh()
         if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
     }
 
     // MARK: The target's side
 
     func mapped(to target: TargetDevice, at lun: LUN) {
-        unsafe self.target = target
+        unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
     }
@@ -156,9 +182,9 @@ public final class LogicalUnit {
     }
 
     private func callWhenDrained() {
-        guard removed, taskSet.count == 0, let drained = whenDrained else { return }
+        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
         whenDrained = nil
-        unsafe target = nil
+        unsafe owner = nil
         lun = nil
         drained()
     }
@@ -172,7 +198,7 @@ public final class LogicalUnit {
 
     func establish(_ condition: UnitAttention, for nexus: UInt16) {
         unsafe pending[Int(nexus)].establish(condition)
-        if let lun { unsafe target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
+        if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
     }
 
     /// A nexus that the target had not seen before: only what a power on leaves.
@@ -190,7 +216,7 @@ public final class LogicalUnit {
     private func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
         // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
-        if condition == .reportedLUNsChanged { unsafe target?.clearEverywhere(condition, for: nexus) }
+        if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
 
     // MARK: receive → admit → execute → finish
@@ -199,7 +225,7 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard taskSet.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -208,8 +234,8 @@ public final class LogicalUnit {
             task.row = nil
         }
         task.sequence = shard.nextSequence()
-        task.receivedAt = shard.now
-        if taskSet.insert(task) {
+        task.receivedAt = shard.clock
+        if unsafe tasks.pointee.insert(task) {
             task.transition(to: .enabled)
             run(task)
         } else {
@@ -223,7 +249,7 @@ public final class LogicalUnit {
     private func run(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: isWriteProtected)
+            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
@@ -259,7 +285,11 @@ public final class LogicalUnit {
     private func submit(_ task: TaskHandle) {
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
-        unsafe task.request.pointee.complete = backstoreCompletion
+        unsafe task.request.pointee.complete = { request, error in
+            // Where every completion of a backstore enters the core.
+            let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+        }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
             wait(task, for: .backstore)
@@ -284,10 +314,10 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    fileprivate func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            statistics.backstoreErrors += 1
+            unsafe counters.pointee.backstoreErrors += 1
             return end(task, .failed(BackstoreError.sense(error, task, medium)))
         }
         let aborted = task.disposition != .none
@@ -297,12 +327,12 @@ public final class LogicalUnit {
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
     @inline(__always)
     private func end(_ task: TaskHandle, _ outcome: Outcome) {
-        taskSet.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
+        unsafe tasks.pointee.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
         task.transition(to: .completing)
         shard.returnStaging(task)
         fillResponse(task, outcome)
         count(task)
-        unsafe target.unsafelyUnwrapped.complete(task)
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
@@ -328,31 +358,32 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func count(_ task: TaskHandle) {
-        if task.disposition != .none { statistics.aborted += 1 }
+        if task.disposition != .none { unsafe counters.pointee.aborted += 1 }
         switch task.row?.handler {
         case .read:
-            statistics.reads += 1
-            statistics.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
+            unsafe counters.pointee.reads += 1
+            unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
         case .write:
-            statistics.writes += 1
-            statistics.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
-        default: statistics.others += 1
+            unsafe counters.pointee.writes += 1
+            unsafe counters.pointee.bytesWritten +=
+                unsafe task.command.data_out_length - task.response.data_out_residual
+        default: unsafe counters.pointee.others += 1
         }
-        if task.response.status != SCSIStatus.good.rawValue { statistics.notGood += 1 }
+        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
     }
 
     /// Refuses a task that never was in the task set.
     private func refuse(_ task: TaskHandle, _ status: SCSIStatus) {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
-        statistics.notGood += 1
-        unsafe target.unsafelyUnwrapped.complete(task)
+        unsafe counters.pointee.notGood += 1
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
     @inline(__always)
     private func enableDormant() {
-        if taskSet.dormant > 0 { enableAllDormant() }
+        if unsafe tasks.pointee.dormant > 0 { enableAllDormant() }
     }
 
     private func enableAllDormant() {
@@ -361,7 +392,7 @@ public final class LogicalUnit {
         enabling = true
         while enableAgain {
             enableAgain = false
-            while let task = taskSet.nextEnabled() {
+            while let task = unsafe tasks.pointee.nextEnabled() {
                 task.transition(to: .enabled)
                 run(task)
             }
@@ -374,7 +405,7 @@ public final class LogicalUnit {
     /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon as it
     /// lets go of their memory. Nothing is given back before every task is marked, because giving back calls out.
     func abort(_ disposition: (TaskHandle) -> AbortDisposition) {
-        var cursor = taskSet.first
+        var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             cursor = task.next
             guard task.disposition == .none else { continue }
@@ -397,7 +428,7 @@ public final class LogicalUnit {
     }
 
     private func firstDormant(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
-        var cursor = taskSet.first
+        var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             if task.state == .dormant, matches(task) { return task }
             cursor = task.next
@@ -407,7 +438,7 @@ public final class LogicalUnit {
 
     /// Whether a task is in the set that `matches` selects.
     func contains(_ matches: (TaskHandle) -> Bool) -> Bool {
-        var cursor = taskSet.first
+        var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             if matches(task) { return true }
             cursor = task.next
@@ -419,12 +450,14 @@ public final class LogicalUnit {
     func reset(_ condition: UnitAttention) {
         stopped = false
         modePages.restoreSaved()
+        refresh()
         establish(condition, exceptFor: nil)
     }
 
     /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
         modePages = pages
+        refresh()
         establish(.modeParametersChanged, exceptFor: nexus)
     }
 
@@ -445,11 +478,4 @@ extension scsi_backstore_geometry {
     /// Whether a capability bit is set.
     @inline(__always)
     func has(_ capability: some BinaryInteger) -> Bool { capabilities & UInt32(capability) != 0 }
-}
-
-/// Where every completion of a backstore enters the core.
-private let backstoreCompletion: @convention(c) (UnsafeMutablePointer<scsi_backstore_request>?, Int32) -> Void = {
-    request, error in
-    let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-    unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
 }

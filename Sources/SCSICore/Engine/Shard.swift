@@ -11,7 +11,12 @@ import CTarget
 @safe
 public final class Shard {
     /// Nanoseconds of a monotonic clock. The driver sets it before it hands anything in.
-    public var now: UInt64 = 0
+    public var now: UInt64 {
+        get { clock }
+        set { clock = newValue }
+    }
+    /// The same without the exclusivity check that a public stored property costs.
+    private(set) var clock: UInt64 = 0
 
     /// The order of arrival over all logical units of the shard.
     private(set) var sequence: UInt64 = 0

@@ -18,7 +18,7 @@ struct ITNexus {
     var tasks = 0
 }
 
-/// A SCSI target device (SAM-6 4.5.?): logical units by number, and the initiators that see them.
+/// A SCSI target device: logical units by number, and the initiators that see them.
 @safe
 public final class TargetDevice {
     /// The target's NAA name: 64 bits.

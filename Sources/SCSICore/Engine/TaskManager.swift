@@ -23,16 +23,17 @@ private struct WaitingFunction {
     let sequence: UInt64
 }
 
-/// The task manager (SAM-6 4.5.?).
+/// The task manager.
 /// A class, because tasks that a function ends come back to `taskEnded` while the function is still being performed.
 final class TaskManager {
-    private var waiting: [WaitingFunction] = []
-
-    var isWaiting: Bool { !waiting.isEmpty }
+    private var waiting: [WaitingFunction] = [] { didSet { isWaiting = !waiting.isEmpty } }
+    /// Whether `taskEnded` has anything to do; asked after each task.
+    private(set) var isWaiting = false
 
     /// The functions that work, by what REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS calls their bits (SPC-6 6.36).
     static let supported: [TaskManagementFunction] = [
-        .abortTask, .abortTaskSet, .clearTaskSet, .logicalUnitReset, .queryTask, .queryTaskSet, .targetReset, .nexusReset,
+        .abortTask, .abortTaskSet, .clearTaskSet, .logicalUnitReset, .queryTask, .queryTaskSet, .targetReset,
+        .nexusReset,
     ]
 
     func receive(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
@@ -75,7 +76,9 @@ final class TaskManager {
         default: break
         }
         var field = request.lun
-        let lunField = unsafe withUnsafeBytes(of: &field) { unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)) }
+        let lunField = unsafe withUnsafeBytes(of: &field) {
+            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
+        }
         guard case .unit(let lun) = LUN.parse(lunField), let unit = target.unit(lun) else {
             return .answered(.incorrectLogicalUnitNumber)
         }

@@ -3,6 +3,7 @@
 // Called by: the device server. Must not know: commands. The memory may be shared with a hostile guest and change at any
 // time: it is copied or compared, never interpreted.
 
+import CIOVector
 import CTarget
 
 extension TaskHandle {

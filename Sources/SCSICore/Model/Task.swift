@@ -157,43 +157,44 @@ struct SCSITask: ~Copyable {
 /// `complete_task` is called.
 @safe
 public struct TaskHandle: Equatable {
-    let pointer: UnsafeMutablePointer<SCSITask>
-
-    @inline(__always)
-    init(_ pointer: UnsafeMutablePointer<SCSITask>) { unsafe self.pointer = pointer }
+    /// The public head, as C code of a port sees it.
+    public let head: UnsafeMutablePointer<scsi_task>
 
     /// The task whose public head the port seam names in `complete_task`.
+    @inlinable @inline(__always)
+    public init(head: UnsafeMutablePointer<scsi_task>) { unsafe self.head = head }
+
     @inline(__always)
-    public init(head: UnsafeMutablePointer<scsi_task>) {
-        unsafe pointer = UnsafeMutableRawPointer(head).assumingMemoryBound(to: SCSITask.self)
+    init(_ pointer: UnsafeMutablePointer<SCSITask>) {
+        unsafe head = UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: scsi_task.self)
     }
 
-    /// The public head, as C code of a port sees it.
+    /// The whole task. `head` is its first field.
     @inline(__always)
-    public var head: UnsafeMutablePointer<scsi_task> {
-        unsafe UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: scsi_task.self)
+    var pointer: UnsafeMutablePointer<SCSITask> {
+        unsafe UnsafeMutableRawPointer(head).assumingMemoryBound(to: SCSITask.self)
     }
 
     /// The task's place in its pool: a front uses the number of the ring slot.
     @inline(__always)
-    public var index: Int { Int(unsafe pointer.pointee.index) }
+    public var index: Int { unsafe Int(pointer.pointee.index) }
 
     /// Whether the front owns the task.
     @inline(__always)
     public var isFree: Bool { unsafe pointer.pointee.state == .free }
 
     /// What the front fills.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var command: scsi_command {
-        @inline(__always) _read { yield unsafe pointer.pointee.head.command }
-        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.command }
+        @inline(__always) _read { yield unsafe head.pointee.command }
+        @inline(__always) nonmutating _modify { yield unsafe &head.pointee.command }
     }
 
     /// What the core fills.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var response: scsi_response {
-        @inline(__always) _read { yield unsafe pointer.pointee.head.response }
-        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.response }
+        @inline(__always) _read { yield unsafe head.pointee.response }
+        @inline(__always) nonmutating _modify { yield unsafe &head.pointee.response }
     }
 
     /// Writes the sense data of a CHECK CONDITION status, in the format that the logical unit's D_SENSE bit selects.
@@ -206,7 +207,7 @@ public struct TaskHandle: Equatable {
     }
 
     /// Two handles are equal if they name the same task.
-    public static func == (left: Self, right: Self) -> Bool { unsafe left.pointer == right.pointer }
+    public static func == (left: Self, right: Self) -> Bool { unsafe left.head == right.head }
 }
 
 // What the engine reads and writes: the fields of SCSITask, one accessor each, so that the engine's own files need no
@@ -303,10 +304,13 @@ extension TaskHandle {
 }
 
 extension SCSITask {
-    /// Bytes from the start of a task to its CDB: `head.command` is at offset 0.
-    static let cdbOffset = unsafe MemoryLayout<scsi_command>.offset(of: \.cdb)!
+    /// Bytes from the start of a task to its CDB: `head.command` is at offset 0, and three fields of eight bytes precede
+    /// the CDB in it. Computed and not stored: a stored static would cost a `swift_once` per access.
+    @inline(__always) static var cdbOffset: Int { 24 }
     /// Bytes to the backstore request, which follows the head, and to the staging segment, which follows that.
-    /// `TaskPool.init` checks both.
-    static let requestOffset = unsafe MemoryLayout<scsi_task>.stride
-    static let stagingSegmentOffset = unsafe requestOffset + MemoryLayout<scsi_backstore_request>.stride
+    /// `TaskPool.init` checks all three.
+    @inline(__always) static var requestOffset: Int { unsafe MemoryLayout<scsi_task>.stride }
+    @inline(__always) static var stagingSegmentOffset: Int {
+        unsafe requestOffset + MemoryLayout<scsi_backstore_request>.stride
+    }
 }

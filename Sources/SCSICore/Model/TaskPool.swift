@@ -3,7 +3,9 @@
 // Owns: the memory of its tasks and of their data segment lists. Called by: fronts, one pool a ring or a port.
 // Must not know: rings.
 
-public import CTarget
+public import CIOVector
+import CBackstore
+import CTarget
 
 /// A fixed number of tasks and, for each, room for a list of data segments. Allocates at creation and never again.
 ///
@@ -29,13 +31,15 @@ public struct TaskPool: ~Copyable {
         unsafe segmentMemory.initialize(repeating: iovec(), count: capacity * segmentsPerTask)
     }
 
-    /// The accessors of TaskHandle compute two addresses; here they are compared with the compiler's.
+    /// TaskHandle computes two addresses; here a value written by the compiler's way is read back by that way.
     private static func checkLayout(_ task: UnsafeMutablePointer<SCSITask>) {
         let handle = unsafe TaskHandle(task)
-        unsafe withUnsafeMutablePointer(to: &task.pointee.request) { unsafe precondition($0 == handle.request) }
-        unsafe withUnsafeMutablePointer(to: &task.pointee.stagingSegment) {
-            unsafe precondition($0 == handle.stagingSegment)
-        }
+        unsafe task.pointee.request.error_offset = 0x5ca1_ab1e
+        unsafe task.pointee.stagingSegment.iov_len = 0x0b57_ac1e
+        unsafe precondition(MemoryLayout<scsi_command>.offset(of: \.cdb) == SCSITask.cdbOffset)
+        precondition(unsafe handle.request.pointee.error_offset == 0x5ca1_ab1e)
+        precondition(unsafe handle.stagingSegment.pointee.iov_len == 0x0b57_ac1e)
+        unsafe task.pointee.stagingSegment = iovec()
     }
 
     deinit {

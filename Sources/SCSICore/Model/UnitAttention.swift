@@ -11,7 +11,7 @@ enum UnitAttention: UInt8, CaseIterable {
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private var row: (code: AdditionalSense, isReset: Bool, clears: UnitAttentionSet) {
         switch self {
         case .powerOn:               (.powerOnOccurred,                   true,  [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
@@ -26,7 +26,6 @@ enum UnitAttention: UInt8, CaseIterable {
         case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
         }
     }
-    // swift-format-ignore-end
 
     var code: AdditionalSense { row.code }
     var isReset: Bool { row.isReset }

@@ -6,7 +6,7 @@ import CBackstore
 import CTarget
 
 extension SBC {
-    /// READ CAPACITY(10): FFFFFFFFh sends the initiator to READ CAPACITY(16) (SBC-5 5.?).
+    /// READ CAPACITY(10): FFFFFFFFh sends the initiator to READ CAPACITY(16).
     static func readCapacity10(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         DeviceServer.parameterData(task, unit.shard, allocationLength: 8) { writer in
             writer.uint32(UInt32(clamping: unit.medium.blocks.value - 1))
@@ -23,12 +23,13 @@ extension SBC {
             writer.byte(unit.physicalBlockExponent)
             let provisioned = unit.isThinProvisioned
             let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-            writer.uint16((provisioned ? 0x8000 : 0) | (provisioned && readsZeros ? 0x4000 : 0) | unit.lowestAlignedBlock)
+            writer.uint16(
+                (provisioned ? 0x8000 : 0) | (provisioned && readsZeros ? 0x4000 : 0) | unit.lowestAlignedBlock)
             writer.zeros(16)
         }
     }
 
-    /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions (SBC-5 5.?).
+    /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         if cdb.bit(4, 0) {
             unit.stopped = false

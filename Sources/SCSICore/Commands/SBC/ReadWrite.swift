@@ -1,4 +1,4 @@
-// READ, WRITE, SYNCHRONIZE CACHE: the commands whose data the backstore moves (SBC-5 5.?).
+// READ, WRITE, SYNCHRONIZE CACHE: the commands whose data the backstore moves.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -8,7 +8,7 @@ import CTarget
 /// The commands of SBC-5.
 enum SBC {
     /// READ(6), (10), (12), (16). DPO is a hint that we need not follow; FUA makes what is cached stable first, so that
-    /// what is read is what the medium holds (SBC-5 5.?: FUA).
+    /// what is read is what the medium holds (SBC-5: FUA).
     @inline(__always)
     static func read(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         if let refusal = checkExtent(task, field, on: unit) { return refusal }
@@ -69,7 +69,7 @@ enum SBC {
         return nil
     }
 
-    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist (SBC-5 5.?).
+    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist.
     static func synchronizeCache(_ task: TaskHandle, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let address = LogicalBlockAddress(task.address)
         guard unit.medium.contains(address, BlockCount(task.blocks)) else {
@@ -99,21 +99,4 @@ extension ExtentField {
     /// The FUA bit; READ(6) and WRITE(6) have none.
     @inline(__always)
     func forcesUnitAccess(_ cdb: CDB) -> Bool { self != .six && cdb.bit(1, 3) }
-}
-
-extension LogicalUnit {
-    /// Whether completed writes may be volatile, so that FUA and flushes mean something.
-    @inline(__always)
-    var cachesWrites: Bool { geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE) }
-
-    /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
-    @inline(__always)
-    var mustWriteThrough: Bool { !modePages.writeCacheEnable && cachesWrites }
-
-    /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
-    @inline(__always)
-    var maximumTransferBlocks: UInt64 {
-        let own = geometry.maximum_transfer
-        return (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
-    }
 }

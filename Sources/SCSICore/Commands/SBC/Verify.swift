@@ -7,7 +7,7 @@ import CTarget
 
 extension SBC {
     /// VERIFY(10), (12), (16) with BYTCHK 00b (read only), 01b (compare with as much data), 11b (compare each block with
-    /// one block of data). SBC-5 5.?.
+    /// one block of data).
     static func verify(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let byteCheck = cdb[1] >> 1 & 3
         if byteCheck == 2 { return .failed(.invalidField(inCDB: 1, bit: 2)) }
@@ -45,7 +45,8 @@ extension SBC {
         case 3:
             let block = Int(unit.medium.bytes(BlockCount(1)).value)
             same = stride(from: 0, to: length, by: block).allSatisfy {
-                unsafe task.firstDifference(from: UnsafeRawBufferPointer(rebasing: read[$0..<$0 + block]), offset: 0) == nil
+                unsafe task.firstDifference(from: UnsafeRawBufferPointer(rebasing: read[$0..<$0 + block]), offset: 0)
+                    == nil
             }
         default: same = true
         }

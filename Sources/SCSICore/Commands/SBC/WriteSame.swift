@@ -11,7 +11,7 @@ extension SBC {
         case pattern = 1, zeroes, discard
     }
 
-    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB (SBC-5 5.?). WSNZ is one: a count of zero is refused.
+    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB. WSNZ is one: a count of zero is refused.
     static func writeSame(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let noDataOut = field == .sixteen && cdb.bit(1, 0)
         let block = unit.medium.bytes(BlockCount(1))
@@ -33,7 +33,9 @@ extension SBC {
         }
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
-        if task.step == WriteSameStep.pattern.rawValue { unsafe repeatPattern(unit.shard.staging(task), Int(block.value)) }
+        if task.step == WriteSameStep.pattern.rawValue {
+            unsafe repeatPattern(unit.shard.staging(task), Int(block.value))
+        }
         return writeSameNext(task, on: unit)
     }
 

@@ -25,7 +25,8 @@ enum SPC {
             if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
             return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
                 standardInquiry(
-                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product, unit.configuration.revision,
+                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product,
+                    unit.configuration.revision,
                     &writer)
             }
         }
@@ -83,7 +84,7 @@ enum SPC {
         writer.bytes([0x02, 0x01, 0x00, UInt8(8 + serial.count)])
         writer.text(Array(unit.configuration.vendor.utf8), width: 8)
         writer.bytes(serial)
-        if let target = unsafe unit.target {
+        if let target = unit.target {
             writer.bytes([0x01, 0x23, 0x00, 8])
             writer.uint64(target.name)
         }

@@ -21,7 +21,9 @@ extension SPC {
 
     /// REPORT LUNS through a unit.
     static func reportLUNs(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        guard let target = unsafe unit.target else { return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported)) }
+        guard let target = unit.target else {
+            return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported))
+        }
         return reportLUNs(task, cdb, of: target)
     }
 
@@ -117,7 +119,7 @@ extension SPC {
         }
     }
 
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private static func reportBit(_ function: TaskManagementFunction) -> (byte: Int, bit: UInt8) {
         switch function {
         case .abortTask:              (0, 0x80)
@@ -132,5 +134,4 @@ extension SPC {
         case .nexusReset:             (1, 0x01)
         }
     }
-    // swift-format-ignore-end
 }
