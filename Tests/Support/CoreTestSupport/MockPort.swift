@@ -2,6 +2,7 @@
 //
 // Owns: the tasks, the buffers, what came back. Called by: tests and the simulator. Must not know: backstores.
 
+import CIOVector
 import CTarget
 public import SCSICore
 

@@ -4,6 +4,7 @@
 // Must not know: SCSI.
 
 public import CBackstore
+import CIOVector
 import CTarget
 import Glibc
 public import SCSICore

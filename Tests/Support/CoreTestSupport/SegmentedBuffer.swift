@@ -2,7 +2,7 @@
 //
 // Owns: the memory. Called by: MockPort. Must not know: commands.
 
-import CTarget
+import CIOVector
 
 /// The buffers of one data transfer. Bytes around the pieces are guards that nobody may touch.
 @safe

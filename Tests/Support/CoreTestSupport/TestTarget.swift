@@ -24,7 +24,14 @@ public final class TestTarget {
     /// The second initiator.
     public let b: MockPort
 
-    private var backstores: [ScriptedBackstore] = []
+    private let media: Media
+    private var backstores: [ScriptedBackstore] { media.all }
+
+    /// All backstores, for the ports as well.
+    private final class Media {
+        var all: [ScriptedBackstore]
+        init(_ first: ScriptedBackstore) { all = [first] }
+    }
 
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER ON
     /// unit attention condition that every new nexus has.
@@ -38,15 +45,13 @@ public final class TestTarget {
         backstore = ScriptedBackstore(blocks: blocks, blockLength: blockLength, violations: violations)
         configure(backstore)
         unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
-        backstores = [backstore]
+        media = Media(backstore)
         let added = target.add(unit, at: LUN(0)!)
         precondition(added)
         a = MockPort(name: "A", target: target, journal: journal, violations: violations)
         b = MockPort(name: "B", target: target, journal: journal, violations: violations)
         for port in [a, b] {
-            unsafe port.isHeldByMedium = { [unowned self] head in
-                self.backstores.contains { unsafe $0.holds(head) }
-            }
+            unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
             port.connect()
             if !attentive { _ = run(CDB.requestSense(), dataIn: 18, on: port) }
         }
@@ -65,7 +70,7 @@ public final class TestTarget {
         let unit = LogicalUnit(
             configuration: LogicalUnitConfiguration(name: 0x3001_4054_0000_0100 + UInt64(lun), serial: "SERIAL\(lun)"),
             backstore: backstore.handle, shard: shard)
-        backstores.append(backstore)
+        media.all.append(backstore)
         let added = target.add(unit, at: LUN(lun)!)
         precondition(added)
         return (unit: unit, backstore: backstore)
