@@ -5,7 +5,6 @@
 
 import ArgumentParser
 import Glibc
-import Logging
 
 /// How targetd ends, as the shell and systemd see it. The numbers are those of sysexits.h.
 enum ExitStatus: Int32 {
@@ -70,8 +69,7 @@ struct Targetd: AsyncParsableCommand {
         Self.printProblems(loaded)
         guard loaded.isUsable else { throw ExitCode(ExitStatus.configuration.rawValue) }
         let configuration = overrides.applied(to: loaded.configuration)
-        StandardErrorLog.bootstrap(
-            level: configuration.logLevel.flatMap { Logger.Level(rawValue: $0) } ?? LogLevels.standard)
+        StandardErrorLog.bootstrap(level: configuration.effectiveLogLevel)
         throw ExitCode(await DaemonProcess.run(configuration).rawValue)
     }
 

@@ -69,7 +69,7 @@ actor Daemon {
     // MARK: Changes
 
     /// Makes the daemon match a configuration that has no errors, by the smallest set of changes, all or nothing.
-    private func apply(_ wanted: Configuration) async throws(ChangeError) {
+    func apply(_ wanted: Configuration) async throws(ChangeError) {
         let plan = Plan(from: state.configuration, placement: state.placement, to: wanted)
         if let refusal = plan.refusals.first { throw ChangeError(text: "\(refusal.key): \(refusal.text)") }
         let new = State(configuration: wanted, placement: plan.placement)
@@ -134,7 +134,9 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
-        case .setStopTimeout, .setLogLevel: break
+        // `stop` looks at the configuration that runs.
+        case .setStopTimeout: break
+        case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)
         }
         if let error { throw error }
     }

@@ -132,7 +132,42 @@ final class ReactorObjects {
     // MARK: The end
 
     func quiesce(done: @escaping () -> Void) { done() }
-    func close(done: @escaping ([ChangeError]) -> Void) { done([]) }
+
+    /// Takes everything away: units, targets and media, which are flushed.
+    ///
+    /// - Parameter done: Called with the errors of the flushes.
+    func close(done: @escaping ([ChangeError]) -> Void) {
+        let all = targets.flatMap { name, target in target.logicalUnits.map { (name, Int($0.lun.number)) } }
+        forEach(all) { objects, unit, next in
+            objects.removeLogicalUnit(unit.1, target: unit.0, done: next)
+        } then: { objects in
+            objects.targets = [:]
+            var errors: [ChangeError] = []
+            objects.forEach(objects.backstores.keys.sorted()) { objects, name, next in
+                objects.removeBackstore(name) { error in
+                    if let error { errors.append(error) }
+                    next()
+                }
+            } then: { _ in
+                done(errors)
+            }
+        }
+    }
+
+    /// Begins `body` for each item at once; calls `then` when each has called the function that it got.
+    private func forEach<Item>(
+        _ items: [Item], _ body: (ReactorObjects, Item, @escaping () -> Void) -> Void,
+        then: @escaping (ReactorObjects) -> Void
+    ) {
+        // One more than there are items, so that items which end at once do not end the whole before its last begins.
+        var open = items.count + 1
+        let ended = { [self] in
+            open -= 1
+            if open == 0 { then(self) }
+        }
+        for item in items { body(self, item, ended) }
+        ended()
+    }
 }
 
 /// A medium that is open.
