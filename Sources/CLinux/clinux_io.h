@@ -170,8 +170,8 @@ static inline int clinux_loop_configure(int device, int file, uint32_t block_siz
 }
 static inline int clinux_loop_clear(int device) { return ioctl(device, LOOP_CLR_FD, 0); }
 
-/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other processes, by other
- * descriptors of this one, and through NFS. */
+/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other
+ * processes, by other descriptors of this one, and through NFS. */
 static inline int clinux_lock(int descriptor, int shared) {
     struct flock lock;
     memset(&lock, 0, sizeof lock);
