@@ -1,7 +1,7 @@
 // ReactorObjects: what a configuration puts on one reactor: media, targets with logical units, sockets.
 //
-// Owns: those objects, and how each is made and taken away. Called by: the daemon, through ReactorThread.perform, on the
-// reactor's thread only. Must not know: what is on other reactors, why something changes.
+// Owns: those objects, and how each is made and taken away. Called by: the daemon, through ReactorThread.perform, on
+// the reactor's thread only. Must not know: what is on other reactors, why something changes.
 
 import Backstores
 import CBackstore
