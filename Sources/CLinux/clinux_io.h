@@ -151,6 +151,21 @@ static inline int clinux_block_zero(int descriptor, uint64_t offset, uint64_t le
 static inline uint32_t clinux_device_major(uint64_t device) { return major(device); }
 static inline uint32_t clinux_device_minor(uint64_t device) { return minor(device); }
 
+/* Loop devices, for tests. */
+static inline int clinux_loop_get_free(int control, int32_t *number) {
+    *number = ioctl(control, LOOP_CTL_GET_FREE);
+    return *number < 0 ? -1 : 0;
+}
+static inline int clinux_loop_configure(int device, int file, uint32_t block_size, int read_only) {
+    struct loop_config configuration;
+    memset(&configuration, 0, sizeof configuration);
+    configuration.fd = (uint32_t)file;
+    configuration.block_size = block_size;
+    configuration.info.lo_flags = read_only ? LO_FLAGS_READ_ONLY : 0;
+    return ioctl(device, LOOP_CONFIGURE, &configuration);
+}
+static inline int clinux_loop_clear(int device) { return ioctl(device, LOOP_CLR_FD, 0); }
+
 /* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other processes, by other
  * descriptors of this one, and through NFS. */
 static inline int clinux_lock(int descriptor, int shared) {
