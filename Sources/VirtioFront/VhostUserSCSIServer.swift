@@ -75,7 +75,7 @@ public final class VhostUserSCSIServer {
         }
     }
 
-    private let configuration: Configuration
+    private var configuration: Configuration
     private let reactor: Reactor
     private let report: (Event) -> Void
     private var listener: Int32 = -1
@@ -103,6 +103,20 @@ public final class VhostUserSCSIServer {
 
     /// Whether a front-end is connected.
     public var isConnected: Bool { session != nil }
+
+    // MARK: Targets
+
+    /// Adds a target; a guest that is connected is told to look for it.
+    public func attach(_ target: TargetDevice, number: UInt8) {
+        configuration.targets[number] = target
+        session?.device.attach(target, number: number)
+    }
+
+    /// Takes a target away; a guest that is connected is told so, and its commands for the target end.
+    public func detach(number: UInt8) {
+        configuration.targets[number] = nil
+        session?.device.detach(number: number)
+    }
 
     // MARK: Start and stop
 

@@ -75,7 +75,10 @@ final class VirtioSCSIDevice {
 
     private let reactor: Reactor
     private let targets: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
-    private let targetObjects: [UInt8: TargetDevice]
+    private var targetObjects: [UInt8: TargetDevice] = [:]
+    private let initiatorPort: String
+    /// Targets that were detached; a command of theirs may still lead to its entry.
+    private var detached: [(entry: UnsafeMutablePointer<DeviceTarget>, target: TargetDevice)] = unsafe []
     private var running: [DeviceQueue?]
     /// The running queues as the poll reads them.
     private let polled: UnsafeMutablePointer<Unmanaged<DeviceQueue>>
@@ -97,15 +100,15 @@ final class VirtioSCSIDevice {
         self.reactor = reactor
         self.onFault = onFault
         self.statistics = statistics
-        targetObjects = targets
+        self.initiatorPort = initiatorPort
         running = Array(repeating: nil, count: queueCapacity)
         unsafe polled = .allocate(capacity: queueCapacity)
         unsafe self.targets = .allocate(capacity: 256)
         unsafe self.targets.initialize(repeating: nil, count: 256)
-        for (number, target) in targets { connect(target, number, initiatorPort) }
+        for (number, target) in targets { connect(target, number) }
     }
 
-    private func connect(_ target: TargetDevice, _ number: UInt8, _ initiatorPort: String) {
+    private func connect(_ target: TargetDevice, _ number: UInt8) {
         let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
         let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
         guard let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) else {
@@ -117,13 +120,42 @@ final class VirtioSCSIDevice {
                 target: Unmanaged.passUnretained(target), nexus: nexus, number: number,
                 device: Unmanaged.passUnretained(self)))
         unsafe targets[Int(number)] = entry
+        targetObjects[number] = target
     }
 
     deinit {
         precondition(requestsInFlight == 0, "a virtio-scsi device went away with requests in flight")
         for number in 0..<256 { unsafe targets[number]?.deallocate() }
+        for index in unsafe detached.indices { unsafe detached[index].entry.deallocate() }
         unsafe targets.deallocate()
         unsafe polled.deallocate()
+    }
+
+    // MARK: Targets
+
+    /// Adds a target while the device is in use; the guest is told to look for it.
+    func attach(_ target: TargetDevice, number: UInt8) {
+        precondition(targetObjects[number] == nil, "target \(number) is there already")
+        connect(target, number)
+        announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_RESCAN))
+    }
+
+    /// Takes a target away: its nexus is lost, commands for it get BAD_TARGET, and the guest is told.
+    func detach(number: UInt8) {
+        guard let target = targetObjects.removeValue(forKey: number), let entry = unsafe targets[Int(number)]
+        else { return }
+        unsafe targets[Int(number)] = nil
+        unsafe detached.append((entry, target))
+        unsafe target.loseNexus(entry.pointee.nexus)
+        announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
+    }
+
+    private func announce(_ target: TargetDevice, _ number: UInt8, _ reason: UInt32) {
+        guard features & VirtioFeature.hotplug != 0 else { return }
+        for entry in target.logicalUnits {
+            let lun = VirtioSCSILUN.bytes(target: number, samField: entry.lun.field)
+            enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, reason)
+        }
     }
 
     // MARK: Set up and tear down
