@@ -100,8 +100,8 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
         "f.yaml:1: error: reactors: has no value"
     ),
     (
-        "queues: 4", "queues: 65",
-        "f.yaml:18: error: vhost-user-scsi[0].queues: cannot be \"65\": write a whole number from 1 to 64"
+        "queues: 4", "queues: 127",
+        "f.yaml:18: error: vhost-user-scsi[0].queues: cannot be \"127\": write a whole number from 1 to 126"
     ),
     // Choices
     (
