@@ -1,4 +1,5 @@
-// ConfigurationWriterTests: what is written reads back as the same, and looks as people write it.
+// ConfigurationWriterTests: what is written reads back as the same, and looks as people write it. Must not know:
+// files.
 
 import Testing
 

@@ -1,4 +1,5 @@
-// DaemonTests: the running daemon in this process: media, targets and units on real reactors, without sockets.
+// DaemonTests: the running daemon in this process: media, targets and units on real reactors, without sockets. Must
+// not know: sockets, command lines.
 
 import Foundation
 import Glibc

@@ -1,4 +1,4 @@
-// ProcessPartsTests: what the daemon says to journals, service managers and people.
+// ProcessPartsTests: what the daemon says to journals, service managers and people. Must not know: what is served.
 
 import Foundation
 import Glibc
