@@ -32,17 +32,18 @@ let package = Package(
     ],
     targets: [
         // The two seams, and what Swift cannot import: headers only.
+        .systemLibrary(name: "CIOVector"),
         .systemLibrary(name: "CBackstore"),
         .systemLibrary(name: "CTarget"),
         .systemLibrary(name: "CLinux"),
 
-        .target(name: "SCSICore", dependencies: ["CBackstore", "CTarget"], swiftSettings: settings),
-        .target(name: "Reactor", dependencies: ["CLinux"], swiftSettings: settings),
+        .target(name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], swiftSettings: settings),
+        .target(name: "Reactor", dependencies: ["CLinux", "CIOVector"], swiftSettings: settings),
         .target(
-            name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux"],
+            name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .target(
-            name: "VirtioFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux"],
+            name: "VirtioFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .executableTarget(
             name: "targetd",
@@ -52,6 +53,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Yams", package: "Yams"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+                .product(name: "UnixSignals", package: "swift-service-lifecycle"),
             ],
             swiftSettings: settings),
         .executableTarget(
@@ -61,10 +63,10 @@ let package = Package(
 
         // Test support: a vhost-user-scsi front-end in userspace, the load generator over it, mock ports and media.
         .target(
-            name: "VhostUserInitiator", dependencies: ["CLinux"], path: "Tests/Support/VhostUserInitiator",
+            name: "VhostUserInitiator", dependencies: ["CLinux", "CIOVector"], path: "Tests/Support/VhostUserInitiator",
             swiftSettings: settings),
         .target(
-            name: "CoreTestSupport", dependencies: ["SCSICore", "CBackstore", "CTarget"],
+            name: "CoreTestSupport", dependencies: ["SCSICore", "CBackstore", "CTarget", "CIOVector"],
             path: "Tests/Support/CoreTestSupport", swiftSettings: settings),
         .executableTarget(
             name: "vhost-user-load",
@@ -73,23 +75,32 @@ let package = Package(
             ],
             path: "Tests/Benchmarks/vhost-user-load", swiftSettings: settings),
 
+        .executableTarget(
+            name: "core-bench", dependencies: ["SCSICore", "CBackstore", "CTarget", "CIOVector"],
+            path: "Tests/Benchmarks/core-bench", swiftSettings: settings),
+
         .testTarget(
-            name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget"],
+            name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
-            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget"],
+            name: "SimulationTests",
+            dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],
             swiftSettings: settings),
-        .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux"], swiftSettings: settings),
+        .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux", "CIOVector"], swiftSettings: settings),
         .testTarget(
-            name: "BackstoresTests", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux"],
+            name: "BackstoresTests",
+            dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
                 "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
+                "CIOVector",
             ],
             swiftSettings: settings),
-        .testTarget(name: "targetdTests", dependencies: ["targetd"], swiftSettings: settings),
+        .testTarget(
+            name: "targetdTests",
+            dependencies: ["targetd", .product(name: "Logging", package: "swift-log")], swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
 
         // The Xen front (Debian: libxen-dev).

@@ -22,7 +22,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/uio.h>
+#include "../CIOVector/io_vector.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -10,6 +10,8 @@
 #endif
 
 #include "clinux_io.h"
+#include "../CIOVector/io_vector.h"
+
 #include <liburing.h>
 #include <libaio.h>
 #include <stdint.h>
@@ -19,7 +21,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/un.h>
 #include <linux/fs.h>
 #include <linux/falloc.h>

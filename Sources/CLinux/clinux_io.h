@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -147,9 +148,12 @@ static inline int clinux_block_zero(int descriptor, uint64_t offset, uint64_t le
     return ioctl(descriptor, BLKZEROOUT, range);
 }
 
-/* An exclusive lock on the whole file that belongs to the open file description: it is seen by other processes, by other
+static inline uint32_t clinux_device_major(uint64_t device) { return major(device); }
+static inline uint32_t clinux_device_minor(uint64_t device) { return minor(device); }
+
+/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other processes, by other
  * descriptors of this one, and through NFS. */
-static inline int clinux_lock_exclusive(int descriptor, int shared) {
+static inline int clinux_lock(int descriptor, int shared) {
     struct flock lock;
     memset(&lock, 0, sizeof lock);
     lock.l_type = shared ? F_RDLCK : F_WRLCK;

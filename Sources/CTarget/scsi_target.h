@@ -19,7 +19,7 @@
 #define SCSI_TARGET_H
 
 #include <stdint.h>
-#include <sys/uio.h>
+#include "../CIOVector/io_vector.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -48,9 +48,10 @@ struct scsi_command {
     uint8_t priority;        /* 0: not given */
     uint8_t reserved;
     uint32_t timeout_milliseconds; /* the transport's deadline for the command; 0: none */
-    /* Buffers of the initiator, of any alignment, length and number. `_length` is the sum of the elements. */
-    const struct iovec *data_out;
-    const struct iovec *data_in;
+    /* Buffers of the initiator, of any alignment, length and number. `_length` is the sum of the elements.
+     * The core may shorten a list in place when the command needs less than it offers. */
+    struct iovec *data_out;
+    struct iovec *data_in;
     uint32_t data_out_count;
     uint32_t data_in_count;
     uint64_t data_out_length; /* bytes */

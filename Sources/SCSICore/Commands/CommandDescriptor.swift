@@ -1,1 +1,91 @@
-struct CommandDescriptor {}
+// CommandDescriptor: the columns of the command table. A policy question about a command is a column here.
+//
+// Called by: CommandTable (rows), Admission, TaskSet and the device server (columns). Must not know: any command.
+
+/// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
+enum CommandHandler: UInt8, CaseIterable {
+    case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
+    case readCapacity10, readCapacity16
+    case read, write, verify, synchronizeCache, writeSame, unmap
+    case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
+}
+
+/// Where a CDB keeps its logical block address and its number of blocks.
+enum ExtentField: UInt8 {
+    case none, six, ten, twelve, sixteen
+}
+
+/// What a command does to the medium, for the hazard matrix in Serialization.
+enum SerializationClass: UInt8, CaseIterable {
+    /// Touches no blocks.
+    case none
+    /// Reads an extent.
+    case read
+    /// Changes an extent.
+    case write
+    /// Changes extents that its parameter list names: treated as the whole medium.
+    case writeAnywhere
+}
+
+/// What the policy checks ask about a command.
+struct CommandFlags: OptionSet {
+    let rawValue: UInt8
+
+    /// Carried out although a unit attention condition is pending (SAM-6 5.14: INQUIRY, REPORT LUNS, REQUEST SENSE).
+    static let passesUnitAttention = Self(rawValue: 1 << 0)
+    /// Answered for a LUN that addresses no logical unit (SPC-6 4.3.2?).
+    static let worksWithoutUnit = Self(rawValue: 1 << 1)
+    /// Needs the medium: refused while the unit is stopped.
+    static let needsMedium = Self(rawValue: 1 << 2)
+    /// Changes the medium: refused when it is write protected.
+    static let writesMedium = Self(rawValue: 1 << 3)
+}
+
+/// What a backstore must be able to do for a row to be in a unit's table.
+struct UnitFeatures: OptionSet, Hashable {
+    let rawValue: UInt8
+
+    /// Logical block provisioning management: UNMAP (LBPME).
+    static let unmap = Self(rawValue: 1 << 0)
+}
+
+/// One row of the command table.
+struct CommandDescriptor {
+    let operationCode: UInt8
+    /// Whether `serviceAction` takes part in the match.
+    let hasServiceAction: Bool
+    let serviceAction: UInt16
+    /// CDB length in bytes.
+    let length: UInt8
+    let handler: CommandHandler
+    let extent: ExtentField
+    let serialization: SerializationClass
+    let flags: CommandFlags
+    /// The CDB usage data (SPC-6 6.35.2): a bit is one if some value of it is honoured. Two words as they lie in memory,
+    /// for the validator, and the same as bytes for REPORT SUPPORTED OPERATION CODES.
+    let usage: (UInt64, UInt64)
+
+    /// Byte `offset` of the usage data.
+    func usageByte(_ offset: Int) -> UInt8 {
+        let word = (offset < 8 ? usage.0 : usage.1).littleEndian
+        return UInt8(truncatingIfNeeded: word >> (UInt64(offset & 7) * 8))
+    }
+}
+
+/// A row of a unit's table: one word, valid as long as the process (tables are never freed).
+@safe
+struct CommandRow {
+    let pointer: UnsafePointer<CommandDescriptor>
+
+    @inline(__always)
+    init(_ pointer: UnsafePointer<CommandDescriptor>) { unsafe self.pointer = pointer }
+
+    @inline(__always) var handler: CommandHandler { unsafe pointer.pointee.handler }
+    @inline(__always) var extent: ExtentField { unsafe pointer.pointee.extent }
+    @inline(__always) var serialization: SerializationClass { unsafe pointer.pointee.serialization }
+    @inline(__always) var flags: CommandFlags { unsafe pointer.pointee.flags }
+    @inline(__always) var length: Int { Int(unsafe pointer.pointee.length) }
+    @inline(__always) var usage: (UInt64, UInt64) { unsafe pointer.pointee.usage }
+    /// The whole row, for reports.
+    var descriptor: CommandDescriptor { unsafe pointer.pointee }
+}

@@ -1,17 +1,481 @@
+// LogicalUnit: the one place with the control flow of a task: receive → admit → execute → finish.
+//
+// Owns: the task set, the unit attention conditions of each I_T_L nexus, the mode pages, the state of the unit.
+// Called by: TargetDevice (tasks in), the backstore (completions), the device server (through its outcomes).
+// Must not know: transports, threads, how any command works.
+
+import CBackstore
+import CTarget
+
+/// What makes a logical unit what it is, over restarts and through every front.
 public struct LogicalUnitConfiguration: Sendable {
-    /// NAA IEEE registered name of the unit (64 bits), its identity through every front and over restarts.
+    /// The unit's NAA designator (SPC-6 7.7.6.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE registered).
     public var name: UInt64
+    /// T10 VENDOR IDENTIFICATION, at most 8 ASCII characters.
     public var vendor = "TARGETD"
+    /// PRODUCT IDENTIFICATION, at most 16 ASCII characters.
     public var product = "VIRTUAL DISK"
+    /// PRODUCT REVISION LEVEL, at most 4 ASCII characters.
+    public var revision = "1"
+    /// The unit serial number, ASCII (VPD page 80h).
     public var serial: String
+    /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
-    public init(name: UInt64, serial: String) { self.name = name; self.serial = serial }
+
+    /// A unit with a name and a serial number, and defaults for the rest.
+    public init(name: UInt64, serial: String) {
+        self.name = name
+        self.serial = serial
+    }
 }
+
+/// What a logical unit has done since it was created. Monotonic counters.
+public struct LogicalUnitStatistics: Sendable {
+    /// Commands that ended, by what they do.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ and WRITE commands moved.
+    public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Commands that ended with another status than GOOD or CONDITION MET.
+    public var notGood: UInt64 = 0
+    /// Commands that a task management function or a lost nexus ended.
+    public var aborted: UInt64 = 0
+    /// Requests that the backstore ended with an error.
+    public var backstoreErrors: UInt64 = 0
+}
+
+/// How far a command's handler got. `LogicalUnit.proceed` acts on it.
+enum Outcome {
+    /// Ended with this status.
+    case done(SCSIStatus)
+    /// Ended with CHECK CONDITION and this sense data.
+    case failed(SenseData)
+    /// The task's request is filled: hand it to the backstore, then go on with the task's step.
+    case submit
+    /// Needs a staging buffer and there is none: run the handler again when there is.
+    case needsStaging
+    /// The CDB asks for more data than the initiator's buffers hold; nothing was done.
+    case overrun
+}
+
+/// A direct access block device (SBC-5) behind a target.
+@safe
 public final class LogicalUnit {
-    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {}
-    /// Tells the unit that the backstore's geometry may have changed.
-    public func backstoreGeometryChanged() {}
+    /// What the unit was created with.
+    public let configuration: LogicalUnitConfiguration
+    /// The shard that owns the unit.
+    let shard: Shard
+    let backstore: BackstoreHandle
+    private(set) var geometry: scsi_backstore_geometry
+    private(set) var medium: MediumExtent
+    private(set) var table: CommandTable
+    private(set) var modePages: ModePages
+    /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
+    public var isWriteProtected: Bool { writeProtected }
+    private(set) var writeProtected = false
+    /// Whether completed writes may be volatile, so that FUA and flushes mean something.
+    private(set) var cachesWrites = false
+    /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
+    private(set) var mustWriteThrough = false
+    /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
+    private(set) var maximumTransferBlocks: UInt64 = 0
+    /// What it has done.
+    public var statistics: LogicalUnitStatistics { unsafe counters.pointee }
+
+    /// Where it is mapped, once it is.
+    private var owner: Unmanaged<TargetDevice>?
+    var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
+    private(set) var lun: LUN?
+
+    /// START STOP UNIT has stopped it.
+    var stopped = false
+    /// Removed from the target; what was waiting is refused.
+    private var removed = false
+    /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
+    private let tasks: UnsafeMutablePointer<TaskSet>
+    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    private var enabling = false
+    private var enableAgain = false
+    /// Pending unit attention conditions by nexus.
+    private let pending: UnsafeMutablePointer<UnitAttentionSet>
+    private var whenDrained: (() -> Void)?
+
+    /// A unit over a backstore. Its geometry is asked for here.
+    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
+        self.configuration = configuration
+        self.backstore = backstore
+        self.shard = shard
+        geometry = backstore.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry))
+        modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        unsafe tasks = .allocate(capacity: 1)
+        unsafe tasks.initialize(to: TaskSet())
+        unsafe counters = .allocate(capacity: 1)
+        unsafe counters.initialize(to: LogicalUnitStatistics())
+        unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
+        unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        refresh()
+    }
+
+    deinit {
+        unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        unsafe tasks.deinitialize(count: 1)
+        unsafe tasks.deallocate()
+        unsafe counters.deallocate()
+        unsafe pending.deallocate()
+    }
+
+    private static func medium(_ geometry: scsi_backstore_geometry) -> MediumExtent {
+        let block = UInt64(geometry.logical_block_size)
+        precondition(block == 512 || block == 4096, "a backstore with an unsupported logical block size")
+        return MediumExtent(
+            blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
+    }
+
+    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
+        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    }
+
+    // MARK: What the control plane asks
+
     /// Tasks received and not completed.
-    public var tasksInFlight: Int { 0 }
-    var usesDescriptorSense: Bool { false }
+    public var tasksInFlight: Int { unsafe tasks.pointee.count }
+
+    /// Size of the medium in bytes.
+    public var size: UInt64 { medium.bytes(medium.blocks).value }
+
+    /// Derives what each command asks from what seldom changes.
+    private func refresh() {
+        writeProtected =
+            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+        cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
+        mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
+        let own = geometry.maximum_transfer
+        maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+    }
+
+    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA HAS
+    /// CHANGED (SBC-5 4.7) and by an event.
+    public func backstoreGeometryChanged() {
+        let old = medium
+        geometry = backstore.geometry()
+        medium = Self.medium(geometry)
+        precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refresh()
+        if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
+    }
+
+    // MARK: The target's side
+
+    func mapped(to target: TargetDevice, at lun: LUN) {
+        unsafe owner = unsafe Unmanaged.passUnretained(target)
+        self.lun = lun
+        removed = false
+    }
+
+    /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
+    func unmapped(drained: @escaping () -> Void) {
+        removed = true
+        whenDrained = drained
+        endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        callWhenDrained()
+    }
+
+    private func callWhenDrained() {
+        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
+        whenDrained = nil
+        unsafe owner = nil
+        lun = nil
+        drained()
+    }
+
+    /// Makes a unit attention condition pending for every nexus but one.
+    func establish(_ condition: UnitAttention, exceptFor nexus: UInt16?) {
+        for index in 0..<UInt16(Limits.nexusesPerTarget) where index != nexus {
+            establish(condition, for: index)
+        }
+    }
+
+    func establish(_ condition: UnitAttention, for nexus: UInt16) {
+        unsafe pending[Int(nexus)].establish(condition)
+        if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
+    }
+
+    /// A nexus that the target had not seen before: only what a power on leaves.
+    func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
+
+    func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
+
+    /// The condition that REQUEST SENSE or a refused command reports; it is not pending any more.
+    func takeUnitAttention(for nexus: UInt16) -> UnitAttention? {
+        guard let condition = unsafe pending[Int(nexus)].first else { return nil }
+        report(condition, for: nexus)
+        return condition
+    }
+
+    private func report(_ condition: UnitAttention, for nexus: UInt16) {
+        clear(condition, for: nexus)
+        // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
+        if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
+    }
+
+    // MARK: receive → admit → execute → finish
+
+    /// Takes a task whose LUN addresses this unit.
+    @inline(__always)
+    func receive(_ task: TaskHandle) {
+        unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
+        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        let cdb = CDB(task)
+        if case .row(let row) = table.match(cdb) {
+            task.row = row
+            DeviceServer.decodeExtent(task, cdb, row.extent)
+        } else {
+            task.row = nil
+        }
+        task.sequence = shard.nextSequence()
+        task.receivedAt = shard.clock
+        if unsafe tasks.pointee.insert(task) {
+            task.transition(to: .enabled)
+            run(task)
+        } else {
+            task.waitsFor = .order
+            task.transition(to: .dormant)
+        }
+    }
+
+    /// Carries an enabled task out, as far as it goes.
+    @inline(__always)
+    private func run(_ task: TaskHandle) {
+        let flags = task.row?.flags ?? []
+        let state = AdmissionState(
+            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+        switch Admission.check(flags, state) {
+        case .admitted: break
+        case .unitAttention(let condition):
+            report(condition, for: task.nexus)
+            return end(task, .failed(condition.sense))
+        case .refused(let sense): return end(task, .failed(sense))
+        }
+        guard let row = task.row else { return end(task, .failed(unknownCommand(task))) }
+        let cdb = CDB(task)
+        if let sense = unsafe CommandTable.validate(cdb, length: Int(task.command.cdb_length), against: row) {
+            return end(task, .failed(sense))
+        }
+        proceed(task, DeviceServer.execute(task, cdb, row, on: self))
+    }
+
+    private func unknownCommand(_ task: TaskHandle) -> SenseData {
+        if case .unknownServiceAction = table.match(CDB(task)) { return .invalidField(inCDB: 1, bit: 4) }
+        return .invalidOperationCode
+    }
+
+    /// Acts on what a handler said.
+    @inline(__always)
+    private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
+        if task.disposition != .none { return end(task, .done(.good)) }
+        switch outcome {
+        case .submit: submit(task)
+        case .needsStaging: wait(task, for: .staging)
+        case .done, .failed, .overrun: end(task, outcome)
+        }
+    }
+
+    @inline(__always)
+    private func submit(_ task: TaskHandle) {
+        task.transition(to: .transferring)
+        unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
+        unsafe task.request.pointee.complete = { request, error in
+            // Where every completion of a backstore enters the core.
+            let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+        }
+        if unsafe !backstore.submit(task.request) {
+            task.transition(to: .enabled)
+            wait(task, for: .backstore)
+        }
+    }
+
+    private func wait(_ task: TaskHandle, for reason: WaitReason) {
+        task.waitsFor = reason
+        task.transition(to: .dormant)
+        shard.wait(task)
+    }
+
+    /// The shard has something free again for a task that waited for it.
+    func retry(_ task: TaskHandle) {
+        task.transition(to: .enabled)
+        switch task.waitsFor {
+        case .backstore: submit(task)
+        case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
+        }
+    }
+
+    /// The backstore has completed a task's request.
+    @inline(__always)
+    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+        task.transition(to: .enabled)
+        if error != 0, task.disposition == .none {
+            unsafe counters.pointee.backstoreErrors += 1
+            return end(task, .failed(BackstoreError.sense(error, task, medium)))
+        }
+        let aborted = task.disposition != .none
+        proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+    }
+
+    /// Takes the task out of the set, fills the response, gives it back, and lets others run.
+    @inline(__always)
+    private func end(_ task: TaskHandle, _ outcome: Outcome) {
+        unsafe tasks.pointee.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
+        task.transition(to: .completing)
+        shard.returnStaging(task)
+        fillResponse(task, outcome)
+        count(task)
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+        enableDormant()
+        if shard.hasWaiting { shard.retryWaiting() }
+        if removed { callWhenDrained() }
+    }
+
+    @inline(__always)
+    private func fillResponse(_ task: TaskHandle, _ outcome: Outcome) {
+        switch task.disposition {
+        case .none: break
+        case .aborted: return task.respond(.aborted, .good)
+        case .reset: return task.respond(.reset, .good)
+        case .taskAborted: return task.respond(.commandComplete, .taskAborted)
+        }
+        switch outcome {
+        case .done(let status): task.respond(.commandComplete, status)
+        case .failed(let sense):
+            task.sense = sense
+            task.respond(.commandComplete, .checkCondition)
+        case .overrun: task.respond(.overrun, .good)
+        case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")
+        }
+    }
+
+    @inline(__always)
+    private func count(_ task: TaskHandle) {
+        if task.disposition != .none { unsafe counters.pointee.aborted += 1 }
+        switch task.row?.handler {
+        case .read:
+            unsafe counters.pointee.reads += 1
+            unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
+        case .write:
+            unsafe counters.pointee.writes += 1
+            unsafe counters.pointee.bytesWritten +=
+                unsafe task.command.data_out_length - task.response.data_out_residual
+        default: unsafe counters.pointee.others += 1
+        }
+        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+    }
+
+    /// Refuses a task that never was in the task set.
+    private func refuse(_ task: TaskHandle, _ status: SCSIStatus) {
+        task.transition(to: .completing)
+        task.respond(.commandComplete, status)
+        unsafe counters.pointee.notGood += 1
+        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+    }
+
+    /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
+    @inline(__always)
+    private func enableDormant() {
+        if unsafe tasks.pointee.dormant > 0 { enableAllDormant() }
+    }
+
+    private func enableAllDormant() {
+        enableAgain = true
+        guard !enabling else { return }
+        enabling = true
+        while enableAgain {
+            enableAgain = false
+            while let task = unsafe tasks.pointee.nextEnabled() {
+                task.transition(to: .enabled)
+                run(task)
+            }
+        }
+        enabling = false
+    }
+
+    // MARK: Task management
+
+    /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon as it
+    /// lets go of their memory. Nothing is given back before every task is marked, because giving back calls out.
+    func abort(_ disposition: (TaskHandle) -> AbortDisposition) {
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor {
+            cursor = task.next
+            guard task.disposition == .none else { continue }
+            task.disposition = disposition(task)
+            if task.disposition != .none, task.state == .transferring { unsafe backstore.cancel(task.request) }
+        }
+        endDormant(.done(.good)) { $0.disposition != .none }
+    }
+
+    /// Ends waiting tasks, and lets none of them run meanwhile.
+    private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
+        let wasEnabling = enabling
+        enabling = true
+        while let task = firstDormant(where: matches) {
+            if task.waitsFor != .order { shard.stopWaiting(task) }
+            end(task, outcome)
+        }
+        enabling = wasEnabling
+        enableDormant()
+    }
+
+    private func firstDormant(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor {
+            if task.state == .dormant, matches(task) { return task }
+            cursor = task.next
+        }
+        return nil
+    }
+
+    /// Whether a task is in the set that `matches` selects.
+    func contains(_ matches: (TaskHandle) -> Bool) -> Bool {
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor {
+            if matches(task) { return true }
+            cursor = task.next
+        }
+        return false
+    }
+
+    /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
+    func reset(_ condition: UnitAttention) {
+        stopped = false
+        modePages.restoreSaved()
+        refresh()
+        establish(condition, exceptFor: nil)
+    }
+
+    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        modePages = pages
+        refresh()
+        establish(.modeParametersChanged, exceptFor: nexus)
+    }
+
+    var usesDescriptorSense: Bool { modePages.descriptorSense }
+}
+
+extension TaskHandle {
+    /// Fills the response. Residuals count from the whole buffers down as data moves.
+    @inline(__always)
+    func respond(_ service: ServiceResponse, _ status: SCSIStatus) {
+        response.service_response = service.rawValue
+        response.status = status.rawValue
+        response.status_qualifier = 0
+    }
+}
+
+extension scsi_backstore_geometry {
+    /// Whether a capability bit is set.
+    @inline(__always)
+    func has(_ capability: some BinaryInteger) -> Bool { capabilities & UInt32(capability) != 0 }
 }

@@ -1,22 +1,271 @@
+// TargetDevice: a SCSI target device: its LUN map, its I_T nexuses, and the way of a task to its logical unit.
+//
+// Owns: the LUN map and the nexus table. Called by: fronts (tasks, nexuses), the daemon (mapping), LogicalUnit
+// (completions and events). Must not know: transports, commands.
+
 public import CTarget
 
-/// One of a target's I_T nexuses.
+/// One of a target's I_T nexuses, as the front that established it names it.
 public struct NexusIdentifier: Equatable, Sendable {
     let index: UInt16
 }
+
+/// What a nexus is at this moment.
+@safe
+struct ITNexus {
+    var port: TargetPortHandle?
+    /// Tasks received and not completed.
+    var tasks = 0
+}
+
+/// A SCSI target device (SAM-6 4.5.?): logical units by number, and the initiators that see them.
+@safe
 public final class TargetDevice {
+    /// The target's NAA name: 64 bits.
     public let name: UInt64
-    public init(name: UInt64, shard: Shard) { self.name = name }
-    /// Adds a unit; false if the number is taken. Every nexus gets REPORTED LUNS DATA HAS CHANGED and an event.
-    public func add(_ unit: LogicalUnit, at lun: LUN) -> Bool { false }
-    /// Ends the unit's tasks and removes it; `done` is called when the last of them has completed.
-    public func remove(at lun: LUN) -> LogicalUnit? { nil }
-    /// Nil: the table is full. `initiatorPort`: name of the initiator port, stable over reconnections.
-    public func establishNexus(initiatorPort: String, port: TargetPortHandle) -> NexusIdentifier? { nil }
-    /// Ends all tasks of the nexus (they are still completed to the port), then forgets it. (SAM-6 I_T nexus loss).
-    public func loseNexus(_ nexus: NexusIdentifier) {}
-    /// Takes a free task whose command is filled. Completion by TargetPortHandle, maybe before this returns.
-    public func receive(_ task: TaskHandle, nexus: NexusIdentifier) {}
-    /// Takes a task management function; the answer comes by TargetPortHandle, maybe before this returns.
-    public func receive(_ request: scsi_task_management_request, nexus: NexusIdentifier) {}
+    /// The shard that owns the target and its units.
+    public let shard: Shard
+
+    private var units: [LUN: LogicalUnit] = [:]
+    /// The map as the hot path reads it: pages of 256 entries, allocated when a number in them is used.
+    private let pages: UnsafeMutablePointer<UnsafeMutablePointer<Unmanaged<LogicalUnit>?>?>
+    private static let pageEntries = 256
+    private static let pageCount = Limits.logicalUnitsPerTarget / pageEntries
+
+    private let nexuses: UnsafeMutablePointer<ITNexus>
+    /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
+    private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
+    private var leaving: UInt64 = 0
+    private let taskManager = TaskManager()
+
+    /// A target without units.
+    public init(name: UInt64, shard: Shard) {
+        self.name = name
+        self.shard = shard
+        unsafe pages = .allocate(capacity: Self.pageCount)
+        unsafe pages.initialize(repeating: nil, count: Self.pageCount)
+        unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
+        unsafe nexuses.initialize(repeating: ITNexus(), count: Limits.nexusesPerTarget)
+    }
+
+    deinit {
+        for index in 0..<Limits.nexusesPerTarget {
+            precondition(unsafe nexuses[index].tasks == 0, "a target went away with tasks in flight")
+        }
+        for index in 0..<Self.pageCount { unsafe pages[index]?.deallocate() }
+        unsafe pages.deallocate()
+        unsafe nexuses.deallocate()
+    }
+
+    // MARK: The LUN map
+
+    /// The mapped units by number.
+    public var logicalUnits: [(lun: LUN, unit: LogicalUnit)] {
+        units.sorted { $0.key < $1.key }.map { (lun: $0.key, unit: $0.value) }
+    }
+
+    /// Maps a unit. Initiators learn of it by REPORTED LUNS DATA HAS CHANGED on the other units and by an event.
+    ///
+    /// - Returns: Whether the number was free.
+    public func add(_ unit: LogicalUnit, at lun: LUN) -> Bool {
+        guard units[lun] == nil else { return false }
+        announceChangedMap()
+        units[lun] = unit
+        setEntry(lun, unit)
+        unit.mapped(to: self, at: lun)
+        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index) }
+        reportEvent(SCSI_EVENT_LOGICAL_UNIT_ADDED, lun: lun)
+        return true
+    }
+
+    /// Unmaps a unit: new commands for its number find no unit, waiting ones are refused, those that the backstore has
+    /// end as they end.
+    ///
+    /// - Parameter drained: Called when the last of its tasks has completed, maybe before this returns.
+    /// - Returns: The unit, or `nil` if the number addresses none.
+    @discardableResult
+    public func remove(at lun: LUN, drained: @escaping () -> Void) -> LogicalUnit? {
+        guard let unit = units.removeValue(forKey: lun) else { return nil }
+        setEntry(lun, nil)
+        announceChangedMap()
+        reportEvent(SCSI_EVENT_LOGICAL_UNIT_REMOVED, lun: lun)
+        unit.unmapped(drained: drained)
+        return unit
+    }
+
+    private func announceChangedMap() {
+        for unit in units.values { unit.establish(.reportedLUNsChanged, exceptFor: nil) }
+    }
+
+    private func setEntry(_ lun: LUN, _ unit: LogicalUnit?) {
+        let page = Int(lun.number) / Self.pageEntries
+        if unsafe pages[page] == nil {
+            let entries = UnsafeMutablePointer<Unmanaged<LogicalUnit>?>.allocate(capacity: Self.pageEntries)
+            unsafe entries.initialize(repeating: nil, count: Self.pageEntries)
+            unsafe pages[page] = entries
+        }
+        unsafe pages[page]![Int(lun.number) % Self.pageEntries] = unit.map { unsafe Unmanaged.passUnretained($0) }
+    }
+
+    @inline(__always)
+    private func entry(_ lun: LUN) -> Unmanaged<LogicalUnit>? {
+        guard let page = unsafe pages[Int(lun.number) / Self.pageEntries] else { return nil }
+        return unsafe page[Int(lun.number) % Self.pageEntries]
+    }
+
+    // MARK: Nexuses
+
+    /// Establishes an I_T nexus.
+    ///
+    /// - Parameters:
+    ///   - initiatorPort: The name of the initiator port, the same after a reconnection: then the unit attention
+    ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them.
+    ///   - port: Where its tasks are given back.
+    /// - Returns: `nil` if the table is full (`Limits.nexusesPerTarget`).
+    public func establishNexus(initiatorPort: String, port: TargetPortHandle) -> NexusIdentifier? {
+        let isIdle: (Int) -> Bool = { unsafe self.nexuses[$0].port == nil && self.nexuses[$0].tasks == 0 }
+        let slots = 0..<Limits.nexusesPerTarget
+        let known = slots.first { initiatorPorts[$0] == initiatorPort && isIdle($0) }
+        guard
+            let index = known ?? slots.first(where: { initiatorPorts[$0] == nil && isIdle($0) })
+                ?? slots.first(where: isIdle)
+        else { return nil }
+        unsafe nexuses[index].port = port
+        initiatorPorts[index] = initiatorPort
+        for unit in units.values {
+            known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
+        }
+        return NexusIdentifier(index: UInt16(index))
+    }
+
+    /// I_T nexus loss (SAM-6 6.3.4): ends the nexus's tasks. Each is still given back to its port; when the last one is,
+    /// the port is not called any more.
+    public func loseNexus(_ nexus: NexusIdentifier) {
+        let index = nexus.index
+        for unit in units.values { unit.abort { $0.nexus == index ? .aborted : .none } }
+        taskManager.forget(nexus: index)
+        if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
+        if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
+    }
+
+    /// The tasks of a nexus that were received and not completed.
+    public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
+
+    // MARK: Tasks
+
+    /// Takes a free task whose command is filled. It is given back by `complete_task` of the nexus's port, exactly once
+    /// and maybe before this returns.
+    @inline(__always)
+    public func receive(_ task: TaskHandle, nexus: NexusIdentifier) {
+        task.accept(nexus: nexus.index)
+        unsafe nexuses[Int(nexus.index)].tasks += 1
+        if case .unit(let lun) = LUN.parse(task.lunField), let unit = unsafe entry(lun) {
+            unsafe unit._withUnsafeGuaranteedRef { $0.receive(task) }
+        } else {
+            receiveWithoutUnit(task)
+        }
+    }
+
+    /// A command for a LUN that addresses no unit, or the REPORT LUNS well-known unit.
+    private func receiveWithoutUnit(_ task: TaskHandle) {
+        let outcome = MissingLogicalUnit.execute(task, on: self)
+        task.transition(to: .completing)
+        switch outcome {
+        case .done(let status): task.respond(.commandComplete, status)
+        case .overrun: task.respond(.overrun, .good)
+        case .failed(let sense):
+            task.sense = sense
+            task.respond(.commandComplete, .checkCondition)
+        case .submit, .needsStaging: preconditionFailure("there is no unit to submit to")
+        }
+        complete(task)
+    }
+
+    /// Gives a task back to the port that it came from.
+    @inline(__always)
+    func complete(_ task: TaskHandle) {
+        let nexus = Int(task.nexus)
+        let port = unsafe nexuses[nexus].port.unsafelyUnwrapped
+        unsafe nexuses[nexus].tasks -= 1
+        task.free()
+        unsafe port.complete(task.head)
+        if leaving != 0 { left(nexus) }
+        if taskManager.isWaiting { taskManager.taskEnded(on: self) }
+    }
+
+    private func left(_ nexus: Int) {
+        guard leaving & (1 << UInt64(nexus)) != 0, unsafe nexuses[nexus].tasks == 0 else { return }
+        leaving &= ~(1 << UInt64(nexus))
+        unsafe nexuses[nexus].port = nil
+    }
+
+    // MARK: Task management
+
+    /// Takes a task management function. It is answered by `complete_task_management` of the nexus's port, exactly once,
+    /// after the tasks that it ended were given back, and maybe before this returns.
+    public func receive(_ request: scsi_task_management_request, nexus: NexusIdentifier) {
+        taskManager.receive(request, nexus: nexus.index, on: self)
+    }
+
+    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {
+        unsafe nexuses[Int(nexus)].port?.completeTaskManagement(cookie: cookie, response: response.rawValue)
+    }
+
+    func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }
+    var allUnits: Dictionary<LUN, LogicalUnit>.Values { units.values }
+
+    // MARK: Events
+
+    func unitAttentionEstablished(_ condition: UnitAttention, for nexus: UInt16, on lun: LUN) {
+        // What SPC-6 lets a transport announce without being asked: changed parameters (ASC 2Ah).
+        guard condition.code.code == 0x2a else { return }
+        let port = unsafe nexuses[Int(nexus)].port
+        port?.report(event(SCSI_EVENT_PARAMETERS_CHANGED, lun: lun, code: condition.code))
+    }
+
+    func clearEverywhere(_ condition: UnitAttention, for nexus: UInt16) {
+        for unit in units.values { unit.clear(condition, for: nexus) }
+    }
+
+    private func reportEvent(_ kind: some BinaryInteger, lun: LUN) {
+        for index in 0..<Limits.nexusesPerTarget {
+            let port = unsafe nexuses[index].port
+            port?.report(event(kind, lun: lun, code: .noAdditionalSense))
+        }
+    }
+
+    private func event(_ kind: some BinaryInteger, lun: LUN, code: AdditionalSense) -> scsi_target_event {
+        var event = scsi_target_event()
+        event.struct_size = UInt32(MemoryLayout<scsi_target_event>.size)
+        event.kind = UInt8(kind)
+        event.additional_sense_code = code.code
+        event.additional_sense_code_qualifier = code.qualifier
+        unsafe withUnsafeMutableBytes(of: &event.lun) { unsafe $0.storeBytes(of: lun.field.bigEndian, as: UInt64.self) }
+        return event
+    }
+}
+
+extension TaskHandle {
+    /// The LUN field of the command, most significant byte first.
+    @inline(__always)
+    var lunField: UInt64 {
+        unsafe UInt64(bigEndian: UnsafeRawPointer(pointer).loadUnaligned(as: UInt64.self))
+    }
+
+    /// free → received: what every task begins with.
+    @inline(__always)
+    func accept(nexus: UInt16) {
+        transition(to: .received)
+        self.nexus = nexus
+        disposition = .none
+        step = 0
+        progress = 0
+        address = 0
+        blocks = 0
+        row = nil
+        attribute = TaskAttribute(rawValue: unsafe command.attribute) ?? .simple
+        unsafe response.data_out_residual = command.data_out_length
+        unsafe response.data_in_residual = command.data_in_length
+    }
 }

@@ -31,6 +31,9 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
+    /// Task management functions of one target that wait for tasks to end. One more is rejected (SAM-6 7.1).
+    public static let waitingFunctions = 256
+
     /// Bytes of a parameter list or of parameter data: one shard's staging buffer. A MODE SELECT list or an INQUIRY
     /// answer is far shorter; REPORT LUNS of 16 384 units is the longest (131 080 bytes).
     public static let parameterBytes = 132 << 10

@@ -56,6 +56,16 @@ enum AbortDisposition: UInt8 {
     case taskAborted
 }
 
+/// What keeps a dormant task from being enabled.
+enum WaitReason: UInt8 {
+    /// Older tasks: a barrier of task attributes, or an overlapping extent.
+    case order
+    /// A staging buffer of the shard; then its handler runs (again) from the step it is at.
+    case staging
+    /// Room in the backstore; then its request is submitted again.
+    case backstore
+}
+
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.
 @unsafe
 struct SCSITask: ~Copyable {
@@ -63,6 +73,8 @@ struct SCSITask: ~Copyable {
     var head: scsi_task
     /// The one request that this task can have at its backstore.
     var request: scsi_backstore_request
+    /// The one segment of a request that reads or writes the task's staging buffer.
+    var stagingSegment: iovec
 
     var state: TaskState
     var disposition: AbortDisposition
@@ -78,12 +90,12 @@ struct SCSITask: ~Copyable {
     /// The staging buffer it holds, or -1.
     var staging: Int16
 
-    /// The row of the command table; `nil` before it is matched.
-    var row: UnsafePointer<CommandDescriptor>?
+    /// The row of the command table; `nil` before it is matched, and if the operation code is not in the table.
+    var row: CommandRow?
     /// The unit that the task is in; unretained, the target keeps it as long as tasks are in it.
     var logicalUnit: Unmanaged<LogicalUnit>?
-    /// The target it came in by; unretained likewise.
-    var target: Unmanaged<TargetDevice>?
+    /// What a dormant task waits for.
+    var waitsFor: WaitReason
 
     /// The logical blocks that a medium access command names, for hazards and for progress.
     var address: UInt64
@@ -95,11 +107,11 @@ struct SCSITask: ~Copyable {
     /// When it arrived, in nanoseconds of the shard's clock.
     var receivedAt: UInt64
 
-    /// Neighbours in the list that its state implies.
-    var next: UnsafeMutablePointer<SCSITask>?
-    var previous: UnsafeMutablePointer<SCSITask>?
-    /// Next among the tasks that wait for the shard's staging buffers or for room in the backstore.
-    var nextWaiting: UnsafeMutablePointer<SCSITask>?
+    /// Neighbours in the task set, in order of arrival.
+    var next: TaskHandle?
+    var previous: TaskHandle?
+    /// The next one among the tasks that wait for a resource of the shard.
+    var nextWaiting: TaskHandle?
 
     /// Set together with CHECK CONDITION.
     var sense: SenseData
@@ -107,6 +119,7 @@ struct SCSITask: ~Copyable {
     init(index: UInt32) {
         unsafe head = scsi_task()
         unsafe request = scsi_backstore_request()
+        unsafe stagingSegment = iovec()
         unsafe request.struct_size = UInt32(MemoryLayout<scsi_backstore_request>.size)
         unsafe state = .free
         unsafe disposition = .none
@@ -118,7 +131,7 @@ struct SCSITask: ~Copyable {
         unsafe staging = -1
         unsafe row = nil
         unsafe logicalUnit = nil
-        unsafe target = nil
+        unsafe waitsFor = .order
         unsafe address = 0
         unsafe blocks = 0
         unsafe progress = 0
@@ -144,43 +157,44 @@ struct SCSITask: ~Copyable {
 /// `complete_task` is called.
 @safe
 public struct TaskHandle: Equatable {
-    let pointer: UnsafeMutablePointer<SCSITask>
-
-    @inline(__always)
-    init(_ pointer: UnsafeMutablePointer<SCSITask>) { unsafe self.pointer = pointer }
+    /// The public head, as C code of a port sees it.
+    public let head: UnsafeMutablePointer<scsi_task>
 
     /// The task whose public head the port seam names in `complete_task`.
+    @inlinable @inline(__always)
+    public init(head: UnsafeMutablePointer<scsi_task>) { unsafe self.head = head }
+
     @inline(__always)
-    public init(head: UnsafeMutablePointer<scsi_task>) {
-        unsafe pointer = UnsafeMutableRawPointer(head).assumingMemoryBound(to: SCSITask.self)
+    init(_ pointer: UnsafeMutablePointer<SCSITask>) {
+        unsafe head = UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: scsi_task.self)
     }
 
-    /// The public head, as C code of a port sees it.
+    /// The whole task. `head` is its first field.
     @inline(__always)
-    public var head: UnsafeMutablePointer<scsi_task> {
-        unsafe UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: scsi_task.self)
+    var pointer: UnsafeMutablePointer<SCSITask> {
+        unsafe UnsafeMutableRawPointer(head).assumingMemoryBound(to: SCSITask.self)
     }
 
     /// The task's place in its pool: a front uses the number of the ring slot.
     @inline(__always)
-    public var index: Int { Int(unsafe pointer.pointee.index) }
+    public var index: Int { unsafe Int(pointer.pointee.index) }
 
     /// Whether the front owns the task.
     @inline(__always)
     public var isFree: Bool { unsafe pointer.pointee.state == .free }
 
     /// What the front fills.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var command: scsi_command {
-        @inline(__always) _read { yield unsafe pointer.pointee.head.command }
-        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.command }
+        @inline(__always) _read { yield unsafe head.pointee.command }
+        @inline(__always) nonmutating _modify { yield unsafe &head.pointee.command }
     }
 
     /// What the core fills.
-    @inline(__always)
+    @inlinable @inline(__always)
     public var response: scsi_response {
-        @inline(__always) _read { yield unsafe pointer.pointee.head.response }
-        @inline(__always) nonmutating _modify { yield unsafe &pointer.pointee.head.response }
+        @inline(__always) _read { yield unsafe head.pointee.response }
+        @inline(__always) nonmutating _modify { yield unsafe &head.pointee.response }
     }
 
     /// Writes the sense data of a CHECK CONDITION status, in the format that the logical unit's D_SENSE bit selects.
@@ -192,16 +206,111 @@ public struct TaskHandle: Equatable {
         return unsafe pointer.pointee.sense.encode(descriptorFormat: descriptorFormat, into: buffer)
     }
 
-    @inline(__always)
-    var cdbPointer: UnsafePointer<UInt8> {
+    /// Two handles are equal if they name the same task.
+    public static func == (left: Self, right: Self) -> Bool { unsafe left.head == right.head }
+}
+
+// What the engine reads and writes: the fields of SCSITask, one accessor each, so that the engine's own files need no
+// unsafe code. They hold as long as the pool lives, which is the front's obligation (TaskPool).
+extension TaskHandle {
+    @inline(__always) var cdbPointer: UnsafePointer<UInt8> {
         unsafe UnsafeRawPointer(pointer).advanced(by: SCSITask.cdbOffset).assumingMemoryBound(to: UInt8.self)
     }
+    @inline(__always) var request: UnsafeMutablePointer<scsi_backstore_request> {
+        unsafe UnsafeMutableRawPointer(pointer).advanced(by: SCSITask.requestOffset)
+            .assumingMemoryBound(to: scsi_backstore_request.self)
+    }
 
-    /// Two handles are equal if they name the same task.
-    public static func == (left: Self, right: Self) -> Bool { unsafe left.pointer == right.pointer }
+    @inline(__always) var stagingSegment: UnsafeMutablePointer<iovec> {
+        unsafe UnsafeMutableRawPointer(pointer).advanced(by: SCSITask.stagingSegmentOffset)
+            .assumingMemoryBound(to: iovec.self)
+    }
+
+    @inline(__always) var state: TaskState { unsafe pointer.pointee.state }
+    @inline(__always) func transition(to state: TaskState) { unsafe pointer.pointee.transition(to: state) }
+
+    @inline(__always) var disposition: AbortDisposition {
+        get { unsafe pointer.pointee.disposition }
+        nonmutating set { unsafe pointer.pointee.disposition = newValue }
+    }
+    @inline(__always) var step: UInt8 {
+        get { unsafe pointer.pointee.step }
+        nonmutating set { unsafe pointer.pointee.step = newValue }
+    }
+    @inline(__always) var attribute: TaskAttribute {
+        get { unsafe pointer.pointee.attribute }
+        nonmutating set { unsafe pointer.pointee.attribute = newValue }
+    }
+    @inline(__always) var nexus: UInt16 {
+        get { unsafe pointer.pointee.nexus }
+        nonmutating set { unsafe pointer.pointee.nexus = newValue }
+    }
+    @inline(__always) var staging: Int16 {
+        get { unsafe pointer.pointee.staging }
+        nonmutating set { unsafe pointer.pointee.staging = newValue }
+    }
+    @inline(__always) var row: CommandRow? {
+        get { unsafe pointer.pointee.row }
+        nonmutating set { unsafe pointer.pointee.row = newValue }
+    }
+    @inline(__always) var logicalUnit: Unmanaged<LogicalUnit>? {
+        get { unsafe pointer.pointee.logicalUnit }
+        nonmutating set { unsafe pointer.pointee.logicalUnit = newValue }
+    }
+    @inline(__always) var waitsFor: WaitReason {
+        get { unsafe pointer.pointee.waitsFor }
+        nonmutating set { unsafe pointer.pointee.waitsFor = newValue }
+    }
+    @inline(__always) var address: UInt64 {
+        get { unsafe pointer.pointee.address }
+        nonmutating set { unsafe pointer.pointee.address = newValue }
+    }
+    @inline(__always) var blocks: UInt64 {
+        get { unsafe pointer.pointee.blocks }
+        nonmutating set { unsafe pointer.pointee.blocks = newValue }
+    }
+    @inline(__always) var progress: UInt64 {
+        get { unsafe pointer.pointee.progress }
+        nonmutating set { unsafe pointer.pointee.progress = newValue }
+    }
+    @inline(__always) var sequence: UInt64 {
+        get { unsafe pointer.pointee.sequence }
+        nonmutating set { unsafe pointer.pointee.sequence = newValue }
+    }
+    @inline(__always) var receivedAt: UInt64 {
+        get { unsafe pointer.pointee.receivedAt }
+        nonmutating set { unsafe pointer.pointee.receivedAt = newValue }
+    }
+    @inline(__always) var next: TaskHandle? {
+        get { unsafe pointer.pointee.next }
+        nonmutating set { unsafe pointer.pointee.next = newValue }
+    }
+    @inline(__always) var previous: TaskHandle? {
+        get { unsafe pointer.pointee.previous }
+        nonmutating set { unsafe pointer.pointee.previous = newValue }
+    }
+    @inline(__always) var nextWaiting: TaskHandle? {
+        get { unsafe pointer.pointee.nextWaiting }
+        nonmutating set { unsafe pointer.pointee.nextWaiting = newValue }
+    }
+    @inline(__always) var sense: SenseData {
+        get { unsafe pointer.pointee.sense }
+        nonmutating set { unsafe pointer.pointee.sense = newValue }
+    }
+    @inline(__always) func free() {
+        transition(to: .free)
+        unsafe pointer.pointee.generation &+= 1
+    }
 }
 
 extension SCSITask {
-    /// Bytes from the start of a task to its CDB.
-    static let cdbOffset = unsafe MemoryLayout<scsi_command>.offset(of: \scsi_command.cdb)!
+    /// Bytes from the start of a task to its CDB: `head.command` is at offset 0, and three fields of eight bytes precede
+    /// the CDB in it. Computed and not stored: a stored static would cost a `swift_once` per access.
+    @inline(__always) static var cdbOffset: Int { 24 }
+    /// Bytes to the backstore request, which follows the head, and to the staging segment, which follows that.
+    /// `TaskPool.init` checks all three.
+    @inline(__always) static var requestOffset: Int { unsafe MemoryLayout<scsi_task>.stride }
+    @inline(__always) static var stagingSegmentOffset: Int {
+        unsafe requestOffset + MemoryLayout<scsi_backstore_request>.stride
+    }
 }

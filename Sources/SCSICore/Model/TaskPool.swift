@@ -3,7 +3,9 @@
 // Owns: the memory of its tasks and of their data segment lists. Called by: fronts, one pool a ring or a port.
 // Must not know: rings.
 
-public import CTarget
+public import CIOVector
+import CBackstore
+import CTarget
 
 /// A fixed number of tasks and, for each, room for a list of data segments. Allocates at creation and never again.
 ///
@@ -24,8 +26,20 @@ public struct TaskPool: ~Copyable {
         self.segmentsPerTask = segmentsPerTask
         unsafe tasks = .allocate(capacity: capacity)
         for index in 0..<capacity { unsafe (tasks + index).initialize(to: SCSITask(index: UInt32(index))) }
+        unsafe Self.checkLayout(tasks)
         unsafe segmentMemory = .allocate(capacity: capacity * segmentsPerTask)
         unsafe segmentMemory.initialize(repeating: iovec(), count: capacity * segmentsPerTask)
+    }
+
+    /// TaskHandle computes two addresses; here a value written by the compiler's way is read back by that way.
+    private static func checkLayout(_ task: UnsafeMutablePointer<SCSITask>) {
+        let handle = unsafe TaskHandle(task)
+        unsafe task.pointee.request.error_offset = 0x5ca1_ab1e
+        unsafe task.pointee.stagingSegment.iov_len = 0x0b57_ac1e
+        unsafe precondition(MemoryLayout<scsi_command>.offset(of: \.cdb) == SCSITask.cdbOffset)
+        precondition(unsafe handle.request.pointee.error_offset == 0x5ca1_ab1e)
+        precondition(unsafe handle.stagingSegment.pointee.iov_len == 0x0b57_ac1e)
+        unsafe task.pointee.stagingSegment = iovec()
     }
 
     deinit {

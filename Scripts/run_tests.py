@@ -1,0 +1,194 @@
+# run_tests: the parts of the project's tests, one after the other, and one sum at the end.
+#
+# Owns nothing. Called by: Scripts/test. Must not know: any single test.
+
+"""Runs the project's tests. Without arguments: all of them. Exits with 0 if nothing failed."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.join(ROOT, "Tests", "EndToEnd"), os.path.join(ROOT, "Tests", "Benchmarks")]
+
+import compare  # noqa: E402
+import gates  # noqa: E402
+import groups  # noqa: E402
+import run as end_to_end  # noqa: E402
+from harness import processes, report, targets  # noqa: E402
+
+LINT_SECONDS = 300
+BUILD_SECONDS = 1800
+UNIT_SECONDS = 1200
+
+
+class CommandFailed(Exception):
+    """A command ended with another status than 0, or not at all."""
+
+
+def command(*words: str, seconds: float, each_line=lambda line: None) -> list[str]:
+    """Runs a command in the repository, hands out its lines as they come, and returns them."""
+    log = os.path.join(ROOT, ".build", "run_tests.log")
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    child = processes.start(
+        list(words), log, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    lines: list[str] = []
+    limit = time.monotonic() + seconds
+    os.set_blocking(child.stdout.fileno(), False)
+    rest = b""
+    try:
+        while True:
+            data = child.stdout.read()
+            if data is None:
+                if time.monotonic() > limit:
+                    raise CommandFailed(f"'{' '.join(words)}' did not end in {seconds:.0f} s; it last said\n"
+                                        + "\n".join(lines[-20:]))  # fmt: skip
+                time.sleep(0.05)
+                continue
+            *complete, rest = (rest + data).split(b"\n")
+            for line in [piece.decode(errors="replace") for piece in complete]:
+                lines.append(line)
+                each_line(line)
+            if not data:
+                break
+        child.wait()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, 9)  # its own session, so its children end with it
+        processes.kill(child)
+    if child.returncode != 0:
+        raise CommandFailed(f"'{' '.join(words)}' ended with status {child.returncode}:\n" + "\n".join(lines[-40:]))
+    return lines
+
+
+class Commands(report.Group):
+    """A part of which every case is one command."""
+
+    def __init__(self, title: str, cases: list[tuple[str, list[str], float]]) -> None:
+        self.title = title
+        self._cases = cases
+
+    def cases(self):
+        def runner(words: list[str], seconds: float):
+            def run() -> None:
+                command(*words, seconds=seconds)
+
+            return run
+
+        return [(title, runner(words, seconds)) for title, words, seconds in self._cases]
+
+
+def everything(group: report.Group) -> set[str]:
+    return {title for title, _ in group.cases()}
+
+
+def lint(results: report.Report, _: list[str]) -> None:
+    group = Commands("Format", [
+        ("swift format lint --strict finds nothing",
+         ["swift", "format", "lint", "--strict", "--parallel", "--recursive", "Package.swift", "Sources", "Tests"],
+         LINT_SECONDS),
+    ])  # fmt: skip
+    results.run(group, everything(group))
+
+
+def build(results: report.Report, _: list[str]) -> None:
+    group = Commands("Build", [
+        ("debug, with the tests", ["swift", "build", "--build-tests"], BUILD_SECONDS),
+        ("release", ["swift", "build", "-c", "release"], BUILD_SECONDS),
+    ])  # fmt: skip
+    results.run(group, everything(group))
+
+
+def unit(results: report.Report, words: list[str]) -> None:
+    """Swift's tests: those that fail are reported one by one, the others as a number."""
+    results.heading("Unit tests")
+    begin = time.monotonic()
+    passed = 0
+    issues: dict[str, list[str]] = {}
+
+    last: list[str] = []  # the texts of the latest issue, which may go on over lines
+
+    def follow(line: str) -> None:
+        nonlocal passed, last
+        if found := re.match(r"^\S Test (?!run with)(.+?)(?: with \d+ test cases?)? (passed|failed) after", line):
+            if found[2] == "failed":
+                text = "\n".join(issues.get(found[1], ["no issue was recorded"]))
+                results.add(report.Outcome("Unit tests", found[1], "failed", 0, text))
+                return
+            passed += 1
+            if passed % 50 == 0:
+                results.note(f"{passed} passed")
+        elif found := re.match(r"^\S Test (.+?) recorded an issue(?: with .*?)? at (\S+: .*)", line):
+            last = issues.setdefault(found[1], [])
+            last.append(found[2])
+        elif line.startswith("↳") and last:
+            last.append(line)
+        elif found := re.match(r"^\S Test (.+?) skipped: (.*)", line):
+            results.add(report.Outcome("Unit tests", found[1], "skipped", 0, found[2]))
+
+    filters = [word for name in words for word in ("--filter", name)]
+    failed = results.count("failed")
+    try:
+        command("swift", "test", "--disable-xctest", *filters, seconds=UNIT_SECONDS, each_line=follow)
+    except CommandFailed as error:
+        if results.count("failed") == failed:  # none failed, yet: a crash, or a build that failed
+            results.add(report.Outcome("Unit tests", "swift test", "failed", time.monotonic() - begin, str(error)))
+    results.tally(passed, time.monotonic() - begin)
+
+
+def e2e(results: report.Report, words: list[str]) -> None:
+    end_to_end.run(words, targets.Daemon, results)
+
+
+def gate(results: report.Report, _: list[str]) -> None:
+    for group in [gates.Gates(), compare.Smoke()]:
+        results.run(group, everything(group))
+
+
+PARTS = {
+    "lint": (lint, "the format of the sources"),
+    "build": (build, "debug with the tests, and release"),
+    "unit": (unit, "Swift's tests; a name after it filters them"),
+    "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
+    "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
+}
+
+
+def listing() -> None:
+    for name, (_, what) in PARTS.items():
+        print(f"{name:8}{what}")
+    for group_type in groups.ALL:
+        print(f"\ne2e {group_type.__name__}: {group_type.title}")
+        for title, _ in group_type(targets.Daemon).cases():
+            print(f"    {title}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="Scripts/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="parts:\n" + "\n".join(f"  {name:8}{what}" for name, (_, what) in PARTS.items()))  # fmt: skip
+    parser.add_argument("part", nargs="?", choices=PARTS, help="run this part only")
+    parser.add_argument("name", nargs="*", help="and only what is called so (unit, e2e)")
+    parser.add_argument("--list", action="store_true", help="print the parts and the end-to-end cases, run nothing")
+    options = parser.parse_args()
+    if options.list:
+        listing()
+        return 0
+    processes.clean_up_on_exit()
+    begin = time.monotonic()
+    results = report.Report()
+    for part in [options.part] if options.part else PARTS:
+        PARTS[part][0](results, options.name)
+        if part == "build" and results.count("failed") and not options.part:
+            results.note("what follows needs the build; it is left out")
+            break
+    good = results.summary()
+    print(f"{time.monotonic() - begin:.0f} s")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+// CommandTable: every command of a unit, one row each; validator, dispatcher and REPORT SUPPORTED OPERATION CODES read
+// the same row.
+//
+// Owns: the rows. Called by: LogicalUnit (match), the report commands. Must not know: how commands work.
+
+import CTarget
+
+/// How a CDB relates to the table.
+enum CommandMatch {
+    case row(CommandRow)
+    case unknownOperationCode
+    case unknownServiceAction
+}
+
+/// The table of the units that have the same features.
+@safe
+final class CommandTable {
+    private let rows: UnsafeMutableBufferPointer<CommandDescriptor>
+    /// For each operation code: its first row, or -1.
+    private let first: UnsafeMutablePointer<Int16>
+
+    /// Builds the table for a set of features and checks it. Tables live as long as the process: there are as many as
+    /// there are combinations of features.
+    init(features: UnitFeatures) {
+        let selected = Self.source.filter {
+            features.isSuperset(of: $0.requires) && features.isDisjoint(with: $0.without)
+        }
+        .map(\.descriptor)
+        Self.check(selected)
+        unsafe rows = .allocate(capacity: selected.count)
+        _ = unsafe rows.initialize(from: selected)
+        unsafe first = .allocate(capacity: 256)
+        unsafe first.initialize(repeating: -1, count: 256)
+        for (index, row) in selected.enumerated().reversed() { unsafe first[Int(row.operationCode)] = Int16(index) }
+    }
+
+    deinit {
+        unsafe rows.deallocate()
+        unsafe first.deallocate()
+    }
+
+    /// All rows in order, for reports and tests.
+    var all: [CommandDescriptor] { unsafe Array(rows) }
+
+    /// Finds the row of a CDB by operation code and service action.
+    @inline(__always)
+    func match(_ cdb: CDB) -> CommandMatch {
+        var index = Int(unsafe first[Int(cdb[0])])
+        guard index >= 0 else { return .unknownOperationCode }
+        let row = unsafe rows.baseAddress! + index
+        guard unsafe row.pointee.hasServiceAction else { return unsafe .row(CommandRow(row)) }
+        let serviceAction = Self.serviceAction(cdb)
+        while unsafe index < rows.count, unsafe rows[index].operationCode == cdb[0] {
+            if unsafe rows[index].serviceAction == serviceAction {
+                return unsafe .row(CommandRow(rows.baseAddress! + index))
+            }
+            index += 1
+        }
+        return .unknownServiceAction
+    }
+
+    /// The SERVICE ACTION field: bytes 8 and 9 of a variable length CDB, else five bits of byte 1 (SPC-6 4.2.2).
+    private static func serviceAction(_ cdb: CDB) -> UInt16 { cdb[0] == 0x7f ? cdb.uint16(8) : UInt16(cdb[1] & 0x1f) }
+
+    /// Checks the bits of a CDB against its row.
+    ///
+    /// - Returns: What to report if a bit is set that the row does not allow (SPC-6 4.2.1: reserved bits), `nil` if none.
+    @inline(__always)
+    static func validate(_ cdb: CDB, length: Int, against row: CommandRow) -> SenseData? {
+        let extra = (cdb.word(0) & ~row.usage.0) | (row.length > 8 ? cdb.word(1) & ~row.usage.1 : 0)
+        if extra == 0, length >= row.length { return nil }
+        return fault(cdb, length: length, row: row)
+    }
+
+    /// Names the first byte and the most significant bit that are not allowed.
+    private static func fault(_ cdb: CDB, length: Int, row: CommandRow) -> SenseData? {
+        if length < row.length { return .invalidField(inCDB: length) }
+        for offset in 0..<row.length {
+            let extra = cdb[offset] & ~row.descriptor.usageByte(offset)
+            if extra != 0 { return .invalidField(inCDB: offset, bit: UInt8(7 - extra.leadingZeroBitCount)) }
+        }
+        return nil
+    }
+
+    /// The self-check: sorted by operation code and service action, unique, lengths fit the group code (SPC-6 4.2.2),
+    /// usage data begins with the operation code, every handler is reached.
+    private static func check(_ rows: [CommandDescriptor]) {
+        for (row, next) in zip(rows, rows.dropFirst()) {
+            precondition(
+                (row.operationCode, row.serviceAction) < (next.operationCode, next.serviceAction), "table order")
+            precondition(row.operationCode != next.operationCode || row.hasServiceAction && next.hasServiceAction)
+        }
+        for row in rows {
+            let byGroup: [UInt8: UInt8] = [0: 6, 1: 10, 2: 10, 4: 16, 5: 12]
+            precondition(byGroup[row.operationCode >> 5] == row.length, "CDB length does not fit the group code")
+            precondition(row.usageByte(0) == row.operationCode, "usage data")
+            precondition(!row.hasServiceAction || UInt16(row.usageByte(1) & 0x1f) == row.serviceAction, "usage data")
+        }
+        let optional: Set<CommandHandler> = [.unmap]
+        for handler in CommandHandler.allCases where !optional.contains(handler) {
+            precondition(rows.contains { $0.handler == handler }, "a handler that no row reaches")
+        }
+    }
+
+    /// A row and the features that decide whether a unit has it.
+    private struct Source {
+        let descriptor: CommandDescriptor
+        let requires: UnitFeatures
+        let without: UnitFeatures
+    }
+
+    private static func row(
+        _ operationCode: UInt8, _ serviceAction: UInt16?, _ handler: CommandHandler, _ extent: ExtentField,
+        _ serialization: SerializationClass, _ flags: CommandFlags, requires: UnitFeatures = [],
+        without: UnitFeatures = [], usage: [UInt8]
+    ) -> Source {
+        var words: (UInt64, UInt64) = (0, 0)
+        for (offset, byte) in usage.enumerated() {
+            let bits = UInt64(byte) << (UInt64(offset & 7) * 8)
+            if offset < 8 { words.0 |= bits } else { words.1 |= bits }
+        }
+        // The validator compares whole words: bytes behind a shorter CDB are not part of it.
+        if usage.count < 8 { words.0 |= ~0 << (UInt64(usage.count) * 8) }
+        if usage.count > 8, usage.count < 16 { words.1 |= ~0 << (UInt64(usage.count - 8) * 8) }
+        return Source(
+            descriptor: CommandDescriptor(
+                operationCode: operationCode, hasServiceAction: serviceAction != nil, serviceAction: serviceAction ?? 0,
+                length: UInt8(usage.count), handler: handler, extent: extent, serialization: serialization,
+                flags: flags,
+                usage: (words.0.littleEndian, words.1.littleEndian)),
+            requires: requires, without: without)
+    }
+
+    // swift-format-ignore-start: a table
+    private static let source: [Source] = [
+        // Code, service action, handler, extent, serialization, flags
+        //     Usage data by byte (SPC-6 6.35.2)
+        row(
+            0x00, nil, .testUnitReady, .none, .none, [.needsMedium],  // TEST UNIT READY
+            usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(
+            0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // REQUEST SENSE
+            usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
+        row(
+            0x08, nil, .read, .six, .read, [.needsMedium],  // READ(6)
+            usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
+        row(
+            0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],  // WRITE(6)
+            usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
+        row(
+            0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // INQUIRY
+            usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
+        row(
+            0x15, nil, .modeSelect, .none, .none, [],  // MODE SELECT(6)
+            usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
+        row(
+            0x1a, nil, .modeSense, .none, .none, [],  // MODE SENSE(6)
+            usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
+        row(
+            0x1b, nil, .startStopUnit, .none, .none, [],  // START STOP UNIT
+            usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
+        row(
+            0x25, nil, .readCapacity10, .none, .none, [.needsMedium],  // READ CAPACITY(10)
+            usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(
+            0x28, nil, .read, .ten, .read, [.needsMedium],  // READ(10)
+            usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],  // WRITE(10)
+            usage: [0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x2f, nil, .verify, .ten, .read, [.needsMedium],  // VERIFY(10)
+            usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],  // SYNCHRONIZE CACHE(10)
+            usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(10)
+            usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap,  // WRITE SAME(10)
+            usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap,  // UNMAP
+            usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x55, nil, .modeSelect, .none, .none, [],  // MODE SELECT(10)
+            usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x5a, nil, .modeSense, .none, .none, [],  // MODE SENSE(10)
+            usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(
+            0x88, nil, .read, .sixteen, .read, [.needsMedium],  // READ(16)
+            usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x8a, nil, .write, .sixteen, .write, [.needsMedium, .writesMedium],  // WRITE(16)
+            usage: [0x8a, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x8f, nil, .verify, .sixteen, .read, [.needsMedium],  // VERIFY(16)
+            usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],  // SYNCHRONIZE CACHE(16)
+            usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
+            usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap,  // WRITE SAME(16)
+            usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],  // READ CAPACITY(16)
+            usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // REPORT LUNS
+            usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],  // REPORT SUPPORTED OPERATION CODES
+            usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [],  // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+            usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xa8, nil, .read, .twelve, .read, [.needsMedium],  // READ(12)
+            usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],  // WRITE(12)
+            usage: [0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(
+            0xaf, nil, .verify, .twelve, .read, [.needsMedium],  // VERIFY(12)
+            usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+    ]
+    // swift-format-ignore-end
+}

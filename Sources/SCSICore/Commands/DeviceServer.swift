@@ -1,0 +1,149 @@
+// DeviceServer: from a row's handler to the code that carries the command out, and what all commands share: parameter
+// data and lists, and the requests to the backstore.
+//
+// Called by: LogicalUnit. Must not know: transports, the task set.
+
+import CBackstore
+import CTarget
+
+/// The device server (SAM-6 4.5.?).
+enum DeviceServer {
+    /// Starts a command whose bits the table has checked.
+    @inline(__always)
+    static func execute(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        switch row.handler {
+        case .read: SBC.read(task, cdb, row.extent, on: unit)
+        case .write: SBC.write(task, cdb, row.extent, on: unit)
+        default: executeOther(task, cdb, row, on: unit)
+        }
+    }
+
+    @inline(never)
+    private static func executeOther(
+        _ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit
+    ) -> Outcome {
+        switch row.handler {
+        case .read, .write: preconditionFailure("handled by execute")
+        case .testUnitReady: .done(.good)
+        case .requestSense: SPC.requestSense(task, cdb, on: unit)
+        case .inquiry: SPC.inquiry(task, cdb, on: unit)
+        case .modeSelect: SPC.modeSelect(task, cdb, on: unit)
+        case .modeSense: SPC.modeSense(task, cdb, on: unit)
+        case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
+        case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
+        case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .readCapacity10: SBC.readCapacity10(task, on: unit)
+        case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
+        case .verify: SBC.verify(task, cdb, row.extent, on: unit)
+        case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
+        case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
+        case .unmap: SBC.unmap(task, cdb, on: unit)
+        }
+    }
+
+    /// Goes on with a command after its request has completed without error.
+    @inline(__always)
+    static func resume(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        task.step == 0 ? .done(.good) : resumeSteps(task, cdb, row, on: unit)
+    }
+
+    @inline(never)
+    private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
+    {
+        switch row.handler {
+        case .read: SBC.readAfterFlush(task, on: unit)
+        case .verify: SBC.verifyChunk(task, cdb, on: unit)
+        case .writeSame: SBC.writeSameChunk(task, on: unit)
+        case .unmap: SBC.unmapChunk(task, on: unit)
+        case .startStopUnit: SBC.stopAfterFlush(on: unit)
+        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
+            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
+            .synchronizeCache:
+            preconditionFailure("a command without steps")
+        }
+    }
+
+    /// Reads the extent that a CDB names into the task, where hazards and the handler look for it.
+    @inline(__always)
+    static func decodeExtent(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField) {
+        switch field {
+        case .none: break
+        case .six:
+            task.address = UInt64(cdb.uint24(1) & 0x1f_ffff)
+            task.blocks = cdb[4] == 0 ? 256 : UInt64(cdb[4])
+        case .ten:
+            task.address = UInt64(cdb.uint32(2))
+            task.blocks = UInt64(cdb.uint16(7))
+        case .twelve:
+            task.address = UInt64(cdb.uint32(2))
+            task.blocks = UInt64(cdb.uint32(6))
+        case .sixteen:
+            task.address = cdb.uint64(2)
+            task.blocks = UInt64(cdb.uint32(10))
+        }
+    }
+
+    // MARK: Parameter data and lists
+
+    /// Builds parameter data and transfers it, cut to the allocation length (SPC-6 4.2.5.6).
+    static func parameterData(
+        _ task: TaskHandle, _ shard: Shard, allocationLength: some BinaryInteger,
+        _ build: (inout ParameterWriter) -> Void
+    ) -> Outcome {
+        var writer = unsafe ParameterWriter(shard.parameters)
+        build(&writer)
+        let count = min(writer.written, Int(allocationLength))
+        guard unsafe UInt64(count) <= task.command.data_in_length else { return .overrun }
+        unsafe task.scatter(UnsafeRawBufferPointer(rebasing: shard.parameters[..<count]))
+        unsafe task.response.data_in_residual = task.command.data_in_length - UInt64(count)
+        return .done(.good)
+    }
+
+    /// Copies a parameter list out of the initiator's buffers, once.
+    ///
+    /// - Returns: `nil` if the buffers hold less than `length` bytes.
+    static func parameterList(
+        _ task: TaskHandle, length: Int, into buffer: UnsafeMutableRawBufferPointer
+    ) -> ParameterReader? {
+        guard unsafe UInt64(length) <= task.command.data_out_length else { return nil }
+        let target = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<length])
+        unsafe task.gather(into: target, from: 0)
+        unsafe task.response.data_out_residual = task.command.data_out_length - UInt64(length)
+        return unsafe ParameterReader(UnsafeRawBufferPointer(target))
+    }
+
+    // MARK: Requests
+
+    /// Fills the task's request. The caller returns `.submit`.
+    @inline(__always)
+    static func fill(
+        _ task: TaskHandle, _ operation: some BinaryInteger, fua: Bool = false, offset: ByteOffset, length: ByteCount,
+        segments: UnsafeMutablePointer<iovec>? = nil, count: UInt32 = 0
+    ) {
+        let request = unsafe task.request
+        unsafe request.pointee.operation = UInt8(truncatingIfNeeded: operation)
+        unsafe request.pointee.flags = fua ? UInt16(SCSI_BACKSTORE_FUA) : 0
+        unsafe request.pointee.offset = offset.value
+        unsafe request.pointee.length = length.value
+        unsafe request.pointee.segments = unsafe UnsafePointer(segments)
+        unsafe request.pointee.segment_count = count
+        unsafe request.pointee.error_offset = .max
+    }
+
+    /// The same for a request that reads or writes the task's staging buffer.
+    static func fillStaging(
+        _ task: TaskHandle, _ shard: Shard, _ operation: some BinaryInteger, fua: Bool = false, offset: ByteOffset,
+        length: ByteCount
+    ) {
+        let segment = unsafe task.stagingSegment
+        unsafe segment.pointee = unsafe iovec(
+            iov_base: shard.staging(task).baseAddress!, iov_len: Int(length.value))
+        unsafe fill(task, operation, fua: fua, offset: offset, length: length, segments: segment, count: 1)
+    }
+
+    /// Asks the backstore to make what it has completed stable.
+    static func fillFlush(_ task: TaskHandle) {
+        unsafe fill(task, SCSI_BACKSTORE_FLUSH, offset: ByteOffset(0), length: ByteCount(0))
+    }
+}

@@ -1,0 +1,95 @@
+// WRITE SAME: one block many times, as zeros or as a deallocation where that is the same, else from a staging buffer.
+//
+// Called by: DeviceServer. Must not know: the task set, transports.
+
+import CBackstore
+import CTarget
+
+extension SBC {
+    /// What a WRITE SAME does; kept in the task's step.
+    private enum WriteSameStep: UInt8 {
+        case pattern = 1, zeroes, discard
+    }
+
+    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB (SBC-5 5.?). WSNZ is one: a count of zero is refused.
+    static func writeSame(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
+        let noDataOut = field == .sixteen && cdb.bit(1, 0)
+        let block = unit.medium.bytes(BlockCount(1))
+        guard task.blocks > 0, task.blocks <= unit.maximumWriteSameBlocks else {
+            return .failed(.invalidField(inCDB: field.countByte))
+        }
+        let address = LogicalBlockAddress(task.address)
+        guard unit.medium.contains(address, BlockCount(task.blocks)) else {
+            return .failed(.lbaOutOfRange(address, field: field.addressByte))
+        }
+        guard unsafe noDataOut || block.value <= task.command.data_out_length else { return .overrun }
+        guard unit.shard.takeStaging(task) else { return .needsStaging }
+        let staging = unsafe UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Int(block.value)])
+        if noDataOut {
+            unsafe staging.initializeMemory(as: UInt8.self, repeating: 0)
+        } else {
+            unsafe task.gather(into: staging, from: 0)
+            unsafe task.response.data_out_residual = task.command.data_out_length - block.value
+        }
+        let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
+        task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
+        if task.step == WriteSameStep.pattern.rawValue {
+            unsafe repeatPattern(unit.shard.staging(task), Int(block.value))
+        }
+        return writeSameNext(task, on: unit)
+    }
+
+    private static func step(isZero: Bool, unmap: Bool, _ unit: LogicalUnit) -> WriteSameStep {
+        guard isZero else { return .pattern }
+        if unmap, unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS) { return .discard }
+        return unit.geometry.has(SCSI_BACKSTORE_CAN_WRITE_ZEROES) ? .zeroes : .pattern
+    }
+
+    private static func isAllZero(_ bytes: UnsafeRawBufferPointer) -> Bool { unsafe bytes.allSatisfy { $0 == 0 } }
+
+    /// Fills the staging buffer with copies of its first block.
+    private static func repeatPattern(_ staging: UnsafeMutableRawBufferPointer, _ block: Int) {
+        var filled = block
+        while filled < staging.count {
+            let count = min(filled, staging.count - filled)
+            unsafe (staging.baseAddress! + filled).copyMemory(from: staging.baseAddress!, byteCount: count)
+            filled += count
+        }
+    }
+
+    /// The piece that ended at `progress` bytes is done.
+    static func writeSameChunk(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        unsafe task.progress += task.request.pointee.length
+        if task.progress == unit.medium.bytes(BlockCount(task.blocks)).value { return .done(.good) }
+        return writeSameNext(task, on: unit)
+    }
+
+    private static func writeSameNext(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        let left = unit.medium.bytes(BlockCount(task.blocks)).value - task.progress
+        let offset = ByteOffset(unit.medium.offset(of: LogicalBlockAddress(task.address)).value + task.progress)
+        let fua = unit.mustWriteThrough
+        switch WriteSameStep(rawValue: task.step)! {
+        case .pattern:
+            DeviceServer.fillStaging(
+                task, unit.shard, SCSI_BACKSTORE_WRITE, fua: fua, offset: offset,
+                length: ByteCount(min(left, UInt64(Limits.stagingBytes))))
+        case .zeroes:
+            let length = ByteCount(min(left, unit.limit(unit.geometry.maximum_write_zeroes)))
+            unsafe DeviceServer.fill(task, SCSI_BACKSTORE_WRITE_ZEROES, fua: fua, offset: offset, length: length)
+        case .discard:
+            let length = ByteCount(min(left, unit.limit(unit.geometry.maximum_discard)))
+            unsafe DeviceServer.fill(task, SCSI_BACKSTORE_DISCARD, fua: fua, offset: offset, length: length)
+        }
+        return .submit
+    }
+}
+
+extension LogicalUnit {
+    /// MAXIMUM WRITE SAME LENGTH in blocks.
+    var maximumWriteSameBlocks: UInt64 { Limits.writeSameBytes >> medium.blockShift }
+
+    /// A limit of the backstore in bytes, where 0 means none, in whole logical blocks.
+    func limit(_ bytes: UInt64) -> UInt64 {
+        bytes == 0 ? .max : max(bytes >> medium.blockShift, 1) << medium.blockShift
+    }
+}

@@ -1,0 +1,133 @@
+// INQUIRY: the standard data and the vital product data pages.
+//
+// Called by: DeviceServer, MissingLogicalUnit. Must not know: the task set, transports.
+
+import CBackstore
+import CTarget
+
+/// The commands of SPC-6.
+enum SPC {
+    /// A vital product data page that a unit has.
+    private enum VitalProductDataPage: UInt8, CaseIterable {
+        case supportedPages = 0x00
+        case unitSerialNumber = 0x80
+        case deviceIdentification = 0x83
+        case extendedInquiry = 0x86
+        case blockLimits = 0xb0
+        case blockDeviceCharacteristics = 0xb1
+        case logicalBlockProvisioning = 0xb2
+    }
+
+    /// INQUIRY (SPC-6 6.7).
+    static func inquiry(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+        let allocationLength = cdb.uint16(3)
+        guard cdb.bit(1, 0) else {
+            if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
+            return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
+                standardInquiry(
+                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product,
+                    unit.configuration.revision,
+                    &writer)
+            }
+        }
+        guard let page = VitalProductDataPage(rawValue: cdb[2]) else { return .failed(.invalidField(inCDB: 2)) }
+        return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
+            writer.byte(0x00)
+            writer.byte(page.rawValue)
+            writer.uint16(0)
+            write(page, unit, &writer)
+            writer.patch16(UInt16(clamping: writer.length - 4), at: 2)
+        }
+    }
+
+    /// Standard INQUIRY data, 96 bytes (SPC-6 6.7.2).
+    static func standardInquiry(
+        peripheral: UInt8, _ vendor: String, _ product: String, _ revision: String, _ writer: inout ParameterWriter
+    ) {
+        writer.byte(peripheral)
+        writer.byte(0x00)
+        writer.byte(0x07)  // SPC-5
+        writer.byte(0x12)  // HISUP, response data format 2
+        writer.byte(91)
+        writer.byte(0x00)
+        writer.byte(0x10)  // MULTIP: several target ports, one a front
+        writer.byte(0x02)  // CMDQUE
+        writer.text(Array(vendor.utf8), width: 8)
+        writer.text(Array(product.utf8), width: 16)
+        writer.text(Array(revision.utf8), width: 4)
+        writer.zeros(22)
+        for version in [0x00c0, 0x05c0, 0x0600] as [UInt16] { writer.uint16(version) }  // SAM-6, SPC-5, SBC-4
+        writer.zeros(96 - writer.length)
+    }
+
+    private static func write(_ page: VitalProductDataPage, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        switch page {
+        case .supportedPages: writer.bytes(VitalProductDataPage.allCases.map(\.rawValue))
+        case .unitSerialNumber: writer.bytes(Array(unit.configuration.serial.utf8))
+        case .deviceIdentification: deviceIdentification(unit, &writer)
+        case .extendedInquiry: extendedInquiry(unit, &writer)
+        case .blockLimits: blockLimits(unit, &writer)
+        case .blockDeviceCharacteristics:
+            // Not rotating (1), or not reported (0) for a rotating medium whose rate the backstore does not know.
+            writer.uint16(unit.geometry.has(SCSI_BACKSTORE_ROTATIONAL) ? 0 : 1)
+            writer.zeros(58)
+        case .logicalBlockProvisioning: logicalBlockProvisioning(unit, &writer)
+        }
+    }
+
+    /// Device Identification (SPC-6 7.7.6): the unit by NAA name and by T10 vendor ID, the target port by its relative
+    /// identifier, the target device by its NAA name.
+    private static func deviceIdentification(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        writer.bytes([0x01, 0x03, 0x00, 8])
+        writer.uint64(unit.configuration.name)
+        let serial = Array(unit.configuration.serial.utf8)
+        writer.bytes([0x02, 0x01, 0x00, UInt8(8 + serial.count)])
+        writer.text(Array(unit.configuration.vendor.utf8), width: 8)
+        writer.bytes(serial)
+        if let target = unit.target {
+            writer.bytes([0x01, 0x23, 0x00, 8])
+            writer.uint64(target.name)
+        }
+    }
+
+    /// Extended INQUIRY Data (SPC-6 7.7.7).
+    private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        writer.byte(0x00)
+        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP
+        writer.byte(unit.cachesWrites ? 0x01 : 0x00)  // V_SUP
+        writer.byte(0x00)
+        writer.zeros(5)
+        writer.byte(UInt8(SCSI_SENSE_CAPACITY))
+        writer.zeros(50)
+    }
+
+    /// Block Limits (SBC-5 6.6.4).
+    private static func blockLimits(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        let shift = unit.medium.blockShift
+        let geometry = unit.geometry
+        let thin = unit.isThinProvisioned
+        writer.byte(0x01)  // WSNZ
+        writer.byte(0)
+        writer.uint16(UInt16(clamping: UInt64(geometry.optimal_transfer_granularity) >> shift))
+        writer.uint32(UInt32(clamping: unit.maximumTransferBlocks))
+        writer.uint32(UInt32(clamping: min(geometry.optimal_transfer >> shift, unit.maximumTransferBlocks)))
+        writer.uint32(0)
+        writer.uint32(thin ? UInt32(clamping: Limits.unmapBlocks) : 0)
+        writer.uint32(thin ? UInt32(Limits.unmapDescriptors) : 0)
+        writer.uint32(thin ? UInt32(UInt64(geometry.discard_granularity) >> shift) : 0)
+        let granular = thin && geometry.discard_granularity != 0
+        writer.uint32(granular ? 0x8000_0000 | UInt32(UInt64(geometry.discard_alignment) >> shift) : 0)
+        writer.uint64(unit.maximumWriteSameBlocks)
+        writer.zeros(20)
+    }
+
+    /// Logical Block Provisioning (SBC-5 6.6.7).
+    private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        let thin = unit.isThinProvisioned
+        let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
+        writer.byte(0)
+        writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) : 0)  // LBPU, LBPWS, LBPWS10, LBPRZ 001b
+        writer.byte(thin ? 0x02 : 0x00)
+        writer.byte(0)
+    }
+}

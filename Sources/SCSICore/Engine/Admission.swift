@@ -1,0 +1,41 @@
+// Admission: whether a command may be carried out now, as one verdict in the standard's order of precedence.
+//
+// Called by: LogicalUnit, for each command when it is enabled. Must not know: how commands work. Calls nobody.
+
+/// What stands in a command's way.
+enum AdmissionVerdict {
+    case admitted
+    /// A pending unit attention condition, which is reported and cleared.
+    case unitAttention(UnitAttention)
+    /// CHECK CONDITION with this.
+    case refused(SenseData)
+}
+
+/// What admission looks at: a snapshot of the logical unit, seen from one nexus.
+struct AdmissionState {
+    let pending: UnitAttentionSet
+    let stopped: Bool
+    let writeProtected: Bool
+}
+
+enum Admission {
+    /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then (reservation
+    /// conflicts, when there are reservations, then) the other unit attention conditions, then everything else: readiness
+    /// (SPC-6 5.?: NOT READY), write protection.
+    ///
+    /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
+    @inline(__always)
+    static func check(_ flags: CommandFlags, _ state: AdmissionState) -> AdmissionVerdict {
+        if state.pending.isEmpty, !state.stopped, !state.writeProtected { return .admitted }
+        if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
+            return .unitAttention(condition)
+        }
+        if state.stopped, flags.contains(.needsMedium) {
+            return .refused(SenseData(.notReady, .logicalUnitNotReadyInitializingRequired))
+        }
+        if state.writeProtected, flags.contains(.writesMedium) {
+            return .refused(SenseData(.dataProtect, .writeProtected))
+        }
+        return .admitted
+    }
+}

@@ -1,0 +1,36 @@
+// BackstoreError: errno → sense data, one table.
+//
+// Called by: LogicalUnit when a request ended with an error. Must not know: which backstore it was.
+
+import CBackstore
+
+enum BackstoreError {
+    /// Errno values by name, as scsi_backstore.h lists them; the numbers are Linux's.
+    private enum Errno {
+        static let eio: Int32 = 5, enomem: Int32 = 12, enospc: Int32 = 28, erofs: Int32 = 30, enodata: Int32 = 61
+        static let eilseq: Int32 = 84, etimedout: Int32 = 110, eremoteio: Int32 = 121, edquot: Int32 = 122
+        static let enomedium: Int32 = 123, ecanceled: Int32 = 125
+    }
+
+    /// The sense data for an error of a task's request. A medium error names the first block that failed if the
+    /// backstore knows it (SBC-5 4.18: INFORMATION).
+    static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
+        let reading = unsafe task.request.pointee.operation == UInt8(SCSI_BACKSTORE_READ)
+        // swift-format-ignore-start: a table
+        switch error {
+        case Errno.enospc, Errno.edquot: return SenseData(.dataProtect, .spaceAllocationFailedWriteProtect)
+        case Errno.erofs: return SenseData(.dataProtect, .writeProtected)
+        case Errno.enomedium: return SenseData(.notReady, .mediumNotPresent)
+        case Errno.ecanceled: return SenseData(.abortedCommand, .noAdditionalSense)
+        case Errno.etimedout: return SenseData(.abortedCommand, .logicalUnitCommunicationFailure)
+        case Errno.eremoteio: return SenseData(.hardwareError, .logicalUnitCommunicationFailure)
+        case Errno.enomem: return SenseData(.abortedCommand, .insufficientResources)
+        default:
+            let offset = unsafe task.request.pointee.error_offset
+            return SenseData(
+                .mediumError, reading ? .unrecoveredReadError : .writeError,
+                information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
+        }
+        // swift-format-ignore-end
+    }
+}

@@ -1,0 +1,154 @@
+// TaskManager: the task management functions (SAM-6 clause 7) of one target.
+//
+// Owns: the functions that wait for tasks to end. Called by: TargetDevice. Must not know: transports, commands.
+//
+// A function decides at once what becomes of each task, and is answered when the last task that it ended has been given
+// back: until then a backstore may still touch the task's memory.
+
+import CTarget
+
+/// What tasks a function waits for.
+private enum FunctionScope {
+    case task(LogicalUnit, tag: UInt64)
+    case nexus(LogicalUnit)
+    case unit(LogicalUnit)
+    case everything(nexus: UInt16?)
+}
+
+private struct WaitingFunction {
+    let nexus: UInt16
+    let cookie: UInt64
+    let scope: FunctionScope
+    /// Tasks that arrived later are not waited for.
+    let sequence: UInt64
+}
+
+/// The task manager (SAM-6 4.5.?).
+/// A class, because tasks that a function ends come back to `taskEnded` while the function is still being performed.
+final class TaskManager {
+    private var waiting: [WaitingFunction] = [] { didSet { isWaiting = !waiting.isEmpty } }
+    /// Whether `taskEnded` has anything to do; asked after each task.
+    private(set) var isWaiting = false
+
+    /// The functions that work, by what REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS calls their bits (SPC-6 6.36).
+    static let supported: [TaskManagementFunction] = [
+        .abortTask, .abortTaskSet, .clearTaskSet, .logicalUnitReset, .queryTask, .queryTaskSet, .targetReset,
+        .nexusReset,
+    ]
+
+    func receive(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
+        let response = perform(request, nexus: nexus, on: target)
+        switch response {
+        case .answered(let answer): target.answer(request.cookie, answer, nexus: nexus)
+        case .ends(let scope):
+            let function = WaitingFunction(
+                nexus: nexus, cookie: request.cookie, scope: scope, sequence: target.shard.sequence)
+            if isDone(function, on: target) {
+                target.answer(function.cookie, .functionComplete, nexus: nexus)
+            } else if waiting.count < Limits.waitingFunctions {
+                waiting.append(function)
+            } else {
+                target.answer(function.cookie, .functionRejected, nexus: nexus)
+            }
+        }
+    }
+
+    private enum Verdict {
+        case answered(TaskManagementResponse)
+        case ends(FunctionScope)
+    }
+
+    private func perform(
+        _ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice
+    ) -> Verdict {
+        guard let function = TaskManagementFunction(rawValue: request.function), Self.supported.contains(function)
+        else { return .answered(.functionRejected) }
+        switch function {
+        case .targetReset:
+            for unit in target.allUnits { Self.reset(unit, by: nexus) }
+            return .ends(.everything(nexus: nil))
+        case .nexusReset:
+            for unit in target.allUnits {
+                unit.abort { $0.nexus == nexus ? .reset : .none }
+                unit.establish(.nexusLoss, for: nexus)
+            }
+            return .ends(.everything(nexus: nexus))
+        default: break
+        }
+        var field = request.lun
+        let lunField = unsafe withUnsafeBytes(of: &field) {
+            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
+        }
+        guard case .unit(let lun) = LUN.parse(lunField), let unit = target.unit(lun) else {
+            return .answered(.incorrectLogicalUnitNumber)
+        }
+        let tag = request.tag
+        switch function {
+        case .abortTask:
+            unit.abort { $0.nexus == nexus && $0.tag == tag ? .aborted : .none }
+            return .ends(.task(unit, tag: tag))
+        case .abortTaskSet:
+            unit.abort { $0.nexus == nexus ? .aborted : .none }
+            return .ends(.nexus(unit))
+        case .clearTaskSet:
+            Self.clear(unit, by: nexus)
+            return .ends(.unit(unit))
+        case .logicalUnitReset:
+            Self.reset(unit, by: nexus)
+            return .ends(.unit(unit))
+        case .queryTask:
+            let found = unit.contains { $0.nexus == nexus && $0.tag == tag && $0.disposition == .none }
+            return .answered(found ? .functionSucceeded : .functionComplete)
+        case .queryTaskSet:
+            let found = unit.contains { $0.nexus == nexus && $0.disposition == .none }
+            return .answered(found ? .functionSucceeded : .functionComplete)
+        case .clearACA, .queryAsynchronousEvent, .nexusReset, .targetReset: return .answered(.functionRejected)
+        }
+    }
+
+    private static func reset(_ unit: LogicalUnit, by nexus: UInt16) {
+        unit.abort { _ in .reset }
+        unit.reset(.logicalUnitReset)
+    }
+
+    /// CLEAR TASK SET: tasks of other nexuses end with TASK ABORTED if TAS is one, else silently and with a unit attention
+    /// condition for their nexus (SAM-6 5.6, SPC-6 7.5.10).
+    private static func clear(_ unit: LogicalUnit, by nexus: UInt16) {
+        var cleared: Set<UInt16> = []
+        let taskAborted = unit.modePages.taskAbortedStatus
+        unit.abort { task in
+            guard task.nexus != nexus, !taskAborted else { return task.nexus == nexus ? .aborted : .taskAborted }
+            if task.disposition == .none { cleared.insert(task.nexus) }
+            return .aborted
+        }
+        for other in cleared { unit.establish(.commandsCleared, for: other) }
+    }
+
+    /// A task was given back: answers the functions that waited for it.
+    func taskEnded(on target: TargetDevice) {
+        while let index = waiting.firstIndex(where: { isDone($0, on: target) }) {
+            let function = waiting.remove(at: index)
+            target.answer(function.cookie, .functionComplete, nexus: function.nexus)
+        }
+    }
+
+    /// Functions of a nexus that is lost are not answered.
+    func forget(nexus: UInt16) { waiting.removeAll { $0.nexus == nexus } }
+
+    private func isDone(_ function: WaitingFunction, on target: TargetDevice) -> Bool {
+        let ending: (TaskHandle) -> Bool = { $0.disposition != .none && $0.sequence <= function.sequence }
+        switch function.scope {
+        case .task(let unit, let tag):
+            return !unit.contains { ending($0) && $0.nexus == function.nexus && $0.tag == tag }
+        case .nexus(let unit): return !unit.contains { ending($0) && $0.nexus == function.nexus }
+        case .unit(let unit): return !unit.contains(ending)
+        case .everything(let nexus):
+            return !target.allUnits.contains { $0.contains { ending($0) && (nexus == nil || $0.nexus == nexus) } }
+        }
+    }
+}
+
+extension TaskHandle {
+    /// The command identifier.
+    var tag: UInt64 { unsafe command.tag }
+}

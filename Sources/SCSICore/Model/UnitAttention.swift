@@ -1,0 +1,57 @@
+// UnitAttention: the unit attention conditions, their precedence, and the set of those pending for one I_T_L nexus.
+//
+// Called by: LogicalUnit (establish, report), Admission. Must not know: who causes them.
+
+/// A unit attention condition, in the order in which they are reported (SAM-6 5.14, precedence table): the resets from
+/// the widest to the narrowest, then the rest.
+enum UnitAttention: UInt8, CaseIterable {
+    case powerOn, hardReset, logicalUnitReset, nexusLoss
+    case mediumChanged, reportedLUNsChanged, inquiryDataChanged
+    case modeParametersChanged, capacityChanged, commandsCleared
+
+    /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
+    /// which pending conditions it takes away when it is established, because it implies them.
+    // swift-format-ignore-start: a table
+    private var row: (code: AdditionalSense, isReset: Bool, clears: UnitAttentionSet) {
+        switch self {
+        case .powerOn: (.powerOnOccurred, true, [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .hardReset: (.scsiBusResetOccurred, true, [.logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .logicalUnitReset: (.busDeviceResetFunctionOccurred, true, [.commandsCleared])
+        case .nexusLoss: (.nexusLossOccurred, true, [.commandsCleared])
+        case .mediumChanged: (.notReadyToReadyChange, false, [])
+        case .reportedLUNsChanged: (.reportedLUNsDataChanged, false, [])
+        case .inquiryDataChanged: (.inquiryDataChanged, false, [])
+        case .modeParametersChanged: (.modeParametersChanged, false, [])
+        case .capacityChanged: (.capacityDataChanged, false, [])
+        case .commandsCleared: (.commandsClearedByAnotherInitiator, false, [])
+        }
+    }
+    // swift-format-ignore-end
+
+    var code: AdditionalSense { row.code }
+    var isReset: Bool { row.isReset }
+    var clears: UnitAttentionSet { row.clears }
+    var sense: SenseData { SenseData(.unitAttention, row.code) }
+}
+
+/// Pending unit attention conditions: each at most once, the first to report is the lowest bit.
+struct UnitAttentionSet: ExpressibleByArrayLiteral {
+    private var bits: UInt16 = 0
+
+    init(arrayLiteral elements: UnitAttention...) { for element in elements { bits |= 1 << element.rawValue } }
+
+    var isEmpty: Bool { bits == 0 }
+
+    /// The condition with the highest precedence.
+    var first: UnitAttention? {
+        bits == 0 ? nil : UnitAttention(rawValue: UInt8(bits.trailingZeroBitCount))
+    }
+
+    func contains(_ condition: UnitAttention) -> Bool { bits & (1 << condition.rawValue) != 0 }
+
+    mutating func establish(_ condition: UnitAttention) {
+        bits = bits & ~condition.clears.bits | 1 << condition.rawValue
+    }
+
+    mutating func remove(_ condition: UnitAttention) { bits &= ~(1 << condition.rawValue) }
+}

@@ -1,0 +1,119 @@
+// Configuration: what targetd is asked to be, as a value.
+//
+// Owns: the shape of the configuration and its limits. Called by: everything in the daemon. Must not know: YAML, the
+// command line, file systems, or anything that runs.
+
+/// All that the configuration file says.
+struct Configuration: Equatable, Sendable {
+    /// Reactor threads.
+    var reactors = 1
+    /// How the reactors do I/O.
+    var ioEngine = IOEngine.automatic
+    /// How long a reactor goes on looking for work after the last work, in nanoseconds; 0: it sleeps at once.
+    var pollNanoseconds: UInt64 = 20_000
+    /// How long a stop waits for commands in flight, in nanoseconds.
+    var stopTimeoutNanoseconds: UInt64 = 10_000_000_000
+    /// The least severe messages that are logged; `nil`: the default, information.
+    var logLevel: String?
+    /// The media, by name.
+    var backstores: [String: BackstoreConfiguration] = [:]
+    /// The target devices, by name.
+    var targets: [NAAName: TargetConfiguration] = [:]
+    /// The vhost-user sockets.
+    var vhostUserFronts: [VhostUserFrontConfiguration] = []
+}
+
+/// How reactors do I/O.
+enum IOEngine: String, Sendable, CaseIterable {
+    case automatic
+    case ioUring = "io_uring"
+    case libaio
+}
+
+/// A medium.
+struct BackstoreConfiguration: Equatable, Sendable {
+    enum Medium: Equatable, Sendable {
+        /// Memory of the daemon; the content is gone when it stops.
+        case ram(size: UInt64)
+        /// A file; created if it does not exist and a size is given.
+        case file(path: String, size: UInt64?, buffered: Bool)
+        /// A block device of the host; it says its size itself.
+        case blockDevice(path: String, buffered: Bool)
+    }
+
+    var medium: Medium
+    /// Bytes of a logical block; `nil`: 512, or what the block device says.
+    var blockSize: UInt32?
+    /// Opened for reading only.
+    var readOnly = false
+
+    /// The path of a file or block device.
+    var path: String? {
+        switch medium {
+        case .ram: nil
+        case .file(let path, _, _), .blockDevice(let path, _): path
+        }
+    }
+}
+
+/// A target device: its logical units by number.
+struct TargetConfiguration: Equatable, Sendable {
+    var logicalUnits: [Int: LogicalUnitSettings] = [:]
+}
+
+/// A logical unit of a target.
+struct LogicalUnitSettings: Equatable, Sendable {
+    var backstore: String
+    var readOnly = false
+    /// `nil`: derived from the names of the target and the backstore.
+    var name: NAAName?
+    /// `nil`: the digits of the name.
+    var serial: String?
+
+    /// The unit's name as initiators see it.
+    func effectiveName(target: NAAName) -> NAAName {
+        name ?? .derived(from: "logical unit", target.description, backstore)
+    }
+
+    /// The unit's serial number as initiators see it.
+    func effectiveSerial(target: NAAName) -> String { serial ?? effectiveName(target: target).hexadecimal }
+}
+
+/// A vhost-user socket at which a virtual machine attaches a virtio SCSI host.
+struct VhostUserFrontConfiguration: Equatable, Sendable {
+    var socket: String
+    /// Request queues that a guest may use.
+    var queues = 1
+    /// The target devices by virtio-scsi target number.
+    var targets: [Int: NAAName] = [:]
+}
+
+/// Bounds of the configuration, with their reasons.
+enum ConfigurationLimits {
+    /// Bytes of a configuration file: 200 times what a thousand disks need.
+    static let fileBytes = 16 << 20
+    /// More threads than this machine class has processors help nobody.
+    static let reactors = 1...64
+    /// A second of spinning per lull is already more than anyone wants.
+    static let pollNanoseconds: ClosedRange<UInt64> = 0...1_000_000_000
+    /// Ten minutes is beyond what a service manager waits.
+    static let stopTimeoutNanoseconds: ClosedRange<UInt64> = 0...600_000_000_000
+    /// Bytes of a medium: what file offsets (63 bits) reach, with room for sums.
+    static let mediumBytes: UInt64 = 1 << 62
+    /// Bytes of a RAM medium: what a process can map (47 bits of addresses) with room for everything else.
+    static let ramBytes: UInt64 = 1 << 45
+    /// What SBC-5 media have in practice, and what the core supports.
+    static let blockSizes: [UInt32] = [512, 4096]
+    /// SAM-6 4.7.7: what single-level addressing reaches.
+    static let logicalUnitNumbers = 0...16_383
+    /// The virtio-scsi LUN field has one byte for the target.
+    static let virtioTargetNumbers = 0...255
+    /// Request queues of one vhost-user-scsi device; beyond a queue per virtual CPU there is nothing to win.
+    static let queues = 1...64
+    /// `sockaddr_un.sun_path` has 108 bytes, one of them the end mark.
+    static let socketPathBytes = 107
+    /// Characters of a backstore's name, which also appears in logs and paths of the control API.
+    static let nameCharacters = 1...64
+    /// Characters of the Unit Serial Number (VPD page 80h) that tools still show.
+    static let serialCharacters = 1...64
+}

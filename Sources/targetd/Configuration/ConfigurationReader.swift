@@ -1,0 +1,420 @@
+// ConfigurationReader: the YAML file → Configuration, with every problem of its form and the line it stands on.
+//
+// Owns: the keys of the file and what each takes. Called by: the command line, reload. Must not know: what exists on
+// this machine (EnvironmentRules) and what keys mean together (ConfigurationRules).
+
+import Yams
+
+/// Reads one file. Goes on after a problem, so that all of them are reported at once.
+struct ConfigurationReader {
+    /// What was read, as far as it could be; to be used only if there is no error among the problems.
+    struct Result {
+        var configuration = Configuration()
+        var source: SourceMap
+        var problems: [Problem] = []
+    }
+
+    private var result: Result
+
+    /// Reads the text of a file.
+    ///
+    /// - Parameters:
+    ///   - yaml: The text.
+    ///   - name: The name of the file, for messages.
+    static func read(_ yaml: String, name: String) -> Result {
+        var reader = ConfigurationReader(result: Result(source: SourceMap(source: name)))
+        do {
+            if let root = try Yams.compose(yaml: yaml) { reader.readRoot(root) }
+        } catch {
+            reader.result.problems.append(problem(of: error, yaml: yaml))
+        }
+        return reader.result
+    }
+
+    // MARK: What is in the file
+
+    private mutating func readRoot(_ root: Node) {
+        let sections = ["backstores", "targets", "vhost-user-scsi"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level"]
+        guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
+        readSettings(fields)
+        entries(fields, "backstores", named: "backstores by name") { reader, name, node, key in
+            reader.checkName(name, at: key)
+            guard let backstore = reader.readBackstore(node, at: key) else { return }
+            reader.result.configuration.backstores[name] = backstore
+        }
+        entries(fields, "targets", named: "targets by name, such as naa.60014054ac780582") { reader, name, node, key in
+            let target = reader.readTarget(node, at: key)
+            guard let name = reader.targetName(name, at: key) else { return }
+            // Names that differ in the case of their digits are the same name, which YAML does not know.
+            guard reader.result.configuration.targets.updateValue(target, forKey: name) == nil else {
+                return reader.report(key, "is defined twice: the case of its digits makes no difference")
+            }
+        }
+        if let fronts = fields["vhost-user-scsi"] { readFronts(fronts, at: "vhost-user-scsi") }
+    }
+
+    private mutating func readSettings(_ fields: Fields) {
+        if let reactors = integer(fields, "reactors", in: ConfigurationLimits.reactors) {
+            result.configuration.reactors = reactors
+        }
+        if let engine = choice(fields, "io-engine", of: IOEngine.allCases.map(\.rawValue)) {
+            result.configuration.ioEngine = IOEngine(rawValue: engine)!
+        }
+        if let poll = span(fields, "poll", in: ConfigurationLimits.pollNanoseconds) {
+            result.configuration.pollNanoseconds = poll
+        }
+        if let timeout = span(fields, "stop-timeout", in: ConfigurationLimits.stopTimeoutNanoseconds) {
+            result.configuration.stopTimeoutNanoseconds = timeout
+        }
+        result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+    }
+
+    private mutating func readBackstore(_ node: Node, at key: String) -> BackstoreConfiguration? {
+        let common = ["type", "block-size", "read-only"]
+        let own = ["ram": ["size"], "file": ["path", "size", "buffered"], "block-device": ["path", "buffered"]]
+        guard let all = mapping(node, at: key, allowed: nil) else { return nil }
+        guard all["type"] != nil else {
+            report(key, "has no type: add type: ram, file or block-device")
+            return nil
+        }
+        guard let type = choice(all, "type", of: ["ram", "file", "block-device"]),
+            let fields = mapping(node, at: key, allowed: common + own[type]!, of: "type \(type)")
+        else { return nil }
+
+        let blockSize = integer(fields, "block-size", of: ConfigurationLimits.blockSizes.map(Int.init))
+        let readOnly = boolean(fields, "read-only") ?? false
+        guard let medium = readMedium(type, fields) else { return nil }
+        return BackstoreConfiguration(medium: medium, blockSize: blockSize.map(UInt32.init), readOnly: readOnly)
+    }
+
+    private mutating func readMedium(_ type: String, _ fields: Fields) -> BackstoreConfiguration.Medium? {
+        let size = size(fields, "size")
+        let buffered = boolean(fields, "buffered") ?? false
+        switch type {
+        case "ram":
+            guard fields.has("size", orReport: "memory has no size of its own: add size:, such as size: 1GiB", &self),
+                let size
+            else { return nil }
+            return .ram(size: size)
+        default:
+            guard fields.has("path", orReport: "add path: and the absolute path of the medium", &self),
+                let path = path(fields, "path")
+            else { return nil }
+            return type == "file"
+                ? .file(path: path, size: size, buffered: buffered) : .blockDevice(path: path, buffered: buffered)
+        }
+    }
+
+    private mutating func readTarget(_ node: Node, at key: String) -> TargetConfiguration {
+        var target = TargetConfiguration()
+        guard let fields = mapping(node, at: key, allowed: ["luns"]) else { return target }
+        entries(fields, "luns", named: "backstores by logical unit number, such as { 0: root }") {
+            reader, name, node, key in
+            let range = ConfigurationLimits.logicalUnitNumbers
+            guard let number = reader.number(name, in: range) else {
+                return reader.report(
+                    key,
+                    "\"\(name)\" is not a logical unit number: write a whole number from \(range.lowerBound) to "
+                        + "\(range.upperBound)")
+            }
+            guard let unit = reader.readLogicalUnit(node, at: key) else { return }
+            guard target.logicalUnits.updateValue(unit, forKey: number) == nil else {
+                return reader.report(key, "logical unit number \(number) is given twice in this target")
+            }
+        }
+        return target
+    }
+
+    private mutating func readLogicalUnit(_ node: Node, at key: String) -> LogicalUnitSettings? {
+        if case .scalar = node {
+            result.source.lines[key + ".backstore"] = node.mark?.line
+            return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
+        }
+        guard let fields = mapping(node, at: key, allowed: ["backstore", "read-only", "name", "serial"]),
+            fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
+            let backstore = string(fields, "backstore")
+        else { return nil }
+        var unit = LogicalUnitSettings(backstore: backstore)
+        unit.readOnly = boolean(fields, "read-only") ?? false
+        if let name = string(fields, "name") {
+            do {
+                unit.name = try NAAName(parsing: name, kinds: 2...3, 5...5)
+            } catch {
+                report(fields.key("name"), "\"\(name)\" \(error.text)")
+            }
+        }
+        unit.serial = serial(fields)
+        return unit
+    }
+
+    private mutating func readFronts(_ node: Node, at key: String) {
+        if node.isEmpty { return }
+        guard case .sequence(let fronts) = node else {
+            return report(key, "takes a list: write each socket as - { socket: /run/targetd/vm1.sock, targets: … }")
+        }
+        for (index, front) in fronts.enumerated() {
+            let key = "\(key)[\(index)]"
+            result.source.lines[key] = front.mark?.line
+            // One that could not be read keeps its place, so that the others are named by theirs.
+            let read = readFront(front, at: key) ?? VhostUserFrontConfiguration(socket: "")
+            result.configuration.vhostUserFronts.append(read)
+        }
+    }
+
+    private mutating func readFront(_ node: Node, at key: String) -> VhostUserFrontConfiguration? {
+        guard let fields = mapping(node, at: key, allowed: ["socket", "queues", "targets"]) else { return nil }
+        let queues = integer(fields, "queues", in: ConfigurationLimits.queues)
+        var targets: [Int: NAAName] = [:]
+        let hasTargets = fields.has("targets", orReport: "add targets: such as { 0: naa.60014054ac780582 }", &self)
+        entries(fields, "targets", named: "targets by virtio-scsi target number, such as { 0: naa.60014054ac780582 }") {
+            reader, name, node, key in
+            let range = ConfigurationLimits.virtioTargetNumbers
+            guard let number = reader.number(name, in: range) else {
+                return reader.report(
+                    key,
+                    "\"\(name)\" is not a virtio-scsi target number: write a whole number from \(range.lowerBound) "
+                        + "to \(range.upperBound)")
+            }
+            guard let text = reader.string(node, at: key), let target = reader.targetName(text, at: key) else { return }
+            guard targets.updateValue(target, forKey: number) == nil else {
+                return reader.report(key, "target number \(number) is given twice at this socket")
+            }
+        }
+        guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
+            let socket = path(fields, "socket"), hasTargets
+        else { return nil }
+        return VhostUserFrontConfiguration(socket: socket, queues: queues ?? 1, targets: targets)
+    }
+
+    // MARK: Values
+
+    /// A key's value in a mapping, and where it stands.
+    private struct Fields {
+        var path: String
+        var values: [String: Node]
+
+        subscript(_ name: String) -> Node? { values[name] }
+
+        func key(_ name: String) -> String { path.isEmpty ? name : "\(path).\(name)" }
+
+        func has(_ name: String, orReport text: String, _ reader: inout ConfigurationReader) -> Bool {
+            if values[name] != nil { return true }
+            reader.report(path, "has no \(name): \(text)")
+            return false
+        }
+    }
+
+    private mutating func report(_ key: String, _ text: String) {
+        result.problems.append(result.source.problem(key, text))
+    }
+
+    /// The values of a mapping by key; `nil` and a problem if it is none. Unknown keys are problems if `allowed` says
+    /// which are known.
+    private mutating func mapping(_ node: Node, at path: String, allowed: [String]?, of kind: String? = nil) -> Fields?
+    {
+        guard case .mapping(let pairs) = node else {
+            let keys = allowed.map { ": " + $0.joined(separator: ", ") } ?? ""
+            report(path, "takes keys and values\(keys)")
+            return nil
+        }
+        var fields = Fields(path: path, values: [:])
+        for (keyNode, value) in pairs {
+            guard let name = keyNode.scalar?.string else {
+                report(path, "has a key that is not a word")
+                continue
+            }
+            let key = fields.key(name)
+            result.source.lines[key] = keyNode.mark?.line
+            if let allowed, !allowed.contains(name) {
+                report(key, unknown(name, allowed, kind: kind))
+                continue
+            }
+            guard fields.values.updateValue(value, forKey: name) == nil else {
+                report(key, "is given twice")
+                continue
+            }
+        }
+        return fields
+    }
+
+    private func unknown(_ name: String, _ allowed: [String], kind: String?) -> String {
+        let suggestion = nearest(name, in: allowed).map { "did you mean \($0)? " } ?? ""
+        return
+            "is not a key\(kind.map { " of \($0)" } ?? "") here: \(suggestion)allowed: \(allowed.joined(separator: ", "))"
+    }
+
+    /// Calls `body` for each entry of a mapping whose keys are names.
+    private mutating func entries(
+        _ fields: Fields, _ name: String, named what: String,
+        _ body: (inout ConfigurationReader, String, Node, String) -> Void
+    ) {
+        guard let node = fields[name], !node.isEmpty else { return }
+        guard case .mapping = node else { return report(fields.key(name), "takes \(what)") }
+        guard let entries = mapping(node, at: fields.key(name), allowed: nil) else { return }
+        for (entry, value) in entries.values.sorted(by: { $0.key < $1.key }) {
+            body(&self, entry, value, entries.key(entry))
+        }
+    }
+
+    private mutating func string(_ fields: Fields, _ name: String) -> String? {
+        fields[name].flatMap { string($0, at: fields.key(name)) }
+    }
+
+    private mutating func string(_ node: Node, at key: String) -> String? {
+        guard let text = node.scalar?.string else {
+            report(key, "takes a single value")
+            return nil
+        }
+        guard !text.isEmpty else {
+            report(key, "has no value")
+            return nil
+        }
+        guard !text.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
+            report(key, "has a control character in its value")
+            return nil
+        }
+        return text
+    }
+
+    private mutating func boolean(_ fields: Fields, _ name: String) -> Bool? {
+        choice(fields, name, of: ["true", "false"]).map { $0 == "true" }
+    }
+
+    private mutating func choice(_ fields: Fields, _ name: String, of allowed: [String]) -> String? {
+        guard let text = string(fields, name) else { return nil }
+        guard allowed.contains(text) else {
+            let suggestion = nearest(text, in: allowed).map { "did you mean \($0)? " } ?? ""
+            report(fields.key(name), "cannot be \"\(text)\": \(suggestion)allowed: \(allowed.joined(separator: ", "))")
+            return nil
+        }
+        return text
+    }
+
+    private mutating func integer(_ fields: Fields, _ name: String, in range: ClosedRange<Int>) -> Int? {
+        guard let text = string(fields, name) else { return nil }
+        guard let value = number(text, in: range) else {
+            report(
+                fields.key(name),
+                "cannot be \"\(text)\": write a whole number from \(range.lowerBound) to \(range.upperBound)")
+            return nil
+        }
+        return value
+    }
+
+    private mutating func integer(_ fields: Fields, _ name: String, of allowed: [Int]) -> Int? {
+        choice(fields, name, of: allowed.map(String.init)).flatMap { Int($0) }
+    }
+
+    /// A whole number as people write it: digits only, no superfluous zeros, so that a number has one spelling.
+    private func number(_ text: String, in range: ClosedRange<Int>) -> Int? {
+        guard text.allSatisfy({ $0.isASCII && $0.isNumber }), text == "0" || text.first != "0", let value = Int(text),
+            range.contains(value)
+        else { return nil }
+        return value
+    }
+
+    private mutating func size(_ fields: Fields, _ name: String) -> UInt64? {
+        guard let text = string(fields, name) else { return nil }
+        do {
+            return try Size.parse(text)
+        } catch {
+            report(fields.key(name), "\"\(text)\" \(error.text)")
+            return nil
+        }
+    }
+
+    private mutating func span(_ fields: Fields, _ name: String, in range: ClosedRange<UInt64>) -> UInt64? {
+        guard let text = string(fields, name) else { return nil }
+        do throws(QuantityError) {
+            let value = try TimeSpan.parse(text)
+            guard range.contains(value) else {
+                let (least, most) = (TimeSpan.format(range.lowerBound), TimeSpan.format(range.upperBound))
+                throw QuantityError(text: "is out of range: write a time from \(least) to \(most)")
+            }
+            return value
+        } catch {
+            report(fields.key(name), "\"\(text)\" \(error.text)")
+            return nil
+        }
+    }
+
+    private mutating func path(_ fields: Fields, _ name: String) -> String? {
+        guard let text = string(fields, name) else { return nil }
+        guard text.hasPrefix("/") else {
+            report(fields.key(name), "\"\(text)\" is not an absolute path: begin it with /")
+            return nil
+        }
+        return text
+    }
+
+    private mutating func serial(_ fields: Fields) -> String? {
+        guard let text = string(fields, "serial") else { return nil }
+        let range = ConfigurationLimits.serialCharacters
+        guard range.contains(text.utf8.count), text.utf8.allSatisfy({ (0x21...0x7e).contains($0) }) else {
+            report(
+                fields.key("serial"),
+                "\"\(text)\" cannot be a serial number: write \(range.lowerBound) to "
+                    + "\(range.upperBound) printable ASCII characters without spaces")
+            return nil
+        }
+        return text
+    }
+
+    private mutating func targetName(_ text: String, at key: String) -> NAAName? {
+        do {
+            return try NAAName(parsing: text, kinds: 2...3, 5...6)
+        } catch {
+            report(key, "\"\(text)\" \(error.text), such as naa.60014054ac780582")
+            return nil
+        }
+    }
+
+    private mutating func checkName(_ name: String, at key: String) {
+        let range = ConfigurationLimits.nameCharacters
+        let allowed = name.utf8.allSatisfy {
+            (0x30...0x39).contains($0) || (0x41...0x5a).contains($0) || (0x61...0x7a).contains($0)
+                || "._-".utf8.contains($0)
+        }
+        guard allowed, range.contains(name.utf8.count), name.first != ".", name.first != "-" else {
+            return report(
+                key,
+                "\"\(name)\" cannot be a name: write \(range.lowerBound) to \(range.upperBound) letters, digits, "
+                    + "dots, dashes and underscores, the first of them no dot or dash")
+        }
+    }
+
+    // MARK: What is not YAML
+
+    private static func problem(of error: any Error, yaml: String) -> Problem {
+        guard let error = error as? YamlError else { return Problem(key: "", text: "cannot be read: \(error)") }
+        switch error {
+        case .scanner(let context, let problem, let mark, _), .parser(let context, let problem, let mark, _),
+            .composer(let context, let problem, let mark, _):
+            let during = context.map { ", \($0.text.trimmed) that began in line \($0.mark.line)" } ?? ""
+            return Problem(line: mark.line, key: "", text: "is not YAML: \(problem)\(during)")
+        case .reader(let problem, let offset, _, _):
+            let line = offset.map { yaml.prefix($0).count(where: \.isNewline) + 1 }
+            return Problem(line: line, key: "", text: "is not YAML: \(problem)")
+        case .duplicatedKeysInMapping(let duplicates, let context):
+            let keys = duplicates.joined(separator: ", ")
+            return Problem(line: context.mark.line, key: keys, text: "is given twice in the same place: remove one")
+        default:
+            return Problem(key: "", text: "cannot be read as YAML: \(error)")
+        }
+    }
+}
+
+extension Node {
+    /// Whether the key has nothing behind it.
+    fileprivate var isEmpty: Bool {
+        guard let scalar else { return false }
+        return scalar.string.isEmpty && scalar.style == .plain
+    }
+}
+
+extension String {
+    fileprivate var trimmed: String {
+        String(drop(while: \.isWhitespace).reversed().drop(while: \.isWhitespace).reversed())
+    }
+}

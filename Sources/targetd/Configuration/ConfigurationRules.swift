@@ -1,0 +1,154 @@
+// ConfigurationRules: what must hold between the parts of a configuration, whatever machine it is for.
+//
+// Owns: the rules. Called by: the command line, reload. Must not know: YAML, or what exists on this machine.
+
+/// Checks a configuration in itself.
+struct ConfigurationRules {
+    private let configuration: Configuration
+    private let source: SourceMap
+    private var problems: [Problem] = []
+
+    /// All problems, in the order of the file's sections.
+    static func check(_ configuration: Configuration, source: SourceMap) -> [Problem] {
+        var rules = ConfigurationRules(configuration: configuration, source: source)
+        rules.checkBackstores()
+        rules.checkTargets()
+        rules.checkUnitNames()
+        rules.checkFronts()
+        rules.checkUse()
+        return rules.problems
+    }
+
+    private init(configuration: Configuration, source: SourceMap) {
+        self.configuration = configuration
+        self.source = source
+    }
+
+    private mutating func report(_ key: String, _ text: String, severity: Problem.Severity = .error) {
+        problems.append(source.problem(key, text, severity: severity))
+    }
+
+    private mutating func checkBackstores() {
+        var users: [String: String] = [:]
+        for (name, backstore) in configuration.backstores.sorted(by: { $0.key < $1.key }) {
+            let key = "backstores.\(name)"
+            switch backstore.medium {
+            case .ram(let size): checkSize(size, backstore, limit: ConfigurationLimits.ramBytes, at: key)
+            case .file(_, let size?, _): checkSize(size, backstore, limit: ConfigurationLimits.mediumBytes, at: key)
+            case .file, .blockDevice: break
+            }
+            if let path = backstore.path, let other = users.updateValue(name, forKey: path) {
+                report("\(key).path", "is already the medium of backstore \(other): two would overwrite each other")
+            }
+        }
+    }
+
+    private mutating func checkSize(_ size: UInt64, _ backstore: BackstoreConfiguration, limit: UInt64, at key: String)
+    {
+        let blockSize = UInt64(backstore.blockSize ?? 512)
+        if size == 0 {
+            report("\(key).size", "cannot be 0: write at least one logical block of \(blockSize) bytes")
+        } else if size > limit {
+            report("\(key).size", "cannot be \(Size.format(size)): the most is \(Size.format(limit))")
+        } else if size % blockSize != 0 {
+            report("\(key).size", "\(Size.format(size)) is not a multiple of the logical block of \(blockSize) bytes")
+        }
+    }
+
+    private mutating func checkTargets() {
+        var users: [String: String] = [:]
+        for (name, target) in configuration.targets.sorted(by: { $0.key < $1.key }) {
+            if target.logicalUnits.isEmpty {
+                report("targets.\(name)", "has no logical units: its initiators find nothing", severity: .warning)
+            }
+            for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
+                let key = "targets.\(name).luns.\(number)"
+                guard configuration.backstores[unit.backstore] != nil else {
+                    // One that is there but could not be read has been reported as that.
+                    if source.lines["backstores.\(unit.backstore)"] != nil { continue }
+                    report(key, undefined(unit.backstore, "backstore", in: configuration.backstores.keys.sorted()))
+                    continue
+                }
+                if let other = users.updateValue("LUN \(number) of \(name)", forKey: unit.backstore) {
+                    report(
+                        key,
+                        "backstore \(unit.backstore) is already \(other): a backstore has one logical unit; "
+                            + "to reach it through more sockets, name its target at each of them")
+                }
+            }
+        }
+    }
+
+    private mutating func checkUnitNames() {
+        var users: [NAAName: (place: String, backstore: String)] = [:]
+        for (name, target) in configuration.targets.sorted(by: { $0.key < $1.key }) {
+            for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
+                let unitName = unit.effectiveName(target: name)
+                let user = (place: "LUN \(number) of \(name)", backstore: unit.backstore)
+                // One backstore at two numbers was reported as just that.
+                guard let other = users.updateValue(user, forKey: unitName), other.backstore != unit.backstore else {
+                    continue
+                }
+                report(
+                    "targets.\(name).luns.\(number).name",
+                    "\(unitName) is already the name of \(other.place): a guest would take the two for one disk")
+            }
+        }
+    }
+
+    private mutating func checkFronts() {
+        var sockets: [String: Int] = [:]
+        for (index, front) in configuration.vhostUserFronts.enumerated() {
+            let key = "vhost-user-scsi[\(index)]"
+            // One that could not be read has been reported as that.
+            if front.socket.isEmpty { continue }
+            if front.socket.utf8.count > ConfigurationLimits.socketPathBytes {
+                report(
+                    "\(key).socket",
+                    "is \(front.socket.utf8.count) bytes long: the path of a socket has at most "
+                        + "\(ConfigurationLimits.socketPathBytes)")
+            }
+            if let other = sockets.updateValue(index, forKey: front.socket) {
+                report("\(key).socket", "\(front.socket) is already the socket of vhost-user-scsi[\(other)]")
+            }
+            checkTargets(of: front, at: key)
+        }
+    }
+
+    private mutating func checkTargets(of front: VhostUserFrontConfiguration, at key: String) {
+        if front.targets.isEmpty {
+            report("\(key).targets", "names no target: add one, such as { 0: naa.60014054ac780582 }")
+        }
+        var numbers: [NAAName: Int] = [:]
+        for (number, name) in front.targets.sorted(by: { $0.key < $1.key }) {
+            let key = "\(key).targets.\(number)"
+            if configuration.targets[name] == nil {
+                report(key, undefined("\(name)", "target", in: configuration.targets.keys.sorted().map(\.description)))
+            }
+            if let other = numbers.updateValue(number, forKey: name) {
+                report(key, "\(name) is already target number \(other) of this socket")
+            }
+        }
+    }
+
+    private mutating func checkUse() {
+        let usedBackstores = Set(configuration.targets.values.flatMap { $0.logicalUnits.values.map(\.backstore) })
+        for name in configuration.backstores.keys.sorted() where !usedBackstores.contains(name) {
+            report("backstores.\(name)", "is not a logical unit of any target", severity: .warning)
+        }
+        let usedTargets = Set(configuration.vhostUserFronts.flatMap(\.targets.values))
+        for name in configuration.targets.keys.sorted() where !usedTargets.contains(name) {
+            report("targets.\(name)", "cannot be reached: no socket names it", severity: .warning)
+        }
+        if configuration.vhostUserFronts.isEmpty {
+            report("", "no guest can attach: add a socket under vhost-user-scsi:")
+        }
+    }
+
+    private func undefined(_ name: String, _ kind: String, in defined: [String]) -> String {
+        let suggestion = nearest(name, in: defined).map { "did you mean \($0)? " } ?? ""
+        let list =
+            defined.isEmpty ? "none is" : defined.prefix(10).joined(separator: ", ") + (defined.count > 10 ? ", …" : "")
+        return "there is no \(kind) \(name): \(suggestion)defined under \(kind)s: \(list)"
+    }
+}

@@ -1,0 +1,150 @@
+// DaemonProcess: the life of the process: start, signals, service manager, stop.
+//
+// Owns: what happens when. Called by: the command line. Must not know: what is served.
+
+import Glibc
+import Logging
+import ServiceLifecycle
+import UnixSignals
+
+/// Runs a daemon until it is told to stop.
+enum DaemonProcess {
+    /// Serves a configuration that has no errors.
+    static func run(_ configuration: Configuration) async -> ExitStatus {
+        let logger = Logger(label: "targetd")
+        // A guest that closes its socket while it is written to is an error value, not the end of the process.
+        signal(SIGPIPE, SIG_IGN)
+        for shortage in ResourceLimits.raise(for: configuration) { logger.warning("\(shortage.text)") }
+        // Trapped before anything is opened: a stop during the start is then a clean stop just after it.
+        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint)
+        let daemon: Daemon
+        do {
+            daemon = try await Daemon.start(configuration, logger: logger)
+        } catch {
+            logger.error("\(error.text)")
+            return .startFailed
+        }
+        announce(configuration)
+
+        let notification = ServiceNotification()
+        let stop = StopRequest()
+        let service = DaemonService(daemon: daemon, notification: notification, logger: logger)
+        // Stopped in reverse order: signals are heard to the end.
+        let group = ServiceGroup(
+            configuration: ServiceGroupConfiguration(
+                services: [
+                    .init(service: SignalService(signals: signals, stop: stop, daemon: daemon, logger: logger)),
+                    .init(service: service),
+                    .init(service: WatchdogService(daemon: daemon, notification: notification)),
+                    .init(service: stop, successTerminationBehavior: .gracefullyShutdownGroup),
+                ], logger: quietLogger))
+        do {
+            try await group.run()
+        } catch {
+            logger.critical("a part of the daemon ended by itself: \(error)")
+            return .abandoned
+        }
+        return service.outcome
+    }
+
+    /// ServiceLifecycle's own messages are about its inside: only its errors concern an operator.
+    private static var quietLogger: Logger {
+        var logger = Logger(label: "services")
+        logger.logLevel = .error
+        return logger
+    }
+
+    /// Prints how guests are attached.
+    private static func announce(_ configuration: Configuration) {
+        print("\(Version.text) serves \(configuration.vhostUserFronts.count) socket(s).")
+        for (index, front) in configuration.vhostUserFronts.enumerated() {
+            print("\nTo attach a guest to \(front.socket), with SIZE as in -m SIZE, add to QEMU:")
+            print("    \(QEMUArguments.lines(for: front, index: index))")
+        }
+        // Seen at once where standard output is a pipe or a file.
+        fflush(nil)
+    }
+}
+
+/// Ends, and with it ends the group, when a stop is requested.
+struct StopRequest: Service {
+    private let stream: AsyncStream<Void>
+    private let continuation: AsyncStream<Void>.Continuation
+
+    init() { (stream, continuation) = AsyncStream.makeStream() }
+
+    /// Asks for the stop.
+    func request() { continuation.finish() }
+
+    func run() async throws {
+        for await _ in stream.cancelOnGracefulShutdown() {}
+    }
+}
+
+/// Hears the signals: the first asks for a stop, the second for a stop at once.
+struct SignalService: Service {
+    let signals: UnixSignalsSequence
+    let stop: StopRequest
+    let daemon: Daemon
+    let logger: Logger
+
+    func run() async throws {
+        var isStopping = false
+        for await signal in signals.cancelOnGracefulShutdown() {
+            if isStopping {
+                logger.warning("second signal: stopping without waiting", metadata: ["signal": "\(signal)"])
+                daemon.hurry()
+            } else {
+                logger.info("stopping", metadata: ["signal": "\(signal)"])
+                isStopping = true
+                stop.request()
+            }
+        }
+    }
+}
+
+/// The daemon from its readiness to its end.
+final class DaemonService: Service, @unchecked Sendable {
+    private let daemon: Daemon
+    private let notification: ServiceNotification
+    private let logger: Logger
+    /// How it ended; to be read when `run` has returned.
+    private(set) var outcome = ExitStatus.success
+
+    init(daemon: Daemon, notification: ServiceNotification, logger: Logger) {
+        self.daemon = daemon
+        self.notification = notification
+        self.logger = logger
+    }
+
+    func run() async throws {
+        notification.ready("Serving \(await daemon.socketCount) sockets")
+        logger.info("ready")
+        // Returns when the group is told to stop, or cancelled because another part failed.
+        try? await gracefulShutdown()
+        notification.stopping()
+        outcome = await daemon.stop()
+        logger.info("stopped")
+    }
+}
+
+/// Tells the service manager that the daemon is alive, as long as every reactor answers.
+struct WatchdogService: Service {
+    let daemon: Daemon
+    let notification: ServiceNotification
+
+    func run() async throws {
+        guard let interval = notification.watchdogNanoseconds else {
+            try? await gracefulShutdown()
+            return
+        }
+        try? await cancelWhenGracefulShutdown {
+            while true {
+                await daemon.ping()
+                notification.alive()
+                // Half the interval, as sd_watchdog_enabled(3) recommends.
+                try await Task.sleep(nanoseconds: interval / 2)
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+// ReactorObjects: what a configuration puts on one reactor: media, targets with logical units, sockets.
+//
+// Owns: those objects, and how each is made and taken away. Called by: the daemon, through ReactorThread.perform, on the
+// reactor's thread only. Must not know: what is on other reactors, why something changes.
+
+import Backstores
+import CBackstore
+import Glibc
+import Reactor
+import SCSICore
+import VirtioFront
+
+/// Why a change could not be made, for the operator.
+struct ChangeError: Error, Equatable {
+    let text: String
+}
+
+/// The objects on one reactor.
+final class ReactorObjects {
+    let reactor: Reactor
+    let shard: Shard
+    private var backstores: [String: (configuration: BackstoreConfiguration, medium: OpenBackstore)] = [:]
+    /// The logical unit of each backstore that has one.
+    private var units: [String: LogicalUnit] = [:]
+    private var targets: [NAAName: TargetDevice] = [:]
+
+    init(reactor: Reactor, shard: Shard) {
+        self.reactor = reactor
+        self.shard = shard
+    }
+
+    // MARK: Backstores
+
+    func addBackstore(_ name: String, _ configuration: BackstoreConfiguration) -> ChangeError? {
+        precondition(backstores[name] == nil, "backstore \(name) is already there")
+        do {
+            backstores[name] = (configuration, try OpenBackstore(configuration, reactor: reactor))
+            return nil
+        } catch {
+            return ChangeError(text: "backstore \(name): \(error)")
+        }
+    }
+
+    /// Makes stable what was written, then closes the medium. No logical unit may use it any more.
+    ///
+    /// - Parameter done: Called with an error of the flush; the medium is closed all the same.
+    func removeBackstore(_ name: String, done: @escaping (ChangeError?) -> Void) {
+        guard let backstore = backstores.removeValue(forKey: name)?.medium else {
+            preconditionFailure("no backstore \(name)")
+        }
+        // The flush takes its time without holding up others on this thread; then closing has nothing left to write.
+        FlushRequest.submit(to: backstore.handle) { error in
+            let text = error.map { "could not be flushed: \($0.text)" }
+            do {
+                try backstore.close()
+                done(text.map { ChangeError(text: "backstore \(name) \($0)") })
+            } catch {
+                done(ChangeError(text: "backstore \(name): \(error)"))
+            }
+        }
+    }
+
+    /// Makes the file of a backstore longer, and tells its logical unit.
+    func resizeBackstore(_ name: String, size: UInt64) -> ChangeError? {
+        guard let (configuration, backstore) = backstores[name] else { preconditionFailure("no backstore \(name)") }
+        guard case .file(let path, _, _) = configuration.medium else { preconditionFailure("\(name) is no file") }
+        guard unsafe truncate(path, off_t(size)) == 0 else {
+            return ChangeError(
+                text: "backstore \(name): \(path) cannot grow to \(Size.format(size)): \(SystemError.last.text)")
+        }
+        if backstore.refreshGeometry() { units[name]?.backstoreGeometryChanged() }
+        return nil
+    }
+
+    // MARK: Targets
+
+    func addTarget(_ name: NAAName) {
+        precondition(targets[name] == nil, "target \(name) is already there")
+        targets[name] = TargetDevice(name: name.value, shard: shard)
+    }
+
+    func removeTarget(_ name: NAAName) {
+        guard let target = targets.removeValue(forKey: name) else { preconditionFailure("no target \(name)") }
+        precondition(target.logicalUnits.isEmpty, "target \(name) is removed with logical units")
+    }
+
+    func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+        guard let target = targets[name], let backstore = backstores[settings.backstore]?.medium, let lun = LUN(number)
+        else {
+            preconditionFailure("LUN \(number) of \(name) is added before what it needs")
+        }
+        var configuration = LogicalUnitConfiguration(
+            name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
+        configuration.readOnly = settings.readOnly
+        let unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
+        let isFree = target.add(unit, at: lun)
+        precondition(isFree, "LUN \(number) of \(name) is already there")
+        units[settings.backstore] = unit
+    }
+
+    /// - Parameter done: Called when the last command of the unit has ended.
+    func removeLogicalUnit(_ number: Int, target name: NAAName, done: @escaping () -> Void) {
+        guard let target = targets[name], let lun = LUN(number) else { preconditionFailure("no target \(name)") }
+        guard let unit = target.logicalUnits.first(where: { $0.lun == lun })?.unit else {
+            preconditionFailure("no LUN \(number) of \(name)")
+        }
+        units = units.filter { $0.value !== unit }
+        target.remove(at: lun) { [self] in
+            // The unit is still in the call that ended its last command: it goes, and its backstore may, after that.
+            later {
+                withExtendedLifetime(unit) {}
+                done()
+            }
+        }
+    }
+
+    /// Runs a function later in this turn or in the next, on this thread.
+    private func later(_ body: @escaping () -> Void) {
+        // Safe to hand over, because it does not leave the thread.
+        nonisolated(unsafe) let body = body
+        reactor.post { unsafe body() }
+    }
+
+    // MARK: Sockets
+
+    func addSocket(_ front: VhostUserFrontConfiguration) -> ChangeError? { nil }
+    func removeSocket(_ path: String, done: @escaping () -> Void) { done() }
+    func attachTarget(_ name: NAAName, number: Int, socket: String) {}
+    func detachTarget(_ name: NAAName, number: Int, socket: String) {}
+    func removeSocketFiles() {}
+
+    // MARK: The end
+
+    func quiesce(done: @escaping () -> Void) { done() }
+    func close(done: @escaping ([ChangeError]) -> Void) { done([]) }
+}
+
+/// A medium that is open.
+enum OpenBackstore {
+    case ram(RAMBackstore)
+    case file(FileBackstore)
+    case blockDevice(BlockDeviceBackstore)
+
+    init(_ configuration: BackstoreConfiguration, reactor: Reactor) throws(BackstoreError) {
+        switch configuration.medium {
+        case .ram(let size):
+            self = .ram(
+                try RAMBackstore(
+                    size: size, logicalBlockSize: Int(configuration.blockSize ?? 512), readOnly: configuration.readOnly,
+                    reactor: reactor))
+        case .file(let path, let size, let buffered):
+            var options = FileBackstore.Options(path: path)
+            options.size = size
+            options.create = size != nil && !configuration.readOnly
+            options.logicalBlockSize = Int(configuration.blockSize ?? 512)
+            options.direct = !buffered
+            options.readOnly = configuration.readOnly
+            self = .file(try FileBackstore(options, reactor: reactor))
+        case .blockDevice(let path, let buffered):
+            var options = BlockDeviceBackstore.Options(path: path)
+            options.logicalBlockSize = configuration.blockSize.map(Int.init)
+            options.direct = !buffered
+            options.readOnly = configuration.readOnly
+            self = .blockDevice(try BlockDeviceBackstore(options, reactor: reactor))
+        }
+    }
+
+    var handle: BackstoreHandle {
+        switch self {
+        case .ram(let backstore): backstore.handle
+        case .file(let backstore): backstore.handle
+        case .blockDevice(let backstore): backstore.handle
+        }
+    }
+
+    /// Closes the medium, which is flushed once more.
+    func close() throws(BackstoreError) {
+        switch self {
+        case .ram(let backstore): backstore.close()
+        case .file(let backstore): try backstore.close()
+        case .blockDevice(let backstore): try backstore.close()
+        }
+    }
+
+    /// Looks at the size of the medium again; whether it has grown.
+    func refreshGeometry() -> Bool {
+        switch self {
+        case .ram: false
+        case .file(let backstore): backstore.refreshGeometry()
+        case .blockDevice(let backstore): backstore.refreshGeometry()
+        }
+    }
+}
+
+/// One FLUSH that the daemon itself asks for.
+@safe
+private final class FlushRequest {
+    private let request: UnsafeMutablePointer<scsi_backstore_request>
+    private let done: (SystemError?) -> Void
+
+    private init(done: @escaping (SystemError?) -> Void) {
+        unsafe request = .allocate(capacity: 1)
+        unsafe request.initialize(to: scsi_backstore_request())
+        self.done = done
+    }
+
+    deinit { unsafe request.deallocate() }
+
+    /// Flushes a backstore. `done` is called once, on the reactor's thread, maybe before this returns.
+    static func submit(to backstore: BackstoreHandle, done: @escaping (SystemError?) -> Void) {
+        let flush = FlushRequest(done: done)
+        unsafe flush.request.pointee.struct_size = UInt32(MemoryLayout<scsi_backstore_request>.size)
+        unsafe flush.request.pointee.operation = UInt8(SCSI_BACKSTORE_FLUSH)
+        unsafe flush.request.pointee.error_offset = .max
+        unsafe flush.request.pointee.complete = { request, error in
+            let flush = unsafe Unmanaged<FlushRequest>.fromOpaque(request!.pointee.owner).takeRetainedValue()
+            flush.done(error == 0 ? nil : SystemError(number: error))
+        }
+        // Held until the completion.
+        let held = unsafe Unmanaged.passRetained(flush)
+        unsafe flush.request.pointee.owner = held.toOpaque()
+        guard unsafe !backstore.submit(flush.request) else { return }
+        unsafe held.release()
+        done(SystemError(number: EAGAIN))
+    }
+}

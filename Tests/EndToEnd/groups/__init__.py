@@ -1,0 +1,10 @@
+# groups: the list of the groups of cases. Called by: run.py. Must not know: any case.
+
+"""The groups of end-to-end cases, in the order in which they run."""
+
+from .commandline import CommandLine
+from .conformance import Conformance
+from .disks import Disks
+from .restart import Restart
+
+ALL = [CommandLine, Disks, Restart, Conformance]
