@@ -13,9 +13,10 @@ struct GrantOperations {
     let map: @convention(c) (UnsafeMutableRawPointer, UInt16, UInt32) -> UnsafeMutableRawPointer?
     let unmap: @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Void
     /// Does all copies and sets each one's status; other than 0: nothing is known about any of them.
-    let copy: @convention(c) (
-        UnsafeMutableRawPointer, UnsafeMutablePointer<xengnttab_grant_copy_segment_t>, Int
-    ) -> Int32
+    let copy:
+        @convention(c) (
+            UnsafeMutableRawPointer, UnsafeMutablePointer<xengnttab_grant_copy_segment_t>, Int
+        ) -> Int32
 }
 
 /// Access to memory that other domains have granted: a vtable and its context.

@@ -113,7 +113,8 @@ private enum PortSlotLayout {
     static let request = unsafe MemoryLayout<PortSlot>.offset(of: \.request)!
     static let cdb = request + MemoryLayout<vscsiif_request>.offset(of: \.cmnd)!
     static let segments = request + MemoryLayout<vscsiif_request>.offset(of: \.seg)!
-    static let sense = unsafe MemoryLayout<PortSlot>.offset(of: \.response)!
+    static let sense =
+        unsafe MemoryLayout<PortSlot>.offset(of: \.response)!
         + MemoryLayout<vscsiif_response>.offset(of: \.sense_buffer)!
 }
 

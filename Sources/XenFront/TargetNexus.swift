@@ -30,4 +30,7 @@ final class CoreNexus: TargetNexus {
     override func receive(_ task: TaskHandle) { target.receive(task, nexus: identifier) }
     override func receive(_ request: scsi_task_management_request) { target.receive(request, nexus: identifier) }
     override func lose() { target.loseNexus(identifier) }
+
+    /// Whether the target has none of the nexus's commands.
+    var isIdle: Bool { target.tasksInFlight(identifier) == 0 }
 }

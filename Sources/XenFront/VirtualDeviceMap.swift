@@ -73,7 +73,9 @@ struct VirtualDeviceMap: ~Copyable {
         let nexus = unsafe entries[place].nexus.takeUnretainedValue()
         count -= 1
         for index in place..<count { unsafe entries[index] = entries[index + 1] }
-        let used = (0..<count).contains { unsafe entries[$0].nexus.toOpaque() == Unmanaged.passUnretained(nexus).toOpaque() }
+        let used = (0..<count).contains {
+            unsafe entries[$0].nexus.toOpaque() == Unmanaged.passUnretained(nexus).toOpaque()
+        }
         guard !used else { return nil }
         nexuses.removeAll { $0 === nexus }
         lost.append(nexus)
@@ -117,7 +119,9 @@ struct VirtualDeviceMap: ~Copyable {
         var bytes = [UInt8](repeating: 0, count: 8)
         for entry in empty ? [] : entries(channel: channel, target: target) {
             let field = LUN(Int(entry.key & 0xffff))?.field ?? 0
-            for shift in stride(from: 56, through: 0, by: -8) { bytes.append(UInt8(truncatingIfNeeded: field >> UInt64(shift))) }
+            for shift in stride(from: 56, through: 0, by: -8) {
+                bytes.append(UInt8(truncatingIfNeeded: field >> UInt64(shift)))
+            }
         }
         let length = bytes.count - 8
         for index in 0..<4 { bytes[index] = UInt8(truncatingIfNeeded: length >> (8 * (3 - index))) }

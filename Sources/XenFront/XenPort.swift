@@ -350,7 +350,9 @@ final class XenPort {
     }
 
     private func find(_ slot: UnsafeMutablePointer<PortSlot>) -> Bool {
-        guard let entry = unsafe map.find(channel: slot.channel, target: slot.target, lun: slot.lun) else { return false }
+        guard let entry = unsafe map.find(channel: slot.channel, target: slot.target, lun: slot.lun) else {
+            return false
+        }
         return unsafe entry.unit(slot.lun) != nil
     }
 
@@ -467,11 +469,11 @@ final class XenPort {
             unsafe segments.pointee.iov_len = length
         }
         if unsafe slot.pointee.toDevice {
-            unsafe command.data_out = UnsafePointer(segments)
+            unsafe command.data_out = unsafe segments
             unsafe command.data_out_count = 1
             unsafe command.data_out_length = UInt64(length)
         } else if unsafe slot.pointee.fromDevice {
-            unsafe command.data_in = UnsafePointer(segments)
+            unsafe command.data_in = unsafe segments
             unsafe command.data_in_count = 1
             unsafe command.data_in_length = UInt64(length)
         }
@@ -577,7 +579,8 @@ final class XenPort {
                 unsafe slot.pointee.abortRequested = true
                 let task = tasks[victim]
                 unsafe send(
-                    UInt8(SCSI_ABORT_TASK), unit: lunField(task.command.lun), tag: task.command.tag, to: nexus, for: index)
+                    UInt8(SCSI_ABORT_TASK), unit: lunField(task.command.lun), tag: task.command.tag, to: nexus,
+                    for: index)
             } else {
                 // Its device was removed; it ends by itself, but this function cannot tell when.
                 unsafe slots[index].functionFailed = true
@@ -621,7 +624,8 @@ final class XenPort {
     func completeManagement(cookie: UInt64, response: UInt8) {
         let index = Int(cookie & 0xff)
         // A function of a ring that is gone.
-        guard index < Self.slotCount, unsafe slots[index].state == .managing, unsafe (slots + index).tag(index) == cookie
+        guard index < Self.slotCount, unsafe slots[index].state == .managing,
+            unsafe (slots + index).tag(index) == cookie
         else { return }
         let done = response == UInt8(SCSI_FUNCTION_COMPLETE) || response == UInt8(SCSI_FUNCTION_SUCCEEDED)
         functionPartDone(index, succeeded: done)

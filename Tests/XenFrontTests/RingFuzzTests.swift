@@ -24,7 +24,9 @@ struct RingFuzzTests {
             segments.append(
                 (
                     rarely(page, UInt32.random(in: 0...UInt32.max, using: &random)),
-                    rarely(UInt16.random(in: 0..<8, using: &random) * 512, UInt16.random(in: 0...UInt16.max, using: &random)),
+                    rarely(
+                        UInt16.random(in: 0..<8, using: &random) * 512,
+                        UInt16.random(in: 0...UInt16.max, using: &random)),
                     rarely(512, UInt16.random(in: 0...UInt16.max, using: &random))
                 ))
         }

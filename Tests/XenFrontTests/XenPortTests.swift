@@ -210,7 +210,9 @@ struct XenPortCommandTests {
 @Suite("The vscsiif ring: what a guest can do wrong")
 struct XenPortRefusalTests {
     /// The one answer to one request, which never reaches the core.
-    func refusal(_ request: vscsiif_request, wholeTarget: Bool = false, sourceLocation: SourceLocation = #_sourceLocation)
+    func refusal(
+        _ request: vscsiif_request, wholeTarget: Bool = false, sourceLocation: SourceLocation = #_sourceLocation
+    )
         -> Int32
     {
         let guest = RingGuest(wholeTarget: wholeTarget)
@@ -395,12 +397,14 @@ struct XenPortRefusalTests {
 
 @Suite("The vscsiif ring: service responses")
 struct XenPortServiceTests {
-    @Test("What the core answers without a status becomes a host code", arguments: [
-        (Int(SCSI_SERVICE_ABORTED), XEN_VSCSIIF_RSLT_HOST_TIME_OUT),
-        (Int(SCSI_SERVICE_RESET), XEN_VSCSIIF_RSLT_HOST_RESET),
-        (Int(SCSI_SERVICE_OVERRUN), XEN_VSCSIIF_RSLT_HOST_ERROR),
-        (Int(SCSI_SERVICE_TARGET_FAILURE), XEN_VSCSIIF_RSLT_HOST_SOFT_ERROR),
-    ])
+    @Test(
+        "What the core answers without a status becomes a host code",
+        arguments: [
+            (Int(SCSI_SERVICE_ABORTED), XEN_VSCSIIF_RSLT_HOST_TIME_OUT),
+            (Int(SCSI_SERVICE_RESET), XEN_VSCSIIF_RSLT_HOST_RESET),
+            (Int(SCSI_SERVICE_OVERRUN), XEN_VSCSIIF_RSLT_HOST_ERROR),
+            (Int(SCSI_SERVICE_TARGET_FAILURE), XEN_VSCSIIF_RSLT_HOST_SOFT_ERROR),
+        ])
     func serviceResponse(service: Int, host: Int32) {
         let guest = RingGuest()
         let nexus = guest.attach(disk)
@@ -694,7 +698,9 @@ struct XenPortStagingTests {
 @Suite("The vscsiif ring: the map of devices")
 struct XenPortMapTests {
     /// REPORT LUNS parameter data as a guest gets it, and the residual.
-    func reportLUNs(_ guest: RingGuest, _ nexus: ScriptedNexus, allocation: UInt8, buffer: UInt16 = 256, select: UInt8 = 0)
+    func reportLUNs(
+        _ guest: RingGuest, _ nexus: ScriptedNexus, allocation: UInt8, buffer: UInt16 = 256, select: UInt8 = 0
+    )
         -> ([UInt8], UInt32)
     {
         let page = guest.grant()
@@ -721,7 +727,10 @@ struct XenPortMapTests {
     func exactMap() {
         let (guest, nexus) = guestWithMap()
         let (bytes, residual) = reportLUNs(guest, nexus, allocation: 255)
-        #expect([UInt8](bytes[..<24]) == [0, 0, 0, 16, 0, 0, 0, 0] + [0, 1] + [0, 0, 0, 0, 0, 0] + [0x41, 0x2c, 0, 0, 0, 0, 0, 0])
+        #expect(
+            [UInt8](bytes[..<24]) == [0, 0, 0, 16, 0, 0, 0, 0] + [0, 1] + [0, 0, 0, 0, 0, 0] + [
+                0x41, 0x2c, 0, 0, 0, 0, 0, 0,
+            ])
         #expect(bytes[24...].allSatisfy { $0 == 0xee })
         #expect(residual == 256 - 24)
     }
