@@ -43,10 +43,15 @@ enum Deadline {
 
     /// Waits until the descriptor can be read; throws when the deadline has passed.
     static func waitForInput(_ descriptor: Int32, _ what: @autoclosure () -> String) throws(InitiatorError) {
+        try waitForInput(anyOf: [descriptor], what())
+    }
+
+    /// Waits until one of the descriptors can be read; throws when the deadline has passed.
+    static func waitForInput(anyOf descriptors: [Int32], _ what: @autoclosure () -> String) throws(InitiatorError) {
         let end = now() + seconds
+        var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
         while true {
-            var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-            let count = unsafe poll(&entry, 1, Int32(max(0, end - now()) * 1000))
+            let count = unsafe poll(&entries, UInt(entries.count), Int32(max(0, end - now()) * 1000))
             if count > 0 { return }
             if count < 0, errno != EINTR { throw .systemCall("poll", errno: errno) }
             if now() >= end { throw .timeout(what()) }

@@ -235,6 +235,11 @@ public final class LoadQueue {
         if wanted { ring.enableNotification() } else { ring.disableNotification() }
     }
 
-    /// Sleeps until the device has used something.
-    public func waitForUsed() throws(InitiatorError) { try queue.waitForUsed() }
+    /// Sleeps until the device has used something on one of the queues.
+    public static func waitForUsed(_ queues: [LoadQueue]) throws(InitiatorError) {
+        for queue in queues { queue.ring.enableNotification() }
+        if queues.contains(where: { $0.ring.hasUsed }) { return }
+        try Deadline.waitForInput(anyOf: queues.map(\.queue.callDescriptor), "a completion")
+        for queue in queues { queue.queue.drain(queue.queue.callDescriptor) }
+    }
 }

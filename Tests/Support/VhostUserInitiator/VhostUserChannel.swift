@@ -131,6 +131,13 @@ public final class VhostUserChannel {
         return bytes
     }
 
+    /// Whether the back-end still has the connection open.
+    public var isOpen: Bool {
+        var byte: UInt8 = 0
+        let count = unsafe recv(descriptor, &byte, 1, Int32(MSG_DONTWAIT) | Int32(MSG_PEEK))
+        return count > 0 || count < 0 && (errno == EAGAIN || errno == EINTR)
+    }
+
     /// Waits until the back-end closes the connection; throws if it sends anything instead.
     public func waitForClose() throws(InitiatorError) {
         let reply: VhostUserReply
