@@ -59,7 +59,9 @@ final class LoadRun {
         }
         // Each queue needs a place for each slot, and in a section of its own if it is to be sequential.
         guard places >= UInt64(2 * plan.queues * plan.depth) else {
-            throw LoadError("the device has \(size) bytes; that is too small for this depth and block size")
+            throw LoadError(
+                "the device, or its part that --size allows, has \(min(size, plan.size ?? size)) bytes: too few for "
+                    + "this depth and block size")
         }
         verification =
             plan.verify
