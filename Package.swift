@@ -92,8 +92,8 @@ let package = Package(
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
-                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
-                "CIOVector",
+                "VirtioFront", "VhostUserInitiator", "CoreTestSupport", "Reactor", "SCSICore", "CBackstore", "CTarget",
+                "CLinux", "CIOVector",
             ],
             swiftSettings: settings),
         .testTarget(
