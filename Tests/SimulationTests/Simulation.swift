@@ -38,6 +38,7 @@ final class Simulation {
     private var random: SplitMix64
     private let features: SimulationFeatures
     private let planted: PlantedBug?
+    private let isVerbose: Bool
     private let mistake: ModelMistake?
 
     private let shard = Shard()
@@ -116,8 +117,9 @@ final class Simulation {
         0xa3, 0xa8, 0xaf,
     ]
 
-    init(seed: UInt64, planted: PlantedBug? = nil, mistake: ModelMistake? = nil) {
+    init(seed: UInt64, planted: PlantedBug? = nil, mistake: ModelMistake? = nil, isVerbose: Bool = false) {
         self.seed = seed
+        self.isVerbose = isVerbose
         self.planted = planted
         self.mistake = mistake
         random = SplitMix64(seed: seed)
@@ -166,6 +168,7 @@ final class Simulation {
             for nexus in ports.indices { other.model.establish(0x3f0e, for: nexus) }
         }
         entry.lun = lun
+        note("LUN \(lun.number) is added")
         entry.isDrained = false
         for nexus in ports.indices { entry.model.attention[nexus] = [0x2901] }
         if !target.add(entry.unit, at: lun) { fail("a free LUN was refused") }
@@ -264,6 +267,9 @@ final class Simulation {
         entry.medium.completeAll()
     }
 
+    /// What the run did, for people who replay it.
+    private func note(_ text: @autoclosure () -> String) { if isVerbose { print("  \(step): \(text())") } }
+
     private func act() {
         let port = random.below(ports.count)
         switch random.below(20) {
@@ -312,6 +318,7 @@ final class Simulation {
             record.writes = entry.history.begin(command.address, command.values, at: step)
         }
         tracked[key] = record
+        note("I\(index) sends \(tag) \(attribute) \(command.cdb.map { String($0, radix: 16) }) to \(lun >> 48)")
         if let entry { insert(record, key, attribute, entry, command.modePage) }
         let layout = random.chance(1, in: 3) ? split(command.dataIn) : nil
         let outLayout = random.chance(1, in: 3) ? split(command.dataOut.count) : nil
@@ -479,6 +486,7 @@ final class Simulation {
 
     private func completed(_ completion: Completion, on index: Int) {
         let key = Key(port: index, tag: completion.tag)
+        note("I\(index) \(completion.tag) \(completion.summary)")
         guard let record = tracked.removeValue(forKey: key) else { return fail("command \(key) came back twice") }
         if let entry = record.unit { leave(entry, record, completion, index) }
         judge(record, completion, index)
@@ -554,8 +562,13 @@ final class Simulation {
     }
 
     private func judgeRequestSense(_ record: Tracked, _ completion: Completion, _ nexus: Int) {
-        guard let entry = record.unit, !record.isRandom, let sense = Sense(completion.data) else { return }
+        guard let entry = record.unit else { return }
         let pending = entry.model.attention[nexus]?.first
+        guard !record.isRandom, let sense = Sense(completion.data) else {
+            // Cut by its allocation length, as the initiator wished: it counts as reported.
+            if let pending { reportedAttention(pending, entry, nexus) }
+            return
+        }
         if sense.key == 6 {
             if sense.code != pending {
                 fail("REQUEST SENSE reported \(sense), pending is \(String(describing: pending))")
@@ -576,6 +589,7 @@ final class Simulation {
             write.finish(completion.summary == "good" ? .certain : reached ? .possible : .none, at: step)
         }
         guard completion.summary == "good", isRead, !isCompare, let entry = record.unit else { return }
+        guard completion.data.count == Int(record.blocks) * 512 else { return fail("a READ returned too few bytes") }
         for offset in 0..<record.blocks {
             let bytes = completion.data[Int(offset) * 512..<Int(offset + 1) * 512]
             let value = bytes.prefix(8).reduce(0) { $0 << 8 | UInt64($1) }
@@ -637,6 +651,7 @@ final class Simulation {
             }
         }
         functions[cookie] = Function(port: index, waitsFor: waitsFor, expected: expected)
+        note("I\(index) \(function) lun \(entry?.lun?.number ?? 77) tag \(tag)")
         isBusy = true
         port.manage(function, lun: entry?.lun?.field ?? 77 << 48, tag: tag, cookie: cookie)
         isBusy = false
@@ -684,6 +699,7 @@ final class Simulation {
 
     private func loseOrEstablish(_ index: Int) {
         let port = ports[index]
+        note("I\(index) \(port.nexus == nil ? "comes back" : "is lost")")
         if port.nexus != nil {
             for entry in units { mark(entry) { $0.nexus == index ? "aborted" : nil } }
             functions = functions.filter { $0.value.port != index }
@@ -718,6 +734,7 @@ final class Simulation {
             for other in units where other.lun != nil {
                 for nexus in ports.indices { other.model.establish(0x3f0e, for: nexus) }
             }
+            note("LUN \(lun.number) is removed")
             isBusy = true
             target.remove(at: lun) { entry.isDrained = true }
             isBusy = false

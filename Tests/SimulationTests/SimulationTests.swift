@@ -23,7 +23,7 @@ struct SimulationTests {
         let isVerbose = unsafe getenv("TARGETD_SIM_VERBOSE") != nil
         for seed in Self.seeds {
             if isVerbose { print("simulation of seed \(seed)") }
-            let simulation = Simulation(seed: seed)
+            let simulation = Simulation(seed: seed, isVerbose: isVerbose && Self.seeds.count == 1)
             simulation.run()
             commands += simulation.commands
             #expect(
