@@ -22,7 +22,6 @@ let package = Package(
         .library(name: "VirtioFront", targets: ["VirtioFront"]),
         .library(name: "XenFront", targets: ["XenFront"]),
         .executable(name: "targetd", targets: ["targetd"]),
-        .executable(name: "targetctl", targets: ["targetctl"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -55,10 +54,6 @@ let package = Package(
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "UnixSignals", package: "swift-service-lifecycle"),
             ],
-            swiftSettings: settings),
-        .executableTarget(
-            name: "targetctl",
-            dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
             swiftSettings: settings),
 
         // Test support: a vhost-user-scsi front-end in userspace, the load generator over it, mock ports and media.

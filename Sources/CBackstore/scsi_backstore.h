@@ -7,7 +7,7 @@
  * Rules
  *  - One thread. Every function of one backstore is called on the reactor thread that owns its logical unit, and
  *    `complete` is called on that same thread. A backstore that works on other threads posts back first.
- *  - `submit` never calls `complete` before it returns, and never blocks.
+ *  - `submit` and `cancel` never call `complete` before they return, and never block.
  *  - A request that was accepted is completed exactly once, cancelled or not. Until then its memory, its segment
  *    array and the memory that the segments name belong to the backstore; afterwards none of it may be touched.
  *  - All or nothing: a request that ends with error 0 has transferred `length` bytes. A backstore retries short

@@ -61,7 +61,7 @@ extension SBC {
         DeviceServer.fillStaging(
             task, unit.shard, SCSI_BACKSTORE_READ,
             offset: ByteOffset(unit.medium.offset(of: LogicalBlockAddress(task.address)).value + task.progress),
-            length: ByteCount(min(left, UInt64(Limits.stagingBytes))))
+            length: ByteCount(min(left, unit.maximumStagingTransfer)))
         return .submit
     }
 }
