@@ -73,6 +73,9 @@ let package = Package(
         .executableTarget(
             name: "core-bench", dependencies: ["SCSICore", "CBackstore", "CTarget", "CIOVector"],
             path: "Tests/Benchmarks/core-bench", swiftSettings: settings),
+        .executableTarget(
+            name: "media-bench", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CIOVector"],
+            path: "Tests/Benchmarks/media-bench", swiftSettings: settings),
 
         .testTarget(
             name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],

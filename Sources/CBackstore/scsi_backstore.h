@@ -84,6 +84,9 @@ struct scsi_backstore_request {
     uint64_t scratch[SCSI_BACKSTORE_SCRATCH_WORDS];
 };
 
+/* Bytes from the start of a request to its scratch: how a backstore finds the request from its own state. */
+enum { SCSI_BACKSTORE_SCRATCH_OFFSET = offsetof(struct scsi_backstore_request, scratch) };
+
 struct scsi_backstore_geometry {
     uint32_t struct_size;
     uint32_t capabilities;

@@ -1,6 +1,6 @@
 /*
- * clinux_io.h: asynchronous I/O and block devices, for Reactor and Backstores: what is a macro, a variadic function or an
- * access to a ring shared with the kernel. Static inline functions and no state.
+ * clinux_io.h: asynchronous I/O and block devices, for Reactor and Backstores: what is a macro, a variadic function or
+ * an access to a ring shared with the kernel. Static inline functions and no state.
  */
 #ifndef CLINUX_IO_H
 #define CLINUX_IO_H
@@ -59,8 +59,8 @@ static inline int clinux_ring_next(struct io_uring *ring, struct clinux_completi
 
 /* libaio --------------------------------------------------------------------------------------------------------- */
 
-/* The completion ring that io_setup maps into the process (linux/aio.c). It is no published header's, but its layout has
- * been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a turn. */
+/* The completion ring that io_setup maps into the process (linux/aio.c). It is no published header's, but its layout
+ * has been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a turn. */
 struct clinux_aio_ring {
     uint32_t id;
     uint32_t nr;
@@ -136,8 +136,12 @@ static inline int clinux_block_physical(int descriptor, uint32_t *bytes) {
 static inline int clinux_block_alignment_offset(int descriptor, int32_t *bytes) {
     return ioctl(descriptor, BLKALIGNOFF, bytes);
 }
-static inline int clinux_block_minimum_io(int descriptor, uint32_t *bytes) { return ioctl(descriptor, BLKIOMIN, bytes); }
-static inline int clinux_block_optimal_io(int descriptor, uint32_t *bytes) { return ioctl(descriptor, BLKIOOPT, bytes); }
+static inline int clinux_block_minimum_io(int descriptor, uint32_t *bytes) {
+    return ioctl(descriptor, BLKIOMIN, bytes);
+}
+static inline int clinux_block_optimal_io(int descriptor, uint32_t *bytes) {
+    return ioctl(descriptor, BLKIOOPT, bytes);
+}
 static inline int clinux_block_read_only(int descriptor, int32_t *flag) { return ioctl(descriptor, BLKROGET, flag); }
 static inline int clinux_block_discard(int descriptor, uint64_t offset, uint64_t length) {
     uint64_t range[2] = {offset, length};
@@ -166,8 +170,8 @@ static inline int clinux_loop_configure(int device, int file, uint32_t block_siz
 }
 static inline int clinux_loop_clear(int device) { return ioctl(device, LOOP_CLR_FD, 0); }
 
-/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other processes, by other
- * descriptors of this one, and through NFS. */
+/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other
+ * processes, by other descriptors of this one, and through NFS. */
 static inline int clinux_lock(int descriptor, int shared) {
     struct flock lock;
     memset(&lock, 0, sizeof lock);

@@ -1,6 +1,6 @@
 /*
- * cxen.h: what Swift cannot import from Xen's headers: the ring macros of a vscsiif ring page, and the unions of a grant
- * copy. Static inline functions and no state.
+ * cxen.h: what Swift cannot import from Xen's headers: the ring macros of a vscsiif ring page, and the unions of a
+ * grant copy. Static inline functions and no state.
  */
 #ifndef CXEN_H
 #define CXEN_H
@@ -84,9 +84,17 @@ static inline void cxen_copy_response(const void *page, uint32_t index, struct v
     __asm__ volatile("" ::: "memory");
 }
 
+/* Fields of a record that must be complete in memory whenever the process may be killed: stores in program order. */
+static inline uint32_t cxen_load32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
+static inline void cxen_store32(void *p, uint32_t value) {
+    __asm__ volatile("" ::: "memory");
+    __atomic_store_n((uint32_t *)p, value, __ATOMIC_RELEASE);
+    __asm__ volatile("" ::: "memory");
+}
+
 /* One copy between a granted page of `domain` and our own memory. */
-static inline void cxen_fill_copy(xengnttab_grant_copy_segment_t *copy, bool to_guest, uint16_t domain, uint32_t reference,
-                                  uint16_t offset, uint16_t length, void *local) {
+static inline void cxen_fill_copy(xengnttab_grant_copy_segment_t *copy, bool to_guest, uint16_t domain,
+                                  uint32_t reference, uint16_t offset, uint16_t length, void *local) {
     memset(copy, 0, sizeof *copy);
     copy->len = length;
     copy->flags = to_guest ? GNTCOPY_dest_gref : GNTCOPY_source_gref;

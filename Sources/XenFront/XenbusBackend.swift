@@ -39,6 +39,8 @@ enum XenbusEffect: Hashable, Sendable {
     /// Map the ring and bind the event channel. `recovering`: the ring was in use before this daemon started, so what
     /// was in flight then must be taken up again.
     case connect(RingParameters, recovering: Bool)
+    /// Take requests from the ring: its devices are attached.
+    case serve
     /// End all commands, then unmap the ring and unbind the event channel.
     case disconnect
     /// Make a device reachable.
@@ -74,6 +76,9 @@ struct XenbusBackend: Hashable, Sendable {
     private(set) var attached: [String: VirtualDevice] = [:]
     /// Devices that could not be attached, and why.
     private(set) var refused: [String: String] = [:]
+    /// Whether requests are taken from the ring. Not before its devices are attached: a command that came too early
+    /// would find no device.
+    private(set) var serving = false
     /// Whether "Connected" was written since the ring was mapped: the front end waits for that write, not for the
     /// value, which may be there already.
     private(set) var announced = false
@@ -127,9 +132,12 @@ struct XenbusBackend: Hashable, Sendable {
         case (.connect(let ring, _), .done):
             link = .up(ring)
             announced = false
+            serving = false
         case (.connect(let ring, _), .failed(let reason)): unmappable = UnmappableRing(ring: ring, reason: reason)
+        case (.serve, _): serving = true
         case (.disconnect, _):
             link = .down
+            serving = false
             attached.removeAll()
             announced = false
         case (.attach(let name, _, let device), .done): attached[name] = device
@@ -180,6 +188,7 @@ struct XenbusBackend: Hashable, Sendable {
         guard case .up = link else { return effect(.connect(ring, recovering: false)) }
         if let next = attachNext(nodes, in: [.initialising, .initialised, .connected]) { return effect(next) }
         if let next = detachNext(nodes) { return effect(next) }
+        if !serving { return effect(.serve) }
         if announced && backend != .reconfiguring { return .idle }
         announced = true
         return .write(deviceWrites(nodes, from: [.initialising, .connected], to: .initialised) + [state(.connected)])
@@ -230,7 +239,8 @@ struct XenbusBackend: Hashable, Sendable {
             guard backend != .closed, let ring = nodes.ring else { return .idle }
             return effect(.connect(ring, recovering: true))
         }
-        return attachNext(nodes, in: [.initialised, .connected, .closing]).map { effect($0) }
+        if let next = attachNext(nodes, in: [.initialised, .connected, .closing]) { return effect(next) }
+        return serving ? nil : effect(.serve)
     }
 
     private mutating func attachNext(_ nodes: VhostNodes, in states: [XenbusState]) -> XenbusEffect? {

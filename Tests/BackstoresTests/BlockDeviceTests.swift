@@ -90,7 +90,8 @@ struct BlockDeviceTests {
         }
         let write = TestRequest(SCSI_BACKSTORE_WRITE, offset: 0, length: 1 << 20, lengths: [1 << 20])
         #expect(perform(write) == 0)
-        #expect(perform(TestRequest(SCSI_BACKSTORE_DISCARD, offset: 4096, length: 8192, flags: SCSI_BACKSTORE_FUA)) == 0)
+        #expect(
+            perform(TestRequest(SCSI_BACKSTORE_DISCARD, offset: 4096, length: 8192, flags: SCSI_BACKSTORE_FUA)) == 0)
         for flags in [0, SCSI_BACKSTORE_MAY_UNMAP, SCSI_BACKSTORE_FUA] {
             let zeroes = TestRequest(SCSI_BACKSTORE_WRITE_ZEROES, offset: 65_536, length: 65_536, flags: flags)
             #expect(perform(zeroes) == 0)

@@ -41,7 +41,8 @@ struct ModelRun {
         for _ in 0..<steps {
             let blocks = model.count / blockSize
             // Mostly small; now and then longer than a bounce buffer.
-            let count = min(generator.below(25) == 0 ? 1 + generator.below(1500) : 1 + generator.below(24), blocks)
+            let longest = generator.below(25) == 0 ? (768 << 10) / blockSize : 24
+            let count = min(1 + generator.below(longest), blocks)
             let first = generator.below(blocks - count + 1)
             step(first * blockSize..<(first + count) * blockSize, concurrency)
         }

@@ -32,6 +32,7 @@ struct XenbusWorld: Hashable {
     var running: Bool { machine != nil }
     /// What is mapped and attached outside of xenstore: lost when the daemon dies.
     var mapped: RingParameters?
+    var serving = false
     var attached: Set<VirtualDevice> = []
     /// p-dev nodes that cannot be served.
     var missing: Set<String> = []
@@ -117,6 +118,7 @@ struct XenbusWorld: Hashable {
         crashesLeft -= 1
         machine = nil
         mapped = nil
+        serving = false
         attached = []
         return true
     }
@@ -149,7 +151,9 @@ struct XenbusWorld: Hashable {
                 return true
             }
             mapped = parameters
+        case .serve: serving = true
         case .disconnect:
+            serving = false
             mapped = nil
             attached = []
         case .attach(_, let physical, let device):
@@ -249,16 +253,9 @@ struct XenbusWorld: Hashable {
     /// The command waits in the ring while the daemon is down or about to come back; served by another ring, or not
     /// attached while all is connected, it is lost.
     private mutating func requireService(of device: VirtualDevice, for what: String) {
-        guard running, let mapped else { return }
-        if mapped == ring, machine!.underWay == nil, !attached.contains(device), !comingBack {
+        if running && serving && mapped == ring && !attached.contains(device) {
             violation = "\(what) to \(device), which is not attached"
         }
-    }
-
-    /// Whether the back end still has devices to take up again.
-    private var comingBack: Bool {
-        var copy = self
-        return copy.backend() && copy.machine!.underWay != nil
     }
 
     private mutating func setState(_ state: XenbusState, from own: XenbusState) {
@@ -289,7 +286,9 @@ struct XenbusWorld: Hashable {
             var steps: [String] = []
             var at = world
             while let (parent, name) = parents[at] {
-                steps.append("\(name) [B=\(at.tree[backendPath + "/state"] ?? "-") F=\(at.tree[frontendPath + "/state"] ?? "-")]")
+                steps.append(
+                    "\(name) [B=\(at.tree[backendPath + "/state"] ?? "-") F=\(at.tree[frontendPath + "/state"] ?? "-")]"
+                )
                 at = parent
             }
             return steps.reversed().joined(separator: " → ")

@@ -1,0 +1,322 @@
+// XenFront: the Xen front as the daemon sees it: which targets there are for guests, and a thread that serves them.
+//
+// Owns: the control thread, the catalogue of targets, the workers. Called by: the daemon, from any thread.
+// Must not know: how vhosts come and go (XenControl), how requests are served (XenWorker and below).
+
+import CLinux
+import CXen
+import Glibc
+public import Reactor
+public import SCSICore
+import Synchronization
+
+/// Why the Xen front could not be started.
+public struct XenFrontError: Error, Sendable, CustomStringConvertible {
+    /// What is wrong and what to do.
+    public let description: String
+}
+
+/// Serves each `backend/vscsi` device of this domain whose `p-dev` names a target of the daemon.
+@safe
+public final class XenFront: @unchecked Sendable {
+    /// How it works.
+    public struct Configuration: Sendable {
+        /// Bytes of staging memory of each reactor.
+        public var stagingBytes: Int
+        /// Where records of requests in flight are kept, so that a daemon that died can be followed by another. Must
+        /// not outlive the host's boot.
+        public var recordDirectory = "/run/targetd/xen"
+        /// Takes one line for the operator; called on the control thread.
+        public var log: @Sendable (_ vhost: String, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
+
+        /// The defaults.
+        public init() { stagingBytes = VSCSIIFLimits.stagingBytes }
+    }
+
+    /// What is known of one vhost.
+    public struct VhostStatus: Sendable {
+        /// The guest's domain.
+        public let domain: UInt16
+        /// The vhost's number.
+        public let number: UInt32
+        /// The back end's state, and the front end's.
+        public let backendState: String, frontendState: String
+        /// Its devices: directory, `p-dev`, `v-dev`, state.
+        public let devices: [(name: String, physicalDevice: String, virtualDevice: String, state: String)]
+        /// Why it is not served, if it is not.
+        public let fault: String?
+    }
+
+    private let configuration: Configuration
+    private let store: XenStoreClient
+    private let workers: Mutex<[XenWorker]>
+    private var control: XenControl!
+    private let executor: Executor
+    private let messages = Mutex<[@Sendable (XenControl) -> Void]>([])
+    private let wakeDescriptor: Int32
+    private let stopping = Atomic<Bool>(false)
+    private var thread = pthread_t()
+
+    /// Whether this is a Xen domain with the devices that a back end needs.
+    public static var isAvailable: Bool {
+        unsafe access("/dev/xen/gntdev", R_OK | W_OK) == 0 && access("/dev/xen/evtchn", R_OK | W_OK) == 0
+    }
+
+    /// Opens xenstore and the grant device. `start` makes it serve.
+    ///
+    /// - Parameter reactors: Where vhosts may be served: each on the reactor of the first target that it uses.
+    public init(_ configuration: Configuration, reactors: [Reactor]) throws(XenFrontError) {
+        self.configuration = configuration
+        wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
+        makeDirectories(configuration.recordDirectory)
+        executor = Executor(log: configuration.log)
+        workers = Mutex([])
+        do throws(XenStoreError) {
+            store = try XenStoreClient()
+            let domain = try store.read("domid", .none).flatMap { decimal($0) }.flatMap { UInt16(exactly: $0) }
+            let control = XenControl(store: store, domain: domain ?? 0, executor: executor)
+            self.control = control
+            executor.store = store
+            executor.front = self
+            var made: [XenWorker] = []
+            for reactor in reactors {
+                made.append(
+                    try XenWorker(
+                        reactor: reactor, stagingBytes: configuration.stagingBytes,
+                        recordDirectory: configuration.recordDirectory,
+                        onFault: { [executor] vhost, text in
+                            executor.front?.post { $0.give(up: vhost, because: text) }
+                        }))
+            }
+            let all = made
+            workers.withLock { $0 = all }
+            executor.workers = all
+        } catch {
+            throw XenFrontError(
+                description: "the Xen front cannot start: \(error); is this a Xen domain, and xenstored running?")
+        }
+    }
+
+    deinit { close(wakeDescriptor) }
+
+    // MARK: Targets
+
+    /// Makes a target's units known to guests' `p-dev` nodes. Again for each change of its units.
+    ///
+    /// - Parameters:
+    ///   - target: A target on the reactor with this index.
+    ///   - units: The numbers of its units.
+    public func publish(_ target: TargetDevice, reactor: Int, units: Set<UInt16>) {
+        let entry = unsafe CatalogueEntry(
+            target: Unmanaged.passUnretained(target), reactor: reactor, units: units)
+        executor.catalogue.withLock { $0[target.name] = entry }
+    }
+
+    /// Takes a target away from guests.
+    ///
+    /// - Parameter done: Called on the reactor's thread when nothing of the front uses the target any more.
+    public func withdraw(_ name: UInt64, done: @escaping @Sendable () -> Void) {
+        guard let entry = executor.catalogue.withLock({ $0.removeValue(forKey: name) }) else { return done() }
+        executor.workers[entry.reactor].post { $0.withdraw(name, done: done) }
+    }
+
+    // MARK: Running
+
+    /// Starts the control thread: vhosts are served from now on.
+    public func start() throws(XenFrontError) {
+        do throws(XenStoreError) { try control.start() } catch {
+            throw XenFrontError(description: "the Xen front cannot start: \(error)")
+        }
+        let context = unsafe Unmanaged.passRetained(self)
+        let error = unsafe pthread_create(
+            &thread, nil,
+            { context in
+                let front = unsafe Unmanaged<XenFront>.fromOpaque(context!).takeRetainedValue()
+                front.run()
+                return nil
+            }, context.toOpaque())
+        if error != 0 {
+            unsafe context.release()
+            throw XenFrontError(description: "the Xen front cannot start: no thread, errno \(error)")
+        }
+    }
+
+    /// Stops the control thread, then lets go of all rings in good order: commands in flight are answered, guests wait
+    /// for the next daemon.
+    ///
+    /// - Parameter done: Called on a reactor's thread when all is done.
+    public func stop(done: @escaping @Sendable () -> Void) {
+        stopping.store(true, ordering: .releasing)
+        wake()
+        pthread_join(thread, nil)
+        let all = executor.workers
+        let left = Counter(all.count)
+        for worker in all { worker.post { $0.stop { if left.decrement() == 0 { done() } } } }
+    }
+
+    /// What is known of each vhost. Called on any thread; answered on the control thread.
+    public func status(_ answer: @escaping @Sendable ([VhostStatus]) -> Void) {
+        post { control in
+            answer(
+                control.status.map { vhost, machine, nodes in
+                    VhostStatus(
+                        domain: vhost.domain, number: vhost.number,
+                        backendState: "\(nodes.backendState ?? .unknown)",
+                        frontendState: "\(nodes.frontendState ?? .unknown)",
+                        devices: nodes.devices.map { ($0.name, $0.physicalDevice, $0.virtualDevice, "\($0.state)") },
+                        fault: machine.fault)
+                })
+        }
+    }
+
+    /// Runs on the control thread.
+    fileprivate func post(_ message: @escaping @Sendable (XenControl) -> Void) {
+        messages.withLock { $0.append(message) }
+        wake()
+    }
+
+    private func wake() {
+        var one: UInt64 = 1
+        _ = unsafe write(wakeDescriptor, &one, 8)
+    }
+
+    /// The control thread. Everything it does may block; nothing it does is on the path of a request.
+    private func run() {
+        var all = sigset_t()
+        unsafe sigfillset(&all)
+        unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
+        while !stopping.load(ordering: .acquiring) {
+            var waited = [
+                pollfd(fd: store.descriptor, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: wakeDescriptor, events: Int16(POLLIN), revents: 0),
+            ]
+            _ = unsafe poll(&waited, 2, -1)
+            var count: UInt64 = 0
+            _ = unsafe read(wakeDescriptor, &count, 8)
+            let mail = messages.withLock { messages in
+                defer { messages = [] }
+                return messages
+            }
+            for message in mail { message(control) }
+            control.process()
+        }
+    }
+}
+
+/// A target that guests may have.
+@safe
+private struct CatalogueEntry: @unchecked Sendable {
+    /// The daemon keeps it until it was withdrawn; used on its reactor's thread only.
+    let target: Unmanaged<TargetDevice>
+    let reactor: Int
+    let units: Set<UInt16>
+}
+
+/// A number that several threads count down.
+private final class Counter: Sendable {
+    private let value: Mutex<Int>
+    init(_ value: Int) { self.value = Mutex(value) }
+    func decrement() -> Int {
+        value.withLock {
+            $0 -= 1
+            return $0
+        }
+    }
+}
+
+/// Does on the reactors what the control thread decides.
+private final class Executor: XenbusExecutor, @unchecked Sendable {
+    weak var front: XenFront?
+    /// Set once before anything runs.
+    var workers: [XenWorker] = []
+    var store: XenStoreClient!
+    let catalogue = Mutex<[UInt64: CatalogueEntry]>([:])
+    private let line: @Sendable (String, String, Bool) -> Void
+    /// On which reactor each connected vhost is; the control thread's.
+    private var places: [VhostIdentifier: Int] = [:]
+
+    init(log: @escaping @Sendable (String, String, Bool) -> Void) { line = log }
+
+    func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
+
+    func forgotten(_ vhost: VhostIdentifier) { places[vhost] = nil }
+
+    private func end(_ vhost: VhostIdentifier, _ outcome: XenbusOutcome) {
+        front?.post { $0.completed(vhost, outcome) }
+    }
+
+    func perform(_ effect: XenbusEffect, _ vhost: VhostIdentifier, _ nodes: VhostNodes) {
+        switch effect {
+        case .connect(let ring, let recovering): connect(vhost, ring, recovering, nodes)
+        case .serve: on(vhost) { [self] in end(vhost, $0.serve(vhost)) }
+        case .disconnect: on(vhost) { [self] in $0.disconnect(vhost) { self.end(vhost, .done) } }
+        case .attach(_, let physical, let device): attach(vhost, physical, device)
+        case .detach(_, let device):
+            on(vhost) { [self] in
+                $0.detach(device, of: vhost)
+                end(vhost, .done)
+            }
+        }
+    }
+
+    private func on(_ vhost: VhostIdentifier, _ body: @escaping @Sendable (XenWorker) -> Void) {
+        workers[places[vhost] ?? 0].post(body)
+    }
+
+    private func connect(_ vhost: VhostIdentifier, _ ring: RingParameters, _ recovering: Bool, _ nodes: VhostNodes) {
+        // Where the first device is that can be served.
+        let names = nodes.devices.compactMap { PhysicalDevice(node: $0.physicalDevice) }
+        places[vhost] = 0
+        for case .named(let name, _) in names {
+            guard let entry = catalogue.withLock({ $0[name] }) else { continue }
+            places[vhost] = entry.reactor
+            break
+        }
+        let connection = VhostConnection(
+            vhost: vhost, ring: ring, wholeTarget: nodes.featureHost, recovering: recovering,
+            initiatorPort: initiatorPort(vhost))
+        on(vhost) { [self] in end(vhost, $0.connect(connection)) }
+    }
+
+    /// A guest keeps its identity when it is started again under another domain number: its UUID, if it has one.
+    private func initiatorPort(_ vhost: VhostIdentifier) -> String {
+        let path = (try? store.read("/local/domain/\(vhost.domain)/vm", .none)) ?? nil
+        if let path, path.hasPrefix("/vm/") { return "xen,\(path.dropFirst(4).prefix(36)),\(vhost.number)" }
+        return "xen,domain-\(vhost.domain),\(vhost.number)"
+    }
+
+    private func attach(_ vhost: VhostIdentifier, _ physical: PhysicalDevice, _ device: VirtualDevice) {
+        guard case .named(let name, let number) = physical else {
+            return end(vhost, .failed("p-dev \(physical): devices of this host are not served here; name a target"))
+        }
+        let entry = catalogue.withLock { $0[name] }
+        guard let entry else {
+            return end(vhost, .failed("p-dev \(physical): the daemon has no such target"))
+        }
+        guard entry.units.contains(number), let unit = LUN(Int(number)) else {
+            return end(vhost, .failed("p-dev \(physical): the target has no logical unit \(number)"))
+        }
+        guard entry.reactor == places[vhost] else {
+            return end(
+                vhost,
+                .failed("p-dev \(physical): the target is on another reactor than the vhost's first; use one reactor"))
+        }
+        on(vhost) { [self] worker in
+            // It may have been withdrawn meanwhile, and then it may not be touched.
+            guard let current = catalogue.withLock({ $0[name] }),
+                unsafe current.target.toOpaque() == entry.target.toOpaque()
+            else { return end(vhost, .failed("p-dev \(physical): the daemon has just removed the target")) }
+            let target = unsafe entry.target.takeUnretainedValue()
+            end(vhost, worker.attach(device, of: vhost, to: target, unit: unit))
+        }
+    }
+}
+
+/// Makes a directory and its parents, as far as they are missing.
+private func makeDirectories(_ path: String) {
+    var at = ""
+    for part in path.split(separator: "/") {
+        at += "/" + part
+        _ = unsafe mkdir(at, 0o700)
+    }
+}
