@@ -22,7 +22,6 @@ let package = Package(
         .library(name: "VirtioFront", targets: ["VirtioFront"]),
         .library(name: "XenFront", targets: ["XenFront"]),
         .executable(name: "targetd", targets: ["targetd"]),
-        .executable(name: "targetctl", targets: ["targetctl"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -56,10 +55,6 @@ let package = Package(
                 .product(name: "UnixSignals", package: "swift-service-lifecycle"),
             ],
             swiftSettings: settings),
-        .executableTarget(
-            name: "targetctl",
-            dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
-            swiftSettings: settings),
 
         // Test support: a vhost-user-scsi front-end in userspace, the load generator over it, mock ports and media.
         .target(
@@ -78,6 +73,9 @@ let package = Package(
         .executableTarget(
             name: "core-bench", dependencies: ["SCSICore", "CBackstore", "CTarget", "CIOVector"],
             path: "Tests/Benchmarks/core-bench", swiftSettings: settings),
+        .executableTarget(
+            name: "media-bench", dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CIOVector"],
+            path: "Tests/Benchmarks/media-bench", swiftSettings: settings),
 
         .testTarget(
             name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport", "CBackstore", "CTarget", "CIOVector"],

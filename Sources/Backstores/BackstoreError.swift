@@ -51,10 +51,13 @@ public struct BackstoreError: Error, Equatable, CustomStringConvertible {
     /// What is wrong.
     public let reason: Reason
 
-    init(_ path: String, _ reason: Reason) {
+    /// An error of the medium at `path`.
+    public init(path: String, reason: Reason) {
         self.path = path
         self.reason = reason
     }
+
+    init(_ path: String, _ reason: Reason) { self.init(path: path, reason: reason) }
 
     /// What is wrong, where, and what to do next.
     public var description: String { "\(path): \(text)" }

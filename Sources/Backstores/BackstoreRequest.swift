@@ -29,10 +29,12 @@ public enum BackstoreLimits {
 }
 
 /// Bytes from the start of a request to its scratch.
-let scratchOffset = unsafe MemoryLayout<scsi_backstore_request>.offset(of: \scsi_backstore_request.scratch)!
+@inline(__always)
+var scratchOffset: Int { SCSI_BACKSTORE_SCRATCH_OFFSET }
 
 /// Bytes of scratch.
-let scratchBytes = Int(SCSI_BACKSTORE_SCRATCH_WORDS) * 8
+@inline(__always)
+var scratchBytes: Int { Int(SCSI_BACKSTORE_SCRATCH_WORDS) * 8 }
 
 /// A first-in first-out list of requests, through a link that stands at a fixed place in their scratch.
 @safe

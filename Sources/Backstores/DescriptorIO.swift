@@ -38,13 +38,14 @@ final class DescriptorIO {
     private struct State {
         /// Must be first: the reactor's completion finds the rest by its address.
         var io: IORequest
+        /// The segment of the current call if it is not the caller's list: a bounce buffer, or the rest of a segment.
+        /// Must be second.
+        var segment: iovec
         var owner: Unmanaged<DescriptorIO>
         /// Bytes that are done.
         var done: UInt64
         /// Where in the caller's segments the rest begins.
         var cursor: SegmentCursor
-        /// The segment of the current call if it is not the caller's list: a bounce buffer, or the rest of a segment.
-        var segment: iovec
         /// The bounce buffer, or -1.
         var buffer: Int32
         /// For a request that ends without I/O.
@@ -85,6 +86,7 @@ final class DescriptorIO {
 
     nonisolated(unsafe) private static let operations: UnsafePointer<scsi_backstore_operations> = {
         unsafe precondition(MemoryLayout<State>.size <= scratchBytes - 8, "the scratch of a request is too small")
+        unsafe precondition(MemoryLayout<State>.offset(of: \State.segment) == segmentOffset, "State has another order")
         let operations = UnsafeMutablePointer<scsi_backstore_operations>.allocate(capacity: 1)
         unsafe operations.initialize(
             to: scsi_backstore_operations(
@@ -192,15 +194,18 @@ final class DescriptorIO {
         let isTransfer = operation == SCSI_BACKSTORE_READ || operation == SCSI_BACKSTORE_WRITE
         unsafe state.initialize(
             to: State(
-                io: IORequest(completion: Self.completion), owner: Unmanaged.passUnretained(self), done: 0,
-                cursor: SegmentCursor(), segment: iovec(), buffer: -1, error: 0, retries: 0,
+                io: Self.newIORequest(), segment: iovec(), owner: Unmanaged.passUnretained(self), done: 0,
+                cursor: SegmentCursor(), buffer: -1, error: 0, retries: 0,
                 step: isTransfer ? .transferring : firstStep(operation, request.pointee.flags), isCancelled: false,
                 needsBuffer: isTransfer && isDirect && !isAligned(request)))
     }
 
-    private static let completion: IORequest.Completion = { context, result in
-        let owner = unsafe context.assumingMemoryBound(to: State.self).pointee.owner
-        unsafe owner._withUnsafeGuaranteedRef { unsafe $0.completed(DescriptorIO.request(context), result) }
+    @inline(__always)
+    private static func newIORequest() -> IORequest {
+        unsafe IORequest { context, result in
+            let owner = unsafe context.assumingMemoryBound(to: State.self).pointee.owner
+            unsafe owner._withUnsafeGuaranteedRef { unsafe $0.completed(DescriptorIO.request(context), result) }
+        }
     }
 
     /// How a request that moves no data begins.
@@ -349,7 +354,8 @@ final class DescriptorIO {
             UnsafeMutableRawPointer(state).advanced(by: segmentOffset).assumingMemoryBound(to: iovec.self))
     }
 
-    private static let segmentOffset = unsafe MemoryLayout<State>.offset(of: \State.segment)!
+    /// Where `State.segment` stands; a key path would be looked up at each call.
+    private static var segmentOffset: Int { MemoryLayout<IORequest>.stride }
 
     @inline(__always)
     private func call(

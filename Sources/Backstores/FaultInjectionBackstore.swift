@@ -106,10 +106,12 @@ public final class FaultInjectionBackstore {
                     unsafe copyGeometry(owner.inner.geometry(), to: &geometry!.pointee)
                 },
                 submit: { context, request in
-                    unsafe Unmanaged<FaultInjectionBackstore>.fromOpaque(context!).takeUnretainedValue().submit(request!)
+                    unsafe Unmanaged<FaultInjectionBackstore>.fromOpaque(context!).takeUnretainedValue().submit(
+                        request!)
                 },
                 cancel: { context, request in
-                    unsafe Unmanaged<FaultInjectionBackstore>.fromOpaque(context!).takeUnretainedValue().cancel(request!)
+                    unsafe Unmanaged<FaultInjectionBackstore>.fromOpaque(context!).takeUnretainedValue().cancel(
+                        request!)
                 }))
         return unsafe UnsafePointer(operations)
     }()

@@ -7,7 +7,7 @@
  * Rules
  *  - One thread. Every function of one backstore is called on the reactor thread that owns its logical unit, and
  *    `complete` is called on that same thread. A backstore that works on other threads posts back first.
- *  - `submit` never calls `complete` before it returns, and never blocks.
+ *  - `submit` and `cancel` never call `complete` before they return, and never block.
  *  - A request that was accepted is completed exactly once, cancelled or not. Until then its memory, its segment
  *    array and the memory that the segments name belong to the backstore; afterwards none of it may be touched.
  *  - All or nothing: a request that ends with error 0 has transferred `length` bytes. A backstore retries short
@@ -83,6 +83,9 @@ struct scsi_backstore_request {
     /* The backstore's own, from submit to complete. Not initialised by the caller. */
     uint64_t scratch[SCSI_BACKSTORE_SCRATCH_WORDS];
 };
+
+/* Bytes from the start of a request to its scratch: how a backstore finds the request from its own state. */
+enum { SCSI_BACKSTORE_SCRATCH_OFFSET = offsetof(struct scsi_backstore_request, scratch) };
 
 struct scsi_backstore_geometry {
     uint32_t struct_size;

@@ -30,13 +30,65 @@
 #include <linux/virtio_scsi.h>
 
 /* Shared memory: one load or store each, never repeated or torn by the compiler. */
-static inline uint16_t clinux_load16_relaxed(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED); }
-static inline uint16_t clinux_load16_acquire(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
-static inline uint32_t clinux_load32_relaxed(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
-static inline uint64_t clinux_load64_relaxed(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
+static inline uint16_t clinux_load16_relaxed(const void *p) {
+    return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED);
+}
+static inline uint16_t clinux_load16_acquire(const void *p) {
+    return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE);
+}
+static inline uint32_t clinux_load32_relaxed(const void *p) {
+    return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED);
+}
+static inline uint64_t clinux_load64_relaxed(const void *p) {
+    return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED);
+}
 static inline void clinux_store16_relaxed(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_store16_release(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
 static inline void clinux_store32_relaxed(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+/* One message from a Unix socket with the file descriptors that came with it, all close-on-exec. Returns what recvmsg
+ * returns; `*count` is the number of descriptors received. Descriptors beyond `capacity` are closed by the kernel. */
+static inline ssize_t clinux_receive(int socket, void *bytes, size_t length, int *descriptors, int capacity, int *count) {
+    union { char bytes[CMSG_SPACE(sizeof(int) * 32)]; struct cmsghdr align; } control;
+    struct iovec vector = { .iov_base = bytes, .iov_len = length };
+    struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control.bytes,
+                              .msg_controllen = CMSG_SPACE(sizeof(int) * (capacity < 32 ? capacity : 32)) };
+    *count = 0;
+    ssize_t received = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (received < 0) return received;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int i = 0; i < n && *count < capacity; i++) descriptors[(*count)++] = ((int *)(void *)CMSG_DATA(c))[i];
+    }
+    return received;
+}
+
+/* Sends bytes, with at most one file descriptor (-1: none), without SIGPIPE. Returns what sendmsg returns. */
+static inline ssize_t clinux_send(int socket, const void *bytes, size_t length, int descriptor) {
+    union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control;
+    struct iovec vector = { .iov_base = (void *)bytes, .iov_len = length };
+    struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1 };
+    if (descriptor >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_LEN(sizeof(int));
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        *(int *)(void *)CMSG_DATA(c) = descriptor;
+    }
+    return sendmsg(socket, &message, MSG_NOSIGNAL);
+}
+
+/* mmap reports failure by an address, which Swift cannot name: here it is NULL. */
+static inline void *clinux_map_shared(size_t length, int descriptor) {
+    void *address = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, descriptor, 0);
+    return address == MAP_FAILED ? NULL : address;
+}
+
+/* accept4 without the peer's address: glibc's transparent union is not for Swift. */
+static inline int clinux_accept(int socket) { return accept4(socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
 
 #endif

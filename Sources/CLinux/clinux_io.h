@@ -1,6 +1,6 @@
 /*
- * clinux_io.h: asynchronous I/O and block devices, for Reactor and Backstores: what is a macro, a variadic function or an
- * access to a ring shared with the kernel. Static inline functions and no state.
+ * clinux_io.h: asynchronous I/O and block devices, for Reactor and Backstores: what is a macro, a variadic function or
+ * an access to a ring shared with the kernel. Static inline functions and no state.
  */
 #ifndef CLINUX_IO_H
 #define CLINUX_IO_H
@@ -59,8 +59,8 @@ static inline int clinux_ring_next(struct io_uring *ring, struct clinux_completi
 
 /* libaio --------------------------------------------------------------------------------------------------------- */
 
-/* The completion ring that io_setup maps into the process (linux/aio.c). It is no published header's, but its layout has
- * been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a turn. */
+/* The completion ring that io_setup maps into the process (linux/aio.c). It is no published header's, but its layout
+ * has been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a turn. */
 struct clinux_aio_ring {
     uint32_t id;
     uint32_t nr;
@@ -136,8 +136,12 @@ static inline int clinux_block_physical(int descriptor, uint32_t *bytes) {
 static inline int clinux_block_alignment_offset(int descriptor, int32_t *bytes) {
     return ioctl(descriptor, BLKALIGNOFF, bytes);
 }
-static inline int clinux_block_minimum_io(int descriptor, uint32_t *bytes) { return ioctl(descriptor, BLKIOMIN, bytes); }
-static inline int clinux_block_optimal_io(int descriptor, uint32_t *bytes) { return ioctl(descriptor, BLKIOOPT, bytes); }
+static inline int clinux_block_minimum_io(int descriptor, uint32_t *bytes) {
+    return ioctl(descriptor, BLKIOMIN, bytes);
+}
+static inline int clinux_block_optimal_io(int descriptor, uint32_t *bytes) {
+    return ioctl(descriptor, BLKIOOPT, bytes);
+}
 static inline int clinux_block_read_only(int descriptor, int32_t *flag) { return ioctl(descriptor, BLKROGET, flag); }
 static inline int clinux_block_discard(int descriptor, uint64_t offset, uint64_t length) {
     uint64_t range[2] = {offset, length};
@@ -151,8 +155,23 @@ static inline int clinux_block_zero(int descriptor, uint64_t offset, uint64_t le
 static inline uint32_t clinux_device_major(uint64_t device) { return major(device); }
 static inline uint32_t clinux_device_minor(uint64_t device) { return minor(device); }
 
-/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other processes, by other
- * descriptors of this one, and through NFS. */
+/* Loop devices, for tests. */
+static inline int clinux_loop_get_free(int control, int32_t *number) {
+    *number = ioctl(control, LOOP_CTL_GET_FREE);
+    return *number < 0 ? -1 : 0;
+}
+static inline int clinux_loop_configure(int device, int file, uint32_t block_size, int read_only) {
+    struct loop_config configuration;
+    memset(&configuration, 0, sizeof configuration);
+    configuration.fd = (uint32_t)file;
+    configuration.block_size = block_size;
+    configuration.info.lo_flags = read_only ? LO_FLAGS_READ_ONLY : 0;
+    return ioctl(device, LOOP_CONFIGURE, &configuration);
+}
+static inline int clinux_loop_clear(int device) { return ioctl(device, LOOP_CLR_FD, 0); }
+
+/* A lock on the whole file, shared or exclusive, that belongs to the open file description: it is seen by other
+ * processes, by other descriptors of this one, and through NFS. */
 static inline int clinux_lock(int descriptor, int shared) {
     struct flock lock;
     memset(&lock, 0, sizeof lock);

@@ -1,6 +1,6 @@
 /*
- * cxen.h: what Swift cannot import from Xen's headers: the ring macros of a vscsiif ring page, and the unions of a grant
- * copy. Static inline functions and no state.
+ * cxen.h: what Swift cannot import from Xen's headers: the ring macros of a vscsiif ring page, and the unions of a
+ * grant copy. Static inline functions and no state.
  */
 #ifndef CXEN_H
 #define CXEN_H
@@ -93,8 +93,8 @@ static inline void cxen_store32(void *p, uint32_t value) {
 }
 
 /* One copy between a granted page of `domain` and our own memory. */
-static inline void cxen_fill_copy(xengnttab_grant_copy_segment_t *copy, bool to_guest, uint16_t domain, uint32_t reference,
-                                  uint16_t offset, uint16_t length, void *local) {
+static inline void cxen_fill_copy(xengnttab_grant_copy_segment_t *copy, bool to_guest, uint16_t domain,
+                                  uint32_t reference, uint16_t offset, uint16_t length, void *local) {
     memset(copy, 0, sizeof *copy);
     copy->len = length;
     copy->flags = to_guest ? GNTCOPY_dest_gref : GNTCOPY_source_gref;

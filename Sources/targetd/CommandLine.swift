@@ -5,7 +5,6 @@
 
 import ArgumentParser
 import Glibc
-import Logging
 
 /// How targetd ends, as the shell and systemd see it. The numbers are those of sysexits.h.
 enum ExitStatus: Int32 {
@@ -39,7 +38,7 @@ struct Targetd: AsyncParsableCommand {
             At start it prints, for each socket, the QEMU arguments that attach a guest. SIGTERM or SIGINT stop it \
             cleanly; a second one stops it at once.
 
-            Exit codes: 0 stopped as asked, or no error found; 64 wrong command line; 70 stopped with commands still in \
+            Exit codes: 0 stopped as asked, or no error found; 64 wrong command line; 70 stopped with commands in \
             flight; 71 could not start; 74 stopped, but a medium could not be flushed; 78 errors in the configuration.
             """,
         version: Version.text)
@@ -70,8 +69,7 @@ struct Targetd: AsyncParsableCommand {
         Self.printProblems(loaded)
         guard loaded.isUsable else { throw ExitCode(ExitStatus.configuration.rawValue) }
         let configuration = overrides.applied(to: loaded.configuration)
-        StandardErrorLog.bootstrap(
-            level: configuration.logLevel.flatMap { Logger.Level(rawValue: $0) } ?? LogLevels.standard)
+        StandardErrorLog.bootstrap(level: configuration.effectiveLogLevel)
         throw ExitCode(await DaemonProcess.run(configuration).rawValue)
     }
 

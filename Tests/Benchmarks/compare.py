@@ -9,8 +9,8 @@ Contestants: targetd and qemu-storage-daemon (vhost-user-blk), both driven by ou
 the file itself, without any target. "ram" is targetd's medium in memory; qemu-storage-daemon has a file in /dev/shm.
 
 Each round measures every row with every contestant, one after the other, so that what else happens on the machine
-hits them alike. The table shows, of each row and contestant, the round with the median of I/O per second. Targets run on
-one processor, the load generator on another.
+hits them alike. The table shows, of each row and contestant, the round with the median of I/O per second. Targets run
+on one processor, the load generator on another.
 """
 
 import argparse

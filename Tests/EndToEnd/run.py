@@ -17,13 +17,15 @@ def run(wanted: list[str], kind: type[targets.Target], into: report.Report) -> N
 
     A group whose cases build on each other runs as a whole.
     """
+    names = {word.lower() for word in wanted} & {group_type.__name__.lower() for group_type in groups.ALL}
+    words = {word.lower() for word in wanted} - names
     for group_type in groups.ALL:
         group = group_type(kind)
         titles = [title for title, _ in group.cases()]
-        if not wanted or group_type.__name__.lower() in [word.lower() for word in wanted]:
+        if not wanted or group_type.__name__.lower() in names:
             chosen = titles
         else:
-            chosen = [title for title in titles if any(word.lower() in title.lower() for word in wanted)]
+            chosen = [title for title in titles if any(word in title.lower() for word in words)]
             chosen = titles if chosen and group.ordered else chosen
         into.run(group, set(chosen))
 

@@ -96,15 +96,23 @@ struct TidyRuleTests {
         ])
     func goodHeader(text: String) { #expect(FileStyle.headerProblems(in: swift(text)) == []) }
 
+    @Test("a test need not say what it must not know, but what it is")
+    func headerOfTest() {
+        #expect(FileStyle.headerProblems(in: swift("// Made: this.\n", at: "Tests/MadeTests/A.swift")) == [])
+        #expect(FileStyle.headerProblems(in: swift("import Testing\n", at: "Tests/MadeTests/A.swift")).count == 1)
+    }
+
     @Test("a mark of unfinished work is a problem", arguments: FileStyle.unfinished + FileStyle.foreign)
     func mark(word: String) { #expect(FileStyle.wordProblems(in: swift("//\n// \(word)")).map(\.line) == [2]) }
 
     @Test("a long line is a problem, in a table it is not")
     func longLine() {
         let long = String(repeating: "x", count: FileStyle.longestLine + 1)
-        #expect(FileStyle.lengthProblems(in: swift("//\n\(long)")).map(\.line) == [2])
-        let table = "// swift-format-ignore-start\n\(long)\n// swift-format-ignore-end\n\(long)"
+        #expect(FileStyle.lengthProblems(in: swift("//\n//\(long)")).map(\.line) == [2])
+        let table = "// swift-format-ignore-start\n//\(long)\n// swift-format-ignore-end\n    //\(long)"
         #expect(FileStyle.lengthProblems(in: swift(table)).map(\.line) == [4])
+        let script = TextFile(path: "Scripts/made.py", text: "#\n\(long)")
+        #expect(FileStyle.lengthProblems(in: script).map(\.line) == [2])
     }
 
     @Test("a link to a missing file or heading is a problem, one to an existing one is not")

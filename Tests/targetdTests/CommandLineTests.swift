@@ -1,4 +1,5 @@
-// CommandLineTests: what the targetd executable says and how it exits, without serving anything.
+// CommandLineTests: what the targetd executable says and how it exits, without serving anything. Must not know: how
+// the daemon works.
 
 import Foundation
 import Glibc
@@ -79,8 +80,8 @@ import Testing
         #expect(status == ExitStatus.configuration.rawValue)
         #expect(
             problem == """
-                DIR/c.yaml:2: error: backstores.disk.path: DIR/none.img does not exist: correct the path, or add size: to \
-                have it created
+                DIR/c.yaml:2: error: backstores.disk.path: DIR/none.img does not exist: correct the path, or add size: \
+                to have it created
 
                 """)
     }
@@ -180,8 +181,8 @@ import Testing
         #expect(
             missing.errors.replacing(folder.path, with: "DIR") == """
                 targetd: error: --file: DIR/none does not exist: correct the path, or add size: to have it created
-                targetd: error: --vhost-user: the folder DIR/no does not exist: make it, or correct the path, so that the \
-                socket can be made there
+                targetd: error: --vhost-user: the folder DIR/no does not exist: make it, or correct the path, so that \
+                the socket can be made there
 
                 """)
     }

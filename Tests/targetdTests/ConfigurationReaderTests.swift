@@ -1,5 +1,5 @@
 // ConfigurationReaderTests: what each key takes, and what is said, with file, line and key, when it is given anything
-// else. No test here looks at the machine.
+// else. Must not know: what is on this machine.
 
 import Testing
 
@@ -41,6 +41,270 @@ func good(with old: String, replacedBy new: String) -> String {
     precondition(goodConfiguration.contains(old), "the good configuration has no \(old)")
     return goodConfiguration.replacing(old, with: new)
 }
+
+// A table: what is replaced in the good configuration, by what, and the problem that is then reported.
+// swift-format-ignore-start
+private let mistakes: [(old: String, new: String, problem: String)] = [
+    // Unknown keys, at each level
+    (
+        "reactors: 2", "reactor: 2",
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, backstores, targets, vhost-user-scsi"
+    ),
+    (
+        "buffered: true", "bufered: true",
+        "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: type, block-size, read-only, path, size, buffered"
+    ),
+    (
+        "size: 1GiB", "size: 1GiB, path: /x",
+        "f.yaml:8: error: backstores.scratch.path: is not a key of type ram here: allowed: type, block-size, read-only, size"
+    ),
+    (
+        "path: /dev/sdz", "path: /dev/sdz, size: 1GiB",
+        "f.yaml:9: error: backstores.disk.size: is not a key of type block-device here: allowed: type, block-size, read-only, path, buffered"
+    ),
+    (
+        "serial: S1", "Serial: S1",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial"
+    ),
+    (
+        "queues: 4", "qeues: 4",
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets"
+    ),
+    (
+        "    luns: { 255: disk }", "    lun: { 255: disk }",
+        "f.yaml:16: error: targets.naa.60014054ac780583.lun: is not a key here: did you mean luns? allowed: luns"
+    ),
+    // Numbers
+    (
+        "reactors: 2", "reactors: 0",
+        "f.yaml:1: error: reactors: cannot be \"0\": write a whole number from 1 to 64"
+    ),
+    (
+        "reactors: 2", "reactors: 65",
+        "f.yaml:1: error: reactors: cannot be \"65\": write a whole number from 1 to 64"
+    ),
+    (
+        "reactors: 2", "reactors: two",
+        "f.yaml:1: error: reactors: cannot be \"two\": write a whole number from 1 to 64"
+    ),
+    (
+        "reactors: 2", "reactors: 1.5",
+        "f.yaml:1: error: reactors: cannot be \"1.5\": write a whole number from 1 to 64"
+    ),
+    (
+        "reactors: 2", "reactors: [2]",
+        "f.yaml:1: error: reactors: takes a single value"
+    ),
+    (
+        "reactors: 2", "reactors:",
+        "f.yaml:1: error: reactors: has no value"
+    ),
+    (
+        "queues: 4", "queues: 127",
+        "f.yaml:18: error: vhost-user-scsi[0].queues: cannot be \"127\": write a whole number from 1 to 126"
+    ),
+    // Choices
+    (
+        "io-engine: libaio", "io-engine: libaoi",
+        "f.yaml:2: error: io-engine: cannot be \"libaoi\": did you mean libaio? allowed: automatic, io_uring, libaio"
+    ),
+    (
+        "log-level: debug", "log-level: loud",
+        "f.yaml:5: error: log-level: cannot be \"loud\": allowed: trace, debug, info, notice, warning, error, critical"
+    ),
+    (
+        "block-size: 4096", "block-size: 520",
+        "f.yaml:7: error: backstores.root.block-size: cannot be \"520\": allowed: 512, 4096"
+    ),
+    (
+        "buffered: true", "buffered: yes",
+        "f.yaml:7: error: backstores.root.buffered: cannot be \"yes\": allowed: true, false"
+    ),
+    (
+        "type: ram", "type: rma",
+        "f.yaml:8: error: backstores.scratch.type: cannot be \"rma\": did you mean ram? allowed: ram, file, block-device"
+    ),
+    (
+        "type: ram, ", "",
+        "f.yaml:8: error: backstores.scratch: has no type: add type: ram, file or block-device"
+    ),
+    // Times
+    (
+        "poll: 50us", "poll: 50",
+        "f.yaml:3: error: poll: \"50\" is not a time: write a whole number and a unit: ns, us, ms, s, min or h, such as 10s"
+    ),
+    (
+        "poll: 50us", "poll: 2s",
+        "f.yaml:3: error: poll: \"2s\" is out of range: write a time from 0s to 1s"
+    ),
+    (
+        "stop-timeout: 30s", "stop-timeout: 11min",
+        "f.yaml:4: error: stop-timeout: \"11min\" is out of range: write a time from 0s to 10min"
+    ),
+    // Sizes
+    (
+        "size: 1GiB", "size: 1G",
+        "f.yaml:8: error: backstores.scratch.size: \"1G\" does not say which unit is meant: write 1GiB (powers of 1024) or 1GB (powers of 1000)"
+    ),
+    (
+        "size: 1GiB", "size: big",
+        "f.yaml:8: error: backstores.scratch.size: \"big\" is not a size: write a whole number and a unit: B, KiB, MiB, GiB, TiB or PiB (powers of 1024), or kB, MB, GB, TB or PB (powers of 1000), such as 10GiB"
+    ),
+    (
+        ", size: 1GiB }", " }",
+        "f.yaml:8: error: backstores.scratch: has no size: memory has no size of its own: add size:, such as size: 1GiB"
+    ),
+    (
+        "size: 1GiB", "size: 0",
+        "f.yaml:8: error: backstores.scratch.size: cannot be 0: write at least one logical block of 512 bytes"
+    ),
+    (
+        "size: 1GiB", "size: 33TiB",
+        "f.yaml:8: error: backstores.scratch.size: cannot be 33TiB: the most is 32TiB"
+    ),
+    (
+        "size: 10GiB", "size: 4097PiB",
+        "f.yaml:7: error: backstores.root.size: cannot be 4097PiB: the most is 4096PiB"
+    ),
+    (
+        "size: 1GiB", "size: 1000",
+        "f.yaml:8: error: backstores.scratch.size: 1000B is not a multiple of the logical block of 512 bytes"
+    ),
+    (
+        "size: 10GiB", "size: 2560",
+        "f.yaml:7: error: backstores.root.size: 2560B is not a multiple of the logical block of 4096 bytes"
+    ),
+    // Paths
+    (
+        "path: /srv/vm1.img", "path: vm1.img",
+        "f.yaml:7: error: backstores.root.path: \"vm1.img\" is not an absolute path: begin it with /"
+    ),
+    (
+        "path: /srv/vm1.img, ", "",
+        "f.yaml:7: error: backstores.root: has no path: add path: and the absolute path of the medium"
+    ),
+    (
+        "path: /srv/vm1.img", "path: \"/srv/a\\nb\"",
+        "f.yaml:7: error: backstores.root.path: has a control character in its value"
+    ),
+    (
+        "path: /dev/sdz", "path: /srv/vm1.img",
+        "f.yaml:7: error: backstores.root.path: is already the medium of backstore disk: two would overwrite each other"
+    ),
+    (
+        "socket: /run/vm1.sock", "socket: vm1.sock",
+        "f.yaml:18: error: vhost-user-scsi[0].socket: \"vm1.sock\" is not an absolute path: begin it with /"
+    ),
+    (
+        "{ socket: /run/vm1.sock, ", "{ ",
+        "f.yaml:18: error: vhost-user-scsi[0]: has no socket: add socket: and the absolute path of the socket to make"
+    ),
+    (
+        "/run/vm2.sock", "/run/vm1.sock",
+        "f.yaml:19: error: vhost-user-scsi[1].socket: /run/vm1.sock is already the socket of vhost-user-scsi[0]"
+    ),
+    // Names
+    (
+        "  scratch: {", "  a/b: {",
+        "f.yaml:8: error: backstores.a/b: \"a/b\" cannot be a name: write 1 to 64 letters, digits, dots, dashes and underscores, the first of them no dot or dash"
+    ),
+    (
+        "  scratch: {", "  ..: {",
+        "f.yaml:8: error: backstores...: \"..\" cannot be a name: write 1 to 64 letters, digits, dots, dashes and underscores, the first of them no dot or dash"
+    ),
+    (
+        "  naa.60014054ac780583:", "  naa.60014054ac78058:",
+        "f.yaml:15: error: targets.naa.60014054ac78058: \"naa.60014054ac78058\" is not an NAA name: write naa. and 16 hexadecimal digits, such as naa.60014054ac780582"
+    ),
+    (
+        "  naa.60014054ac780583:", "  naa.10014054ac780583:",
+        "f.yaml:15: error: targets.naa.10014054ac780583: \"naa.10014054ac780583\" is an NAA name of a kind that has no place here: the first digit can be 2, 3, 5, 6, such as naa.60014054ac780582"
+    ),
+    (
+        "  naa.60014054ac780583:", "  naa.60014054AC780582:",
+        "f.yaml:11: error: targets.naa.60014054ac780582: is defined twice: the case of its digits makes no difference"
+    ),
+    (
+        "name: naa.3000000000000001", "name: naa.6000000000000001",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.name: \"naa.6000000000000001\" is an NAA name of a kind that has no place here: the first digit can be 2, 3, 5"
+    ),
+    (
+        "serial: S1", "serial: \"S 1\"",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.serial: \"S 1\" cannot be a serial number: write 1 to 64 printable ASCII characters without spaces"
+    ),
+    // Logical units
+    (
+        "      0: root", "      16384: root",
+        "f.yaml:13: error: targets.naa.60014054ac780582.luns.16384: \"16384\" is not a logical unit number: write a whole number from 0 to 16383"
+    ),
+    (
+        "      0: root", "      -1: root",
+        "f.yaml:13: error: targets.naa.60014054ac780582.luns.-1: \"-1\" is not a logical unit number: write a whole number from 0 to 16383"
+    ),
+    (
+        "      0: root", "      01: root",
+        "f.yaml:13: error: targets.naa.60014054ac780582.luns.01: \"01\" is not a logical unit number: write a whole number from 0 to 16383"
+    ),
+    (
+        "      0: root", "      1: root",
+        "f.yaml:13: error: 1: is given twice in the same place: remove one"
+    ),
+    (
+        "      0: root", "      \"1\": root",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1: is given twice"
+    ),
+    (
+        "      0: root", "      0: roto",
+        "f.yaml:13: error: targets.naa.60014054ac780582.luns.0: there is no backstore roto: did you mean root? defined under backstores: disk, root, scratch"
+    ),
+    (
+        "{ backstore: scratch, ", "{ ",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1: has no backstore: add backstore: and the name of a backstore"
+    ),
+    (
+        "{ 255: disk }", "{ 255: root }",
+        "f.yaml:16: error: targets.naa.60014054ac780583.luns.255: backstore root is already LUN 0 of naa.60014054ac780582: a backstore has one logical unit; to reach it through more sockets, name its target at each of them"
+    ),
+    (
+        "{ 255: disk }", "{ 255: { backstore: disk, name: naa.3000000000000001 } }",
+        "f.yaml:16: error: targets.naa.60014054ac780583.luns.255.name: naa.3000000000000001 is already the name of LUN 1 of naa.60014054ac780582: a guest would take the two for one disk"
+    ),
+    (
+        "{ 255: disk }", "[ disk ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.luns: takes backstores by logical unit number, such as { 0: root }"
+    ),
+    // Sockets
+    (
+        "targets: { 0: naa.60014054ac780582 } }", "targets: { 256: naa.60014054ac780582 } }",
+        "f.yaml:18: error: vhost-user-scsi[0].targets.256: \"256\" is not a virtio-scsi target number: write a whole number from 0 to 255"
+    ),
+    (
+        "targets: { 0: naa.60014054ac780582 } }", "targets: { 0: naa.60014054ac780584 } }",
+        "f.yaml:18: error: vhost-user-scsi[0].targets.0: there is no target naa.60014054ac780584: did you mean naa.60014054ac780582? defined under targets: naa.60014054ac780582, naa.60014054ac780583"
+    ),
+    (
+        ", targets: { 0: naa.60014054ac780582 } }", " }",
+        "f.yaml:18: error: vhost-user-scsi[0]: has no targets: add targets: such as { 0: naa.60014054ac780582 }"
+    ),
+    (
+        "targets: { 0: naa.60014054ac780582 } }", "targets: {} }",
+        "f.yaml:18: error: vhost-user-scsi[0].targets: names no target: add one, such as { 0: naa.60014054ac780582 }"
+    ),
+    (
+        "7: naa.60014054AC780583", "7: naa.60014054ac780582",
+        "f.yaml:20: error: vhost-user-scsi[1].targets.7: naa.60014054ac780582 is already target number 0 of this socket"
+    ),
+    // Shapes
+    (
+        "root:    { type: file, path: /srv/vm1.img, size: 10GiB, block-size: 4096, buffered: true }", "root: file",
+        "f.yaml:7: error: backstores.root: takes keys and values"
+    ),
+    (
+        "io-engine: libaio", "<<: { io-engine: libaio }",
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, backstores, targets, vhost-user-scsi"
+    ),
+]
+// swift-format-ignore-end
 
 @Suite struct ConfigurationReaderTests {
     @Test func everyKeyIsRead() throws {
@@ -84,290 +348,7 @@ func good(with old: String, replacedBy new: String) -> String {
         #expect(read.configuration.backstores["a"] == BackstoreConfiguration(medium: .ram(size: 512)))
     }
 
-    /// What is replaced in the good configuration, by what, and the one problem that is then reported.
-    @Test(
-        arguments: [
-            // Unknown keys, at each level
-            (
-                "reactors: 2", "reactor: 2",
-                "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, "
-                    + "stop-timeout, log-level, backstores, targets, vhost-user-scsi"
-            ),
-            (
-                "buffered: true", "bufered: true",
-                "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: "
-                    + "type, block-size, read-only, path, size, buffered"
-            ),
-            (
-                "size: 1GiB", "size: 1GiB, path: /x",
-                "f.yaml:8: error: backstores.scratch.path: is not a key of type ram here: allowed: type, block-size, "
-                    + "read-only, size"
-            ),
-            (
-                "path: /dev/sdz", "path: /dev/sdz, size: 1GiB",
-                "f.yaml:9: error: backstores.disk.size: is not a key of type block-device here: allowed: type, block-size, "
-                    + "read-only, path, buffered"
-            ),
-            (
-                "serial: S1", "Serial: S1",
-                "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? "
-                    + "allowed: backstore, read-only, name, serial"
-            ),
-            (
-                "queues: 4", "qeues: 4",
-                "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, "
-                    + "targets"
-            ),
-            (
-                "    luns: { 255: disk }", "    lun: { 255: disk }",
-                "f.yaml:16: error: targets.naa.60014054ac780583.lun: is not a key here: did you mean luns? allowed: luns"
-            ),
-            // Numbers
-            (
-                "reactors: 2", "reactors: 0",
-                "f.yaml:1: error: reactors: cannot be \"0\": write a whole number from 1 to 64"
-            ),
-            (
-                "reactors: 2", "reactors: 65",
-                "f.yaml:1: error: reactors: cannot be \"65\": write a whole number from 1 to 64"
-            ),
-            (
-                "reactors: 2", "reactors: two",
-                "f.yaml:1: error: reactors: cannot be \"two\": write a whole number from 1 to 64"
-            ),
-            (
-                "reactors: 2", "reactors: 1.5",
-                "f.yaml:1: error: reactors: cannot be \"1.5\": write a whole number from 1 to 64"
-            ),
-            ("reactors: 2", "reactors: [2]", "f.yaml:1: error: reactors: takes a single value"),
-            ("reactors: 2", "reactors:", "f.yaml:1: error: reactors: has no value"),
-            (
-                "queues: 4", "queues: 65",
-                "f.yaml:18: error: vhost-user-scsi[0].queues: cannot be \"65\": write a whole number from 1 to 64"
-            ),
-            // Choices
-            (
-                "io-engine: libaio", "io-engine: libaoi",
-                "f.yaml:2: error: io-engine: cannot be \"libaoi\": did you mean libaio? allowed: automatic, io_uring, libaio"
-            ),
-            (
-                "log-level: debug", "log-level: loud",
-                "f.yaml:5: error: log-level: cannot be \"loud\": allowed: trace, debug, info, notice, warning, error, "
-                    + "critical"
-            ),
-            (
-                "block-size: 4096", "block-size: 520",
-                "f.yaml:7: error: backstores.root.block-size: cannot be \"520\": allowed: 512, 4096"
-            ),
-            (
-                "buffered: true", "buffered: yes",
-                "f.yaml:7: error: backstores.root.buffered: cannot be \"yes\": allowed: true, false"
-            ),
-            (
-                "type: ram", "type: rma",
-                "f.yaml:8: error: backstores.scratch.type: cannot be \"rma\": did you mean ram? allowed: ram, file, "
-                    + "block-device"
-            ),
-            (
-                "type: ram, ", "",
-                "f.yaml:8: error: backstores.scratch: has no type: add type: ram, file or block-device"
-            ),
-            // Times
-            (
-                "poll: 50us", "poll: 50",
-                "f.yaml:3: error: poll: \"50\" is not a time: write a whole number and a unit: ns, us, ms, s, min or h, such as "
-                    + "10s"
-            ),
-            (
-                "poll: 50us", "poll: 2s",
-                "f.yaml:3: error: poll: \"2s\" is out of range: write a time from 0s to 1s"
-            ),
-            (
-                "stop-timeout: 30s", "stop-timeout: 11min",
-                "f.yaml:4: error: stop-timeout: \"11min\" is out of range: write a time from 0s to 10min"
-            ),
-            // Sizes
-            (
-                "size: 1GiB", "size: 1G",
-                "f.yaml:8: error: backstores.scratch.size: \"1G\" does not say which unit is meant: write 1GiB (powers of 1024) "
-                    + "or 1GB (powers of 1000)"
-            ),
-            (
-                "size: 1GiB", "size: big",
-                "f.yaml:8: error: backstores.scratch.size: \"big\" is not a size: write a whole number and a unit: B, KiB, MiB, "
-                    + "GiB, TiB or PiB (powers of 1024), or kB, MB, GB, TB or PB (powers of 1000), such as 10GiB"
-            ),
-            (
-                ", size: 1GiB }", " }",
-                "f.yaml:8: error: backstores.scratch: has no size: memory has no size of its own: add size:, such as size: 1GiB"
-            ),
-            (
-                "size: 1GiB", "size: 0",
-                "f.yaml:8: error: backstores.scratch.size: cannot be 0: write at least one logical "
-                    + "block of 512 bytes"
-            ),
-            (
-                "size: 1GiB", "size: 33TiB",
-                "f.yaml:8: error: backstores.scratch.size: cannot be 33TiB: the most is 32TiB"
-            ),
-            (
-                "size: 10GiB", "size: 4097PiB",
-                "f.yaml:7: error: backstores.root.size: cannot be 4097PiB: the most is 4096PiB"
-            ),
-            (
-                "size: 1GiB", "size: 1000",
-                "f.yaml:8: error: backstores.scratch.size: 1000B is not a multiple of the logical block of 512 bytes"
-            ),
-            (
-                "size: 10GiB", "size: 2560",
-                "f.yaml:7: error: backstores.root.size: 2560B is not a multiple of the logical block of 4096 bytes"
-            ),
-            // Paths
-            (
-                "path: /srv/vm1.img", "path: vm1.img",
-                "f.yaml:7: error: backstores.root.path: \"vm1.img\" is not an absolute path: begin it with /"
-            ),
-            (
-                "path: /srv/vm1.img, ", "",
-                "f.yaml:7: error: backstores.root: has no path: add path: and the absolute path of the medium"
-            ),
-            (
-                "path: /srv/vm1.img", "path: \"/srv/a\\nb\"",
-                "f.yaml:7: error: backstores.root.path: has a control character in its value"
-            ),
-            (
-                "path: /dev/sdz", "path: /srv/vm1.img",
-                "f.yaml:7: error: backstores.root.path: is already the medium of backstore disk: two would overwrite each other"
-            ),
-            (
-                "socket: /run/vm1.sock", "socket: vm1.sock",
-                "f.yaml:18: error: vhost-user-scsi[0].socket: \"vm1.sock\" is not an absolute path: begin it with /"
-            ),
-            (
-                "{ socket: /run/vm1.sock, ", "{ ",
-                "f.yaml:18: error: vhost-user-scsi[0]: has no socket: add socket: and the absolute path of the socket to make"
-            ),
-            (
-                "/run/vm2.sock", "/run/vm1.sock",
-                "f.yaml:19: error: vhost-user-scsi[1].socket: /run/vm1.sock is already the socket of vhost-user-scsi[0]"
-            ),
-            // Names
-            (
-                "  scratch: {", "  a/b: {",
-                "f.yaml:8: error: backstores.a/b: \"a/b\" cannot be a name: write 1 to 64 letters, digits, dots, dashes and "
-                    + "underscores, the first of them no dot or dash"
-            ),
-            (
-                "  scratch: {", "  ..: {",
-                "f.yaml:8: error: backstores...: \"..\" cannot be a name: write 1 to 64 letters, digits, dots, dashes and "
-                    + "underscores, the first of them no dot or dash"
-            ),
-            (
-                "  naa.60014054ac780583:", "  naa.60014054ac78058:",
-                "f.yaml:15: error: targets.naa.60014054ac78058: \"naa.60014054ac78058\" is not an NAA name: write naa. and 16 "
-                    + "hexadecimal digits, such as naa.60014054ac780582"
-            ),
-            (
-                "  naa.60014054ac780583:", "  naa.10014054ac780583:",
-                "f.yaml:15: error: targets.naa.10014054ac780583: \"naa.10014054ac780583\" is an NAA name of a kind that has no "
-                    + "place here: the first digit can be 2, 3, 5, 6, such as naa.60014054ac780582"
-            ),
-            (
-                "  naa.60014054ac780583:", "  naa.60014054AC780582:",
-                "f.yaml:11: error: targets.naa.60014054ac780582: is defined twice: the case of its digits makes no difference"
-            ),
-            (
-                "name: naa.3000000000000001", "name: naa.6000000000000001",
-                "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.name: \"naa.6000000000000001\" is an NAA name of a kind "
-                    + "that has no place here: the first digit can be 2, 3, 5"
-            ),
-            (
-                "serial: S1", "serial: \"S 1\"",
-                "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.serial: \"S 1\" cannot be a serial number: write 1 to 64 "
-                    + "printable ASCII characters without spaces"
-            ),
-            // Logical units
-            (
-                "      0: root", "      16384: root",
-                "f.yaml:13: error: targets.naa.60014054ac780582.luns.16384: \"16384\" is not a logical unit number: write a "
-                    + "whole number from 0 to 16383"
-            ),
-            (
-                "      0: root", "      -1: root",
-                "f.yaml:13: error: targets.naa.60014054ac780582.luns.-1: \"-1\" is not a logical unit number: write a whole "
-                    + "number from 0 to 16383"
-            ),
-            (
-                "      0: root", "      01: root",
-                "f.yaml:13: error: targets.naa.60014054ac780582.luns.01: \"01\" is not a logical unit number: write a whole "
-                    + "number from 0 to 16383"
-            ),
-            ("      0: root", "      1: root", "f.yaml:13: error: 1: is given twice in the same place: remove one"),
-            (
-                "      0: root", "      \"1\": root",
-                "f.yaml:14: error: targets.naa.60014054ac780582.luns.1: is given twice"
-            ),
-            (
-                "      0: root", "      0: roto",
-                "f.yaml:13: error: targets.naa.60014054ac780582.luns.0: there is no backstore roto: did you mean root? defined "
-                    + "under backstores: disk, root, scratch"
-            ),
-            (
-                "{ backstore: scratch, ", "{ ",
-                "f.yaml:14: error: targets.naa.60014054ac780582.luns.1: has no backstore: add backstore: and the name of a "
-                    + "backstore"
-            ),
-            (
-                "{ 255: disk }", "{ 255: root }",
-                "f.yaml:16: error: targets.naa.60014054ac780583.luns.255: backstore root is already LUN 0 of "
-                    + "naa.60014054ac780582: a backstore has one logical unit; to reach it through more sockets, name its target "
-                    + "at each of them"
-            ),
-            (
-                "{ 255: disk }", "{ 255: { backstore: disk, name: naa.3000000000000001 } }",
-                "f.yaml:16: error: targets.naa.60014054ac780583.luns.255.name: naa.3000000000000001 is already the name of LUN 1 "
-                    + "of naa.60014054ac780582: a guest would take the two for one disk"
-            ),
-            (
-                "{ 255: disk }", "[ disk ]",
-                "f.yaml:16: error: targets.naa.60014054ac780583.luns: takes backstores by logical unit number, such as { 0: "
-                    + "root }"
-            ),
-            // Sockets
-            (
-                "targets: { 0: naa.60014054ac780582 } }", "targets: { 256: naa.60014054ac780582 } }",
-                "f.yaml:18: error: vhost-user-scsi[0].targets.256: \"256\" is not a virtio-scsi target number: write a whole "
-                    + "number from 0 to 255"
-            ),
-            (
-                "targets: { 0: naa.60014054ac780582 } }", "targets: { 0: naa.60014054ac780584 } }",
-                "f.yaml:18: error: vhost-user-scsi[0].targets.0: there is no target naa.60014054ac780584: did you mean "
-                    + "naa.60014054ac780582? defined under targets: naa.60014054ac780582, naa.60014054ac780583"
-            ),
-            (
-                ", targets: { 0: naa.60014054ac780582 } }", " }",
-                "f.yaml:18: error: vhost-user-scsi[0]: has no targets: add targets: such as { 0: naa.60014054ac780582 }"
-            ),
-            (
-                "targets: { 0: naa.60014054ac780582 } }", "targets: {} }",
-                "f.yaml:18: error: vhost-user-scsi[0].targets: names no target: add one, such as { 0: naa.60014054ac780582 }"
-            ),
-            (
-                "7: naa.60014054AC780583", "7: naa.60014054ac780582",
-                "f.yaml:20: error: vhost-user-scsi[1].targets.7: naa.60014054ac780582 is already target number 0 of this socket"
-            ),
-            // Shapes
-            (
-                "root:    { type: file, path: /srv/vm1.img, size: 10GiB, block-size: 4096, buffered: true }",
-                "root: file",
-                "f.yaml:7: error: backstores.root: takes keys and values"
-            ),
-            (
-                "io-engine: libaio", "<<: { io-engine: libaio }",
-                "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, backstores, "
-                    + "targets, vhost-user-scsi"
-            ),
-        ] as [(String, String, String)])
+    @Test(arguments: mistakes)
     func mistakeIsReportedWithFileLineKeyAndWhatIsAllowed(old: String, new: String, problem: String) {
         let found = problems(good(with: old, replacedBy: new))
         #expect(found.first == problem)

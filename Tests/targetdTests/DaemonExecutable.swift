@@ -1,4 +1,5 @@
-// DaemonExecutable: runs the built targetd as a process of its own, for tests that look at it from outside.
+// DaemonExecutable: runs the built targetd as a process of its own, for tests that look at it from outside. Must not
+// know: what the tests look for.
 
 import Foundation
 import Glibc

@@ -1,4 +1,5 @@
-// PlacementTests: what shares a logical unit is on one reactor, and the groups are spread evenly.
+// PlacementTests: what shares a logical unit is on one reactor, and the groups are spread evenly. Must not know:
+// reactors.
 
 import Testing
 

@@ -1,5 +1,5 @@
 // PlanTests: the changes between two configurations are the smallest that do, in an order that never leaves anything
-// in use without what it uses.
+// in use without what it uses. Must not know: how changes are made.
 
 import Testing
 

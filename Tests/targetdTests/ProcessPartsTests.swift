@@ -1,4 +1,4 @@
-// ProcessPartsTests: what the daemon says to journals, service managers and people.
+// ProcessPartsTests: what the daemon says to journals, service managers and people. Must not know: what is served.
 
 import Foundation
 import Glibc
@@ -10,7 +10,7 @@ import Testing
 @Suite struct StandardErrorLogTests {
     private func journal(_ message: String, _ metadata: Logger.Metadata = [:], _ level: Logger.Level = .info) -> String
     {
-        StandardErrorLog(logLevel: .trace, isJournal: true).line(level, message, metadata)
+        StandardErrorLog(isJournal: true).line(level, message, metadata)
     }
 
     @Test(arguments: [
@@ -21,13 +21,22 @@ import Testing
     }
 
     @Test func elsewhereALineBeginsWithTheTimeAndTheLevel() throws {
-        let line = StandardErrorLog(logLevel: .trace, isJournal: false).line(.warning, "text", [:])
+        let line = StandardErrorLog(isJournal: false).line(.warning, "text", [:])
         let pattern = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warning: text\n/
         #expect(try pattern.wholeMatch(in: line) != nil, "\(line)")
     }
 
     @Test func detailsFollowInTheOrderOfTheirNames() {
         #expect(journal("x", ["b": "1", "a": "two words", "c": ""]) == "<6>x a=\"two words\" b=1 c=\"\"\n")
+    }
+
+    @Test func levelOfALoggerOfItsOwnStays() {
+        var own = StandardErrorLog(isJournal: true)
+        own.logLevel = .critical
+        StandardErrorLog.setLevel(.warning)
+        #expect(own.logLevel == .critical)
+        #expect(StandardErrorLog(isJournal: true).logLevel == .warning)
+        StandardErrorLog.setLevel(LogLevels.standard)
     }
 
     @Test func messageIsOneLineWhateverAPeerPutIntoIt() {

@@ -1,4 +1,4 @@
-// QuantityTests: how sizes, times and names are read and written.
+// QuantityTests: how sizes, times and names are read and written. Must not know: who uses them.
 
 import Testing
 

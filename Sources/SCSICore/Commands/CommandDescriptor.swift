@@ -33,7 +33,7 @@ struct CommandFlags: OptionSet {
 
     /// Carried out although a unit attention condition is pending (SAM-6 5.14: INQUIRY, REPORT LUNS, REQUEST SENSE).
     static let passesUnitAttention = Self(rawValue: 1 << 0)
-    /// Answered for a LUN that addresses no logical unit (SPC-6 4.3.2?).
+    /// Answered for a LUN that addresses no logical unit.
     static let worksWithoutUnit = Self(rawValue: 1 << 1)
     /// Needs the medium: refused while the unit is stopped.
     static let needsMedium = Self(rawValue: 1 << 2)

@@ -131,103 +131,71 @@ final class CommandTable {
             requires: requires, without: without)
     }
 
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private static let source: [Source] = [
         // Code, service action, handler, extent, serialization, flags
         //     Usage data by byte (SPC-6 6.35.2)
-        row(
-            0x00, nil, .testUnitReady, .none, .none, [.needsMedium],  // TEST UNIT READY
+        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(
-            0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // REQUEST SENSE
+        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit],        // REQUEST SENSE
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
-        row(
-            0x08, nil, .read, .six, .read, [.needsMedium],  // READ(6)
+        row(0x08, nil, .read, .six, .read, [.needsMedium],                                            // READ(6)
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(
-            0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],  // WRITE(6)
+        row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(
-            0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // INQUIRY
+        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(
-            0x15, nil, .modeSelect, .none, .none, [],  // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(
-            0x1a, nil, .modeSense, .none, .none, [],  // MODE SENSE(6)
+        row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(
-            0x1b, nil, .startStopUnit, .none, .none, [],  // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
             usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
-        row(
-            0x25, nil, .readCapacity10, .none, .none, [.needsMedium],  // READ CAPACITY(10)
+        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium],                                 // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(
-            0x28, nil, .read, .ten, .read, [.needsMedium],  // READ(10)
+        row(0x28, nil, .read, .ten, .read, [.needsMedium],                                            // READ(10)
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],  // WRITE(10)
+        row(0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],                           // WRITE(10)
             usage: [0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x2f, nil, .verify, .ten, .read, [.needsMedium],  // VERIFY(10)
+        row(0x2f, nil, .verify, .ten, .read, [.needsMedium],                                          // VERIFY(10)
             usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],  // SYNCHRONIZE CACHE(10)
+        row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
             usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(10)
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap,  // WRITE SAME(10)
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap,     // WRITE SAME(10)
             usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap,  // UNMAP
+        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, // UNMAP
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x55, nil, .modeSelect, .none, .none, [],  // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x5a, nil, .modeSense, .none, .none, [],  // MODE SENSE(10)
+        row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(
-            0x88, nil, .read, .sixteen, .read, [.needsMedium],  // READ(16)
+        row(0x88, nil, .read, .sixteen, .read, [.needsMedium],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x8a, nil, .write, .sixteen, .write, [.needsMedium, .writesMedium],  // WRITE(16)
+        row(0x8a, nil, .write, .sixteen, .write, [.needsMedium, .writesMedium],                       // WRITE(16)
             usage: [0x8a, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x8f, nil, .verify, .sixteen, .read, [.needsMedium],  // VERIFY(16)
+        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium],                                      // VERIFY(16)
             usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],  // SYNCHRONIZE CACHE(16)
+        row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
             usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
             usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap,  // WRITE SAME(16)
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, // WRITE SAME(16)
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],  // READ CAPACITY(16)
+        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],                                // READ CAPACITY(16)
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],  // REPORT LUNS
+        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],  // REPORT SUPPORTED OPERATION CODES
+        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [],  // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xa8, nil, .read, .twelve, .read, [.needsMedium],  // READ(12)
+        row(0xa8, nil, .read, .twelve, .read, [.needsMedium],                                         // READ(12)
             usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],  // WRITE(12)
+        row(0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],                        // WRITE(12)
             usage: [0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(
-            0xaf, nil, .verify, .twelve, .read, [.needsMedium],  // VERIFY(12)
+        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium],                                       // VERIFY(12)
             usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
     ]
-    // swift-format-ignore-end
 }

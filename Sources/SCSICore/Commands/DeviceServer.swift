@@ -6,7 +6,7 @@
 import CBackstore
 import CTarget
 
-/// The device server (SAM-6 4.5.?).
+/// The device server.
 enum DeviceServer {
     /// Starts a command whose bits the table has checked.
     @inline(__always)

@@ -16,21 +16,19 @@ enum BackstoreError {
     /// backstore knows it (SBC-5 4.18: INFORMATION).
     static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
         let reading = unsafe task.request.pointee.operation == UInt8(SCSI_BACKSTORE_READ)
-        // swift-format-ignore-start: a table
+        // swift-format-ignore
         switch error {
-        case Errno.enospc, Errno.edquot: return SenseData(.dataProtect, .spaceAllocationFailedWriteProtect)
-        case Errno.erofs: return SenseData(.dataProtect, .writeProtected)
-        case Errno.enomedium: return SenseData(.notReady, .mediumNotPresent)
-        case Errno.ecanceled: return SenseData(.abortedCommand, .noAdditionalSense)
-        case Errno.etimedout: return SenseData(.abortedCommand, .logicalUnitCommunicationFailure)
-        case Errno.eremoteio: return SenseData(.hardwareError, .logicalUnitCommunicationFailure)
-        case Errno.enomem: return SenseData(.abortedCommand, .insufficientResources)
+        case Errno.enospc, Errno.edquot: return SenseData(.dataProtect,    .spaceAllocationFailedWriteProtect)
+        case Errno.erofs:                return SenseData(.dataProtect,    .writeProtected)
+        case Errno.enomedium:            return SenseData(.notReady,       .mediumNotPresent)
+        case Errno.ecanceled:            return SenseData(.abortedCommand, .noAdditionalSense)
+        case Errno.etimedout:            return SenseData(.abortedCommand, .logicalUnitCommunicationFailure)
+        case Errno.eremoteio:            return SenseData(.hardwareError,  .logicalUnitCommunicationFailure)
+        case Errno.enomem:               return SenseData(.abortedCommand, .insufficientResources)
         default:
             let offset = unsafe task.request.pointee.error_offset
-            return SenseData(
-                .mediumError, reading ? .unrecoveredReadError : .writeError,
-                information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
+            return SenseData(.mediumError, reading ? .unrecoveredReadError : .writeError,
+                             information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
         }
-        // swift-format-ignore-end
     }
 }

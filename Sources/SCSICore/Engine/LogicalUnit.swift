@@ -206,14 +206,11 @@ public final class LogicalUnit {
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
 
-    /// The condition that REQUEST SENSE or a refused command reports; it is not pending any more.
-    func takeUnitAttention(for nexus: UInt16) -> UnitAttention? {
-        guard let condition = unsafe pending[Int(nexus)].first else { return nil }
-        report(condition, for: nexus)
-        return condition
-    }
+    /// The condition that REQUEST SENSE or a refused command reports next.
+    func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
 
-    private func report(_ condition: UnitAttention, for nexus: UInt16) {
+    /// The condition has been reported; it is not pending any more.
+    func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
         // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
         if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
@@ -305,6 +302,8 @@ public final class LogicalUnit {
     /// The shard has something free again for a task that waited for it.
     func retry(_ task: TaskHandle) {
         task.transition(to: .enabled)
+        // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
+        if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
         case .backstore: submit(task)
         case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
@@ -350,6 +349,8 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
+            unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
         case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")

@@ -17,21 +17,20 @@ enum Serialization {
     /// The hazard matrix. Two overlapping commands of which one writes are not reordered and do not run at once: the
     /// result of overlapping writes would be neither's, and a read could see half of a write (SAM-6 8.6.2 leaves this
     /// to the device server when QUEUE ALGORITHM MODIFIER is 1; we do not make use of it).
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     static func hazard(younger: SerializationClass, older: SerializationClass) -> Hazard {
         switch (younger, older) {
         //    younger         older
-        case (.none, _): .pass
-        case (_, .none): .pass
-        case (.read, .read): .pass
-        case (.read, .write): .overlap
-        case (.write, .read): .overlap
-        case (.write, .write): .overlap
-        case (_, .writeAnywhere): .wait
-        case (.writeAnywhere, _): .wait
+        case (.none,          _):              .pass
+        case (_,              .none):          .pass
+        case (.read,          .read):          .pass
+        case (.read,          .write):         .overlap
+        case (.write,         .read):          .overlap
+        case (.write,         .write):         .overlap
+        case (_,              .writeAnywhere): .wait
+        case (.writeAnywhere, _):              .wait
         }
     }
-    // swift-format-ignore-end
 
     /// Whether `younger` has to wait for `older`.
     static func conflicts(younger: TaskHandle, older: TaskHandle) -> Bool {

@@ -18,7 +18,7 @@ struct ITNexus {
     var tasks = 0
 }
 
-/// A SCSI target device (SAM-6 4.5.?): logical units by number, and the initiators that see them.
+/// A SCSI target device: logical units by number, and the initiators that see them.
 @safe
 public final class TargetDevice {
     /// The target's NAA name: 64 bits.
@@ -27,6 +27,8 @@ public final class TargetDevice {
     public let shard: Shard
 
     private var units: [LUN: LogicalUnit] = [:]
+    /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
+    private var draining: [LogicalUnit] = []
     /// The map as the hot path reads it: pages of 256 entries, allocated when a number in them is used.
     private let pages: UnsafeMutablePointer<UnsafeMutablePointer<Unmanaged<LogicalUnit>?>?>
     private static let pageEntries = 256
@@ -70,6 +72,7 @@ public final class TargetDevice {
     /// - Returns: Whether the number was free.
     public func add(_ unit: LogicalUnit, at lun: LUN) -> Bool {
         guard units[lun] == nil else { return false }
+        precondition(unit.target == nil, "a logical unit was mapped twice, or again before it was drained")
         announceChangedMap()
         units[lun] = unit
         setEntry(lun, unit)
@@ -90,7 +93,11 @@ public final class TargetDevice {
         setEntry(lun, nil)
         announceChangedMap()
         reportEvent(SCSI_EVENT_LOGICAL_UNIT_REMOVED, lun: lun)
-        unit.unmapped(drained: drained)
+        draining.append(unit)
+        unit.unmapped { [unowned self] in
+            draining.removeAll { $0 === unit }
+            drained()
+        }
         return unit
     }
 
@@ -143,7 +150,7 @@ public final class TargetDevice {
     /// the port is not called any more.
     public func loseNexus(_ nexus: NexusIdentifier) {
         let index = nexus.index
-        for unit in units.values { unit.abort { $0.nexus == index ? .aborted : .none } }
+        for unit in allUnits { unit.abort { $0.nexus == index ? .aborted : .none } }
         taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
@@ -213,7 +220,8 @@ public final class TargetDevice {
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }
-    var allUnits: Dictionary<LUN, LogicalUnit>.Values { units.values }
+    /// The mapped units, and those that have tasks left from when they were.
+    var allUnits: [LogicalUnit] { units.values + draining }
 
     // MARK: Events
 
@@ -264,6 +272,7 @@ extension TaskHandle {
         address = 0
         blocks = 0
         row = nil
+        unsafe logicalUnit = nil
         attribute = TaskAttribute(rawValue: unsafe command.attribute) ?? .simple
         unsafe response.data_out_residual = command.data_out_length
         unsafe response.data_in_residual = command.data_in_length

@@ -23,7 +23,7 @@ private struct WaitingFunction {
     let sequence: UInt64
 }
 
-/// The task manager (SAM-6 4.5.?).
+/// The task manager.
 /// A class, because tasks that a function ends come back to `taskEnded` while the function is still being performed.
 final class TaskManager {
     private var waiting: [WaitingFunction] = [] { didSet { isWaiting = !waiting.isEmpty } }
@@ -37,18 +37,19 @@ final class TaskManager {
     ]
 
     func receive(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
-        let response = perform(request, nexus: nexus, on: target)
-        switch response {
+        // Refused before it has done anything: a function that was begun is answered when its tasks have ended.
+        guard waiting.count < Limits.waitingFunctions else {
+            return target.answer(request.cookie, .functionRejected, nexus: nexus)
+        }
+        switch perform(request, nexus: nexus, on: target) {
         case .answered(let answer): target.answer(request.cookie, answer, nexus: nexus)
         case .ends(let scope):
             let function = WaitingFunction(
                 nexus: nexus, cookie: request.cookie, scope: scope, sequence: target.shard.sequence)
             if isDone(function, on: target) {
                 target.answer(function.cookie, .functionComplete, nexus: nexus)
-            } else if waiting.count < Limits.waitingFunctions {
-                waiting.append(function)
             } else {
-                target.answer(function.cookie, .functionRejected, nexus: nexus)
+                waiting.append(function)
             }
         }
     }
@@ -106,8 +107,10 @@ final class TaskManager {
         }
     }
 
+    /// LOGICAL UNIT RESET: tasks of other nexuses end with TASK ABORTED if TAS is one (SPC-6 7.5.10).
     private static func reset(_ unit: LogicalUnit, by nexus: UInt16) {
-        unit.abort { _ in .reset }
+        let taskAborted = unit.modePages.taskAbortedStatus
+        unit.abort { taskAborted && $0.nexus != nexus ? .taskAborted : .reset }
         unit.reset(.logicalUnitReset)
     }
 

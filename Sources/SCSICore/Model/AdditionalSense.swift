@@ -10,49 +10,50 @@ public struct AdditionalSense: RawRepresentable, Hashable, Sendable {
     /// The pair with this value.
     public init(rawValue: UInt16) { self.rawValue = rawValue }
 
-    private init(_ rawValue: UInt16) { self.rawValue = rawValue }
+    fileprivate init(_ rawValue: UInt16) { self.rawValue = rawValue }
 
     /// ADDITIONAL SENSE CODE.
     public var code: UInt8 { UInt8(rawValue >> 8) }
     /// ADDITIONAL SENSE CODE QUALIFIER.
     public var qualifier: UInt8 { UInt8(truncatingIfNeeded: rawValue) }
+}
 
-    // swift-format-ignore-start: a table
-    static let noAdditionalSense = Self(0x0000)
+// swift-format-ignore
+extension AdditionalSense {
+    static let noAdditionalSense                       = Self(0x0000)
     static let logicalUnitNotReadyInitializingRequired = Self(0x0402)
-    static let logicalUnitNotReadyManualIntervention = Self(0x0403)
-    static let logicalUnitCommunicationFailure = Self(0x0800)
-    static let writeError = Self(0x0c00)
-    static let unrecoveredReadError = Self(0x1100)
-    static let parameterListLengthError = Self(0x1a00)
-    static let miscompareDuringVerifyOperation = Self(0x1d00)
-    static let invalidCommandOperationCode = Self(0x2000)
-    static let logicalBlockAddressOutOfRange = Self(0x2100)
-    static let invalidFieldInCDB = Self(0x2400)
-    static let logicalUnitNotSupported = Self(0x2500)
-    static let invalidFieldInParameterList = Self(0x2600)
-    static let writeProtected = Self(0x2700)
-    static let spaceAllocationFailedWriteProtect = Self(0x2707)
-    static let notReadyToReadyChange = Self(0x2800)
-    static let powerOnResetOrBusDeviceReset = Self(0x2900)
-    static let powerOnOccurred = Self(0x2901)
-    static let scsiBusResetOccurred = Self(0x2902)
-    static let busDeviceResetFunctionOccurred = Self(0x2903)
-    static let nexusLossOccurred = Self(0x2907)
-    static let modeParametersChanged = Self(0x2a01)
-    static let reservationsPreempted = Self(0x2a03)
-    static let reservationsReleased = Self(0x2a04)
-    static let registrationsPreempted = Self(0x2a05)
-    static let asymmetricAccessStateChanged = Self(0x2a06)
-    static let capacityDataChanged = Self(0x2a09)
-    static let commandsClearedByAnotherInitiator = Self(0x2f00)
-    static let thinProvisioningSoftThresholdReached = Self(0x3807)
-    static let savingParametersNotSupported = Self(0x3900)
-    static let mediumNotPresent = Self(0x3a00)
-    static let inquiryDataChanged = Self(0x3f03)
-    static let reportedLUNsDataChanged = Self(0x3f0e)
-    static let internalTargetFailure = Self(0x4400)
-    static let overlappedCommandsAttempted = Self(0x4e00)
-    static let insufficientResources = Self(0x5503)
-    // swift-format-ignore-end
+    static let logicalUnitNotReadyManualIntervention   = Self(0x0403)
+    static let logicalUnitCommunicationFailure         = Self(0x0800)
+    static let writeError                              = Self(0x0c00)
+    static let unrecoveredReadError                    = Self(0x1100)
+    static let parameterListLengthError                = Self(0x1a00)
+    static let miscompareDuringVerifyOperation         = Self(0x1d00)
+    static let invalidCommandOperationCode             = Self(0x2000)
+    static let logicalBlockAddressOutOfRange           = Self(0x2100)
+    static let invalidFieldInCDB                       = Self(0x2400)
+    static let logicalUnitNotSupported                 = Self(0x2500)
+    static let invalidFieldInParameterList             = Self(0x2600)
+    static let writeProtected                          = Self(0x2700)
+    static let spaceAllocationFailedWriteProtect       = Self(0x2707)
+    static let notReadyToReadyChange                   = Self(0x2800)
+    static let powerOnResetOrBusDeviceReset            = Self(0x2900)
+    static let powerOnOccurred                         = Self(0x2901)
+    static let scsiBusResetOccurred                    = Self(0x2902)
+    static let busDeviceResetFunctionOccurred          = Self(0x2903)
+    static let nexusLossOccurred                       = Self(0x2907)
+    static let modeParametersChanged                   = Self(0x2a01)
+    static let reservationsPreempted                   = Self(0x2a03)
+    static let reservationsReleased                    = Self(0x2a04)
+    static let registrationsPreempted                  = Self(0x2a05)
+    static let asymmetricAccessStateChanged            = Self(0x2a06)
+    static let capacityDataChanged                     = Self(0x2a09)
+    static let commandsClearedByAnotherInitiator       = Self(0x2f00)
+    static let thinProvisioningSoftThresholdReached    = Self(0x3807)
+    static let savingParametersNotSupported            = Self(0x3900)
+    static let mediumNotPresent                        = Self(0x3a00)
+    static let inquiryDataChanged                      = Self(0x3f03)
+    static let reportedLUNsDataChanged                 = Self(0x3f0e)
+    static let internalTargetFailure                   = Self(0x4400)
+    static let overlappedCommandsAttempted             = Self(0x4e00)
+    static let insufficientResources                   = Self(0x5503)
 }

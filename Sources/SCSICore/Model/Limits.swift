@@ -15,8 +15,9 @@ public enum Limits {
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384
 
-    /// Bytes of a data segment list element count per task: the longest guest buffer list that a front accepts.
-    public static let segmentsPerTask = 1024
+    /// Elements of a task's data segment list, both directions together: a descriptor chain as long as the longest ring,
+    /// and some more where the guest's memory is in pieces.
+    public static let segmentsPerTask = 2048
 
     /// Bytes of one READ or WRITE data transfer: MAXIMUM TRANSFER LENGTH of the Block Limits VPD page. A longer one
     /// gets INVALID FIELD IN CDB (SBC-5 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.

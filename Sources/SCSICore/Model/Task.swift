@@ -201,6 +201,10 @@ public struct TaskHandle: Equatable {
     ///
     /// - Returns: The number of bytes written; 0 if there is no sense data.
     public func copySense(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        // A task slot is used again: what its last command left behind is not this one's sense data.
+        guard response.service_response == ServiceResponse.commandComplete.rawValue,
+            response.status == SCSIStatus.checkCondition.rawValue
+        else { return 0 }
         let unit = unsafe pointer.pointee.logicalUnit
         let descriptorFormat = unsafe unit?._withUnsafeGuaranteedRef { $0.usesDescriptorSense } ?? false
         return unsafe pointer.pointee.sense.encode(descriptorFormat: descriptorFormat, into: buffer)

@@ -7,7 +7,8 @@ public import CIOVector
 import CBackstore
 import CTarget
 
-/// A fixed number of tasks and, for each, room for a list of data segments. Allocates at creation and never again.
+/// A fixed number of tasks and, for each, room for a list of data segments. Allocates at creation and never again; the
+/// memory of the lists is not touched before a front writes there.
 ///
 /// The owner destroys the pool only when all its tasks are free.
 @safe
@@ -28,7 +29,6 @@ public struct TaskPool: ~Copyable {
         for index in 0..<capacity { unsafe (tasks + index).initialize(to: SCSITask(index: UInt32(index))) }
         unsafe Self.checkLayout(tasks)
         unsafe segmentMemory = .allocate(capacity: capacity * segmentsPerTask)
-        unsafe segmentMemory.initialize(repeating: iovec(), count: capacity * segmentsPerTask)
     }
 
     /// TaskHandle computes two addresses; here a value written by the compiler's way is read back by that way.

@@ -11,22 +11,21 @@ enum UnitAttention: UInt8, CaseIterable {
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private var row: (code: AdditionalSense, isReset: Bool, clears: UnitAttentionSet) {
         switch self {
-        case .powerOn: (.powerOnOccurred, true, [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .hardReset: (.scsiBusResetOccurred, true, [.logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .logicalUnitReset: (.busDeviceResetFunctionOccurred, true, [.commandsCleared])
-        case .nexusLoss: (.nexusLossOccurred, true, [.commandsCleared])
-        case .mediumChanged: (.notReadyToReadyChange, false, [])
-        case .reportedLUNsChanged: (.reportedLUNsDataChanged, false, [])
-        case .inquiryDataChanged: (.inquiryDataChanged, false, [])
-        case .modeParametersChanged: (.modeParametersChanged, false, [])
-        case .capacityChanged: (.capacityDataChanged, false, [])
-        case .commandsCleared: (.commandsClearedByAnotherInitiator, false, [])
+        case .powerOn:               (.powerOnOccurred,                   true,  [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .hardReset:             (.scsiBusResetOccurred,              true,  [.logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .logicalUnitReset:      (.busDeviceResetFunctionOccurred,    true,  [.commandsCleared])
+        case .nexusLoss:             (.nexusLossOccurred,                 true,  [.commandsCleared])
+        case .mediumChanged:         (.notReadyToReadyChange,             false, [])
+        case .reportedLUNsChanged:   (.reportedLUNsDataChanged,           false, [])
+        case .inquiryDataChanged:    (.inquiryDataChanged,                false, [])
+        case .modeParametersChanged: (.modeParametersChanged,             false, [])
+        case .capacityChanged:       (.capacityDataChanged,               false, [])
+        case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
         }
     }
-    // swift-format-ignore-end
 
     var code: AdditionalSense { row.code }
     var isReset: Bool { row.isReset }

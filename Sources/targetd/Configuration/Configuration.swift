@@ -108,8 +108,8 @@ enum ConfigurationLimits {
     static let logicalUnitNumbers = 0...16_383
     /// The virtio-scsi LUN field has one byte for the target.
     static let virtioTargetNumbers = 0...255
-    /// Request queues of one vhost-user-scsi device; beyond a queue per virtual CPU there is nothing to win.
-    static let queues = 1...64
+    /// Request queues of one vhost-user-scsi device: what the front serves, with the two that are always there.
+    static let queues = 1...126
     /// `sockaddr_un.sun_path` has 108 bytes, one of them the end mark.
     static let socketPathBytes = 107
     /// Characters of a backstore's name, which also appears in logs and paths of the control API.

@@ -240,8 +240,8 @@ struct ConfigurationReader {
 
     private func unknown(_ name: String, _ allowed: [String], kind: String?) -> String {
         let suggestion = nearest(name, in: allowed).map { "did you mean \($0)? " } ?? ""
-        return
-            "is not a key\(kind.map { " of \($0)" } ?? "") here: \(suggestion)allowed: \(allowed.joined(separator: ", "))"
+        let place = kind.map { " of \($0)" } ?? ""
+        return "is not a key\(place) here: \(suggestion)allowed: \(allowed.joined(separator: ", "))"
     }
 
     /// Calls `body` for each entry of a mapping whose keys are names.

@@ -147,8 +147,8 @@ struct ConfigurationRules {
 
     private func undefined(_ name: String, _ kind: String, in defined: [String]) -> String {
         let suggestion = nearest(name, in: defined).map { "did you mean \($0)? " } ?? ""
-        let list =
-            defined.isEmpty ? "none is" : defined.prefix(10).joined(separator: ", ") + (defined.count > 10 ? ", …" : "")
+        let rest = defined.count > 10 ? ", …" : ""
+        let list = defined.isEmpty ? "none is" : defined.prefix(10).joined(separator: ", ") + rest
         return "there is no \(kind) \(name): \(suggestion)defined under \(kind)s: \(list)"
     }
 }

@@ -11,3 +11,8 @@ enum LogLevels {
     /// What is used where nothing is said.
     static let standard = Logger.Level.info
 }
+
+extension Configuration {
+    /// The level that is used.
+    var effectiveLogLevel: Logger.Level { logLevel.flatMap { Logger.Level(rawValue: $0) } ?? LogLevels.standard }
+}

@@ -34,7 +34,7 @@ actor Daemon {
     /// Starts the reactors and makes everything that the configuration names; sockets come last, so no guest finds half
     /// of its disks. After an error nothing is left behind.
     static func start(_ wanted: Configuration, logger: Logger) async throws(ChangeError) -> Daemon {
-        let threads = try startThreads(wanted)
+        let threads = try startThreads(wanted, logger)
         logger.info(
             "reactors started",
             metadata: ["reactors": "\(threads.count)", "io-engine": "\(threads[0].engine.rawValue)"])
@@ -50,11 +50,14 @@ actor Daemon {
         return daemon
     }
 
-    private static func startThreads(_ configuration: Configuration) throws(ChangeError) -> [ReactorThread] {
+    private static func startThreads(_ configuration: Configuration, _ logger: Logger) throws(ChangeError)
+        -> [ReactorThread]
+    {
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
-                let thread = try ReactorThread(index: index, configuration: Reactor.Configuration(configuration))
+                let thread = try ReactorThread(
+                    index: index, configuration: Reactor.Configuration(configuration), logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -69,7 +72,7 @@ actor Daemon {
     // MARK: Changes
 
     /// Makes the daemon match a configuration that has no errors, by the smallest set of changes, all or nothing.
-    private func apply(_ wanted: Configuration) async throws(ChangeError) {
+    func apply(_ wanted: Configuration) async throws(ChangeError) {
         let plan = Plan(from: state.configuration, placement: state.placement, to: wanted)
         if let refusal = plan.refusals.first { throw ChangeError(text: "\(refusal.key): \(refusal.text)") }
         let new = State(configuration: wanted, placement: plan.placement)
@@ -109,8 +112,8 @@ actor Daemon {
         switch change {
         case .removeSocket(let path):
             await thread(before.sockets[path]).performAndWait { $0.removeSocket(path, done: $1) }
-        case .detachTarget(let name, let number, let socket):
-            await thread(before.sockets[socket]).perform { $0.detachTarget(name, number: number, socket: socket) }
+        case .detachTarget(_, let number, let socket):
+            await thread(before.sockets[socket]).perform { $0.detachTarget(number, socket: socket) }
         case .removeLogicalUnit(let number, let target):
             await thread(before.targets[target]).performAndWait {
                 $0.removeLogicalUnit(number, target: target, done: $1)
@@ -134,7 +137,9 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
-        case .setStopTimeout, .setLogLevel: break
+        // `stop` looks at the configuration that runs.
+        case .setStopTimeout: break
+        case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)
         }
         if let error { throw error }
     }
@@ -161,11 +166,10 @@ actor Daemon {
 
     /// Stops, once: no new commands, those in flight end, media are flushed and closed, sockets are removed.
     func stop() async -> ExitStatus {
-        // Nobody can attach any more, however long the rest takes.
-        for thread in threads { await thread.perform { $0.removeSocketFiles() } }
         let errors = await finished { [threads] in
             var errors: [ChangeError] = []
-            for thread in threads { await thread.performAndWait { $0.quiesce(done: $1) } }
+            // The files of the sockets are removed at once, however long the rest takes.
+            for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
             for thread in threads { errors += await thread.performAndWait { $0.close(done: $1) } }
             return errors
         }

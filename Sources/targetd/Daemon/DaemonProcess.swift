@@ -42,7 +42,11 @@ enum DaemonProcess {
             try await group.run()
         } catch {
             logger.critical("a part of the daemon ended by itself: \(error)")
-            return .abandoned
+            _exit(ExitStatus.abandoned.rawValue)
+        }
+        if service.outcome == .abandoned {
+            // Reactors may still work: nothing of theirs may be freed, and nobody waits for them.
+            _exit(service.outcome.rawValue)
         }
         return service.outcome
     }

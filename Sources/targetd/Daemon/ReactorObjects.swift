@@ -1,11 +1,12 @@
 // ReactorObjects: what a configuration puts on one reactor: media, targets with logical units, sockets.
 //
-// Owns: those objects, and how each is made and taken away. Called by: the daemon, through ReactorThread.perform, on the
-// reactor's thread only. Must not know: what is on other reactors, why something changes.
+// Owns: those objects, and how each is made and taken away. Called by: the daemon, through ReactorThread.perform, on
+// the reactor's thread only. Must not know: what is on other reactors, why something changes.
 
 import Backstores
 import CBackstore
 import Glibc
+import Logging
 import Reactor
 import SCSICore
 import VirtioFront
@@ -23,8 +24,11 @@ final class ReactorObjects {
     /// The logical unit of each backstore that has one.
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
+    private var sockets: [String: VhostUserSCSIServer] = [:]
+    private let logger: Logger
 
-    init(reactor: Reactor, shard: Shard) {
+    init(reactor: Reactor, shard: Shard, logger: Logger) {
+        self.logger = logger
         self.reactor = reactor
         self.shard = shard
     }
@@ -123,16 +127,98 @@ final class ReactorObjects {
 
     // MARK: Sockets
 
-    func addSocket(_ front: VhostUserFrontConfiguration) -> ChangeError? { nil }
-    func removeSocket(_ path: String, done: @escaping () -> Void) { done() }
-    func attachTarget(_ name: NAAName, number: Int, socket: String) {}
-    func detachTarget(_ name: NAAName, number: Int, socket: String) {}
-    func removeSocketFiles() {}
+    func addSocket(_ front: VhostUserFrontConfiguration) -> ChangeError? {
+        precondition(sockets[front.socket] == nil, "socket \(front.socket) is already there")
+        var served: [UInt8: TargetDevice] = [:]
+        for (number, name) in front.targets {
+            guard let target = targets[name] else { preconditionFailure("no target \(name)") }
+            served[UInt8(number)] = target
+        }
+        let log = EventLog(logger, metadata: ["socket": "\(front.socket)"])
+        let server = VhostUserSCSIServer(
+            configuration: VhostUserSCSIServer.Configuration(
+                socketPath: front.socket, requestQueues: front.queues, targets: served,
+                // One guest at a time has the socket, so the socket's name is that of the initiator.
+                initiatorPort: "vhost-user:\(front.socket)"),
+            reactor: reactor, report: { [unowned self] in log.report($0, now: reactor.now) })
+        do {
+            try server.start()
+        } catch {
+            return ChangeError(text: "\(error)")
+        }
+        sockets[front.socket] = server
+        return nil
+    }
+
+    func attachTarget(_ name: NAAName, number: Int, socket: String) {
+        guard let server = sockets[socket], let target = targets[name] else {
+            preconditionFailure("target \(name) is attached to \(socket) before what it needs")
+        }
+        server.attach(target, number: UInt8(number))
+    }
+
+    func detachTarget(_ number: Int, socket: String) {
+        guard let server = sockets[socket] else { preconditionFailure("no socket \(socket)") }
+        server.detach(number: UInt8(number))
+    }
+
+    /// - Parameter done: Called when the guest is disconnected and none of its commands is in flight.
+    func removeSocket(_ path: String, done: @escaping () -> Void) {
+        guard let server = sockets.removeValue(forKey: path) else { preconditionFailure("no socket \(path)") }
+        server.stop { [self] in
+            later {
+                withExtendedLifetime(server) {}
+                done()
+            }
+        }
+    }
+
+    /// - Parameter done: Called when all guests are disconnected and no command is in flight.
+    func removeSockets(done: @escaping () -> Void) {
+        forEach(Array(sockets.keys)) { objects, path, next in
+            objects.removeSocket(path, done: next)
+        } then: { _ in
+            done()
+        }
+    }
 
     // MARK: The end
 
-    func quiesce(done: @escaping () -> Void) { done() }
-    func close(done: @escaping ([ChangeError]) -> Void) { done([]) }
+    /// Takes everything away: units, targets and media, which are flushed.
+    ///
+    /// - Parameter done: Called with the errors of the flushes.
+    func close(done: @escaping ([ChangeError]) -> Void) {
+        let all = targets.flatMap { name, target in target.logicalUnits.map { (name, Int($0.lun.number)) } }
+        forEach(all) { objects, unit, next in
+            objects.removeLogicalUnit(unit.1, target: unit.0, done: next)
+        } then: { objects in
+            objects.targets = [:]
+            var errors: [ChangeError] = []
+            objects.forEach(objects.backstores.keys.sorted()) { objects, name, next in
+                objects.removeBackstore(name) { error in
+                    if let error { errors.append(error) }
+                    next()
+                }
+            } then: { _ in
+                done(errors)
+            }
+        }
+    }
+
+    /// Begins `body` for each item at once; calls `then` when each has called the function that it got.
+    private func forEach<Item>(
+        _ items: [Item], _ body: (ReactorObjects, Item, @escaping () -> Void) -> Void,
+        then: @escaping (ReactorObjects) -> Void
+    ) {
+        // One more than there are items, so that items which end at once do not end the whole before its last begins.
+        var open = items.count + 1
+        let ended = { [self] in
+            open -= 1
+            if open == 0 { then(self) }
+        }
+        for item in items { body(self, item, ended) }
+        ended()
+    }
 }
 
 /// A medium that is open.

@@ -3,6 +3,7 @@
 // Owns: the thread, and what was put on it. Called by: the daemon. Must not know: what the reactor's work is.
 
 import Glibc
+import Logging
 import Reactor
 import SCSICore
 
@@ -20,11 +21,11 @@ final class ReactorThread: @unchecked Sendable {
     private var thread = pthread_t()
 
     /// Makes the reactor. `start` makes it run.
-    init(index: Int, configuration: Reactor.Configuration) throws(ReactorError) {
+    init(index: Int, configuration: Reactor.Configuration, logger: Logger) throws(ReactorError) {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        objects = ReactorObjects(reactor: reactor, shard: Shard())
+        objects = ReactorObjects(reactor: reactor, shard: Shard(), logger: logger)
     }
 
     /// Starts the thread.

@@ -4,24 +4,33 @@
 
 import Glibc
 import Logging
+import Synchronization
 
 /// A log handler for a daemon: with the time on a terminal or in a file, with a priority for the system's journal,
 /// which has the time itself.
 struct StandardErrorLog: LogHandler {
     var metadata: Logger.Metadata = [:]
-    var logLevel: Logger.Level
+    private var ownLevel: Logger.Level?
     private let isJournal: Bool
+    private static let level = Mutex(LogLevels.standard)
 
     /// Makes this the handler of every logger. To be called once, before the first logger is made.
     static func bootstrap(level: Logger.Level) {
         // The journal connects standard error to itself and says so (systemd.exec(5)).
         let isJournal = unsafe getenv("JOURNAL_STREAM") != nil
-        LoggingSystem.bootstrap { _ in StandardErrorLog(logLevel: level, isJournal: isJournal) }
+        setLevel(level)
+        LoggingSystem.bootstrap { _ in StandardErrorLog(isJournal: isJournal) }
     }
 
-    init(logLevel: Logger.Level, isJournal: Bool) {
-        self.logLevel = logLevel
-        self.isJournal = isJournal
+    /// Changes the level of all loggers that have none of their own.
+    static func setLevel(_ level: Logger.Level) { Self.level.withLock { $0 = level } }
+
+    init(isJournal: Bool) { self.isJournal = isJournal }
+
+    /// The common level, unless this logger was given its own.
+    var logLevel: Logger.Level {
+        get { ownLevel ?? Self.level.withLock { $0 } }
+        set { ownLevel = newValue }
     }
 
     subscript(metadataKey key: String) -> Logger.Metadata.Value? {

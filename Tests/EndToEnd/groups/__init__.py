@@ -5,6 +5,7 @@
 from .commandline import CommandLine
 from .conformance import Conformance
 from .disks import Disks
+from .itself import Itself
 from .restart import Restart
 
-ALL = [CommandLine, Disks, Restart, Conformance]
+ALL = [Itself, CommandLine, Disks, Restart, Conformance]

@@ -99,8 +99,8 @@ class CommandLine(Group):
 
     @case("an unknown option is refused with a non-zero status and a usage line")
     def unknown_option(self):
-        result = self._run("--colour")
-        require(result.returncode > 0 and "--colour" in result.stderr, f"{result}")
+        result = self._run("--ram", "16MiB", "--vhost-user", os.path.join(self.directory, "vm.sock"), "--colour")
+        require(result.returncode > 0 and "--colour" in result.stderr and "Usage" in result.stderr, f"{result}")
 
     @case("--check accepts a good file and changes nothing")
     def check(self):
@@ -136,6 +136,8 @@ class CommandLine(Group):
     def stale(self):
         log, path = os.path.join(self.directory, "log"), os.path.join(self.directory, "vm.sock")
         command = [targets.Daemon.executable, "--ram", "16MiB", "--vhost-user", path]
+        if os.path.exists(log):
+            os.remove(log)
         first = processes.start(command, log)
         try:
             self._await_arguments(first, log, path)
@@ -163,6 +165,9 @@ class CommandLine(Group):
     def _await_arguments(child: subprocess.Popen, log: str, path: str) -> None:
         def served() -> bool:
             with open(log) as file:
-                return os.path.exists(path) and any(path in word for word in targets.printed_arguments(file.read()))
+                printed = file.read()
+            # The harness gives the machine its memory itself, in the very words that targetd must print.
+            words = "-object memory-backend-memfd,id=mem,size=SIZE,share=on -numa node,memdev=mem" in printed
+            return words and os.path.exists(path) and any(path in word for word in targets.printed_arguments(printed))
 
         targets.wait_until(served, child, log, f"targetd serves {path} and prints how to attach it")

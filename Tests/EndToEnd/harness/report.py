@@ -105,11 +105,14 @@ class Report:
         try:
             try:
                 group.prepare()
-            except Exception as error:  # each case is reported by itself, so the failure is every case's
+            except Exception as error:
                 broken = error
             for title, function in cases:
                 self.add(self._outcome(group, title, function if broken is None else _raising(broken), begin))
                 begin = time.monotonic()
+                if broken is not None and not isinstance(broken, Skipped):
+                    # Every case is reported as failed; the reason is told once.
+                    broken = Failed("what the group prepares has failed, see its first case")
         finally:
             try:
                 group.finish()

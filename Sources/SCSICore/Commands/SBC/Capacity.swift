@@ -6,7 +6,7 @@ import CBackstore
 import CTarget
 
 extension SBC {
-    /// READ CAPACITY(10): FFFFFFFFh sends the initiator to READ CAPACITY(16) (SBC-5 5.?).
+    /// READ CAPACITY(10): FFFFFFFFh sends the initiator to READ CAPACITY(16).
     static func readCapacity10(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         DeviceServer.parameterData(task, unit.shard, allocationLength: 8) { writer in
             writer.uint32(UInt32(clamping: unit.medium.blocks.value - 1))
@@ -29,7 +29,7 @@ extension SBC {
         }
     }
 
-    /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions (SBC-5 5.?).
+    /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         if cdb.bit(4, 0) {
             unit.stopped = false

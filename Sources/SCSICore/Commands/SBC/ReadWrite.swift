@@ -1,4 +1,4 @@
-// READ, WRITE, SYNCHRONIZE CACHE: the commands whose data the backstore moves (SBC-5 5.?).
+// READ, WRITE, SYNCHRONIZE CACHE: the commands whose data the backstore moves.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -8,7 +8,7 @@ import CTarget
 /// The commands of SBC-5.
 enum SBC {
     /// READ(6), (10), (12), (16). DPO is a hint that we need not follow; FUA makes what is cached stable first, so that
-    /// what is read is what the medium holds (SBC-5 5.?: FUA).
+    /// what is read is what the medium holds (SBC-5: FUA).
     @inline(__always)
     static func read(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         if let refusal = checkExtent(task, field, on: unit) { return refusal }
@@ -69,7 +69,7 @@ enum SBC {
         return nil
     }
 
-    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist (SBC-5 5.?).
+    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist.
     static func synchronizeCache(_ task: TaskHandle, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let address = LogicalBlockAddress(task.address)
         guard unit.medium.contains(address, BlockCount(task.blocks)) else {

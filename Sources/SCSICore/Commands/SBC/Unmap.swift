@@ -9,7 +9,7 @@ extension SBC {
     private static let unmapHeader = 8
     private static let unmapDescriptor = 16
 
-    /// UNMAP (SBC-5 5.?): the whole list is checked before any of it is done. The list lies in the staging buffer;
+    /// UNMAP: the whole list is checked before any of it is done. The list lies in the staging buffer;
     /// `progress` counts descriptors in the upper 16 bits and the blocks done of the current one in the lower 48.
     static func unmap(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let length = Int(cdb.uint16(7))

@@ -7,7 +7,7 @@ import CTarget
 
 extension SBC {
     /// VERIFY(10), (12), (16) with BYTCHK 00b (read only), 01b (compare with as much data), 11b (compare each block with
-    /// one block of data). SBC-5 5.?.
+    /// one block of data).
     static func verify(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let byteCheck = cdb[1] >> 1 & 3
         if byteCheck == 2 { return .failed(.invalidField(inCDB: 1, bit: 2)) }
@@ -61,7 +61,7 @@ extension SBC {
         DeviceServer.fillStaging(
             task, unit.shard, SCSI_BACKSTORE_READ,
             offset: ByteOffset(unit.medium.offset(of: LogicalBlockAddress(task.address)).value + task.progress),
-            length: ByteCount(min(left, UInt64(Limits.stagingBytes))))
+            length: ByteCount(min(left, unit.maximumStagingTransfer)))
         return .submit
     }
 }

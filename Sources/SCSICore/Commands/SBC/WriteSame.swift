@@ -11,7 +11,7 @@ extension SBC {
         case pattern = 1, zeroes, discard
     }
 
-    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB (SBC-5 5.?). WSNZ is one: a count of zero is refused.
+    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB. WSNZ is one: a count of zero is refused.
     static func writeSame(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let noDataOut = field == .sixteen && cdb.bit(1, 0)
         let block = unit.medium.bytes(BlockCount(1))
@@ -72,7 +72,7 @@ extension SBC {
         case .pattern:
             DeviceServer.fillStaging(
                 task, unit.shard, SCSI_BACKSTORE_WRITE, fua: fua, offset: offset,
-                length: ByteCount(min(left, UInt64(Limits.stagingBytes))))
+                length: ByteCount(min(left, unit.maximumStagingTransfer)))
         case .zeroes:
             let length = ByteCount(min(left, unit.limit(unit.geometry.maximum_write_zeroes)))
             unsafe DeviceServer.fill(task, SCSI_BACKSTORE_WRITE_ZEROES, fua: fua, offset: offset, length: length)
@@ -87,6 +87,9 @@ extension SBC {
 extension LogicalUnit {
     /// MAXIMUM WRITE SAME LENGTH in blocks.
     var maximumWriteSameBlocks: UInt64 { Limits.writeSameBytes >> medium.blockShift }
+
+    /// Bytes of one READ or WRITE through a staging buffer: what the buffer holds and the backstore takes.
+    var maximumStagingTransfer: UInt64 { min(UInt64(Limits.stagingBytes), maximumTransferBlocks << medium.blockShift) }
 
     /// A limit of the backstore in bytes, where 0 means none, in whole logical blocks.
     func limit(_ bytes: UInt64) -> UInt64 {

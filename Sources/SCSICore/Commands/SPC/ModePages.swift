@@ -51,26 +51,21 @@ struct ModePages {
     /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
     init(volatileCache: Bool) {
         let wce: UInt8 = volatileCache ? 0x04 : 0
-        // swift-format-ignore-start: a table
+        // swift-format-ignore
         pages = [
             // Read-Write Error Recovery (SBC-5 6.5.10): the medium below corrects what it can; nothing to choose.
-            ModePage(
-                0x01, 0, defaults: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                              changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             // Caching (SBC-5 6.5.6): WCE.
-            ModePage(
-                0x08, 0, defaults: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                              changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             // Control (SPC-6 7.5.10): D_SENSE; QUEUE ALGORITHM MODIFIER 1; SWP; TAS; busy timeout period unlimited.
-            ModePage(
-                0x0a, 0, defaults: [0x00, 0x10, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                changeable: [0x04, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
-            // Informational Exceptions Control (SPC-6 7.5.?): DEXCPT: there are none to report.
-            ModePage(
-                0x1c, 0, defaults: [0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ModePage(0x0a, 0, defaults:   [0x00, 0x10, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
+                              changeable: [0x04, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
+            // Informational Exceptions Control: DEXCPT: there are none to report.
+            ModePage(0x1c, 0, defaults:   [0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                              changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]
-        // swift-format-ignore-end
         refresh()
     }
 

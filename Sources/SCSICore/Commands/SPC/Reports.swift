@@ -9,19 +9,25 @@ extension SPC {
     /// ready; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
-        if let condition = unit.takeUnitAttention(for: task.nexus) {
+        let condition = unit.unitAttention(for: task.nexus)
+        if let condition {
             sense = condition.sense
         } else if unit.stopped {
             sense = SenseData(.notReady, .logicalUnitNotReadyInitializingRequired)
         }
-        return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
+        let outcome = DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
             sense.write(descriptorFormat: cdb.bit(1, 0), to: &$0)
         }
+        // Cleared once it is reported, and not by a command whose buffers are too short for the report.
+        if case .done = outcome, let condition { unit.report(condition, for: task.nexus) }
+        return outcome
     }
 
     /// REPORT LUNS through a unit.
     static func reportLUNs(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        guard let target = unit.target else { return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported)) }
+        guard let target = unit.target else {
+            return .failed(SenseData(.illegalRequest, .logicalUnitNotSupported))
+        }
         return reportLUNs(task, cdb, of: target)
     }
 
@@ -29,14 +35,15 @@ extension SPC {
     static func reportLUNs(_ task: TaskHandle, _ cdb: CDB, of target: TargetDevice) -> Outcome {
         let select = cdb[2]
         guard select <= 2 else { return .failed(.invalidField(inCDB: 2)) }
-        target.clearEverywhere(.reportedLUNsChanged, for: task.nexus)
-        return DeviceServer.parameterData(task, target.shard, allocationLength: cdb.uint32(6)) { writer in
+        let outcome = DeviceServer.parameterData(task, target.shard, allocationLength: cdb.uint32(6)) { writer in
             writer.uint32(0)
             writer.uint32(0)
             if select != 1 { for entry in target.logicalUnits { writer.uint64(entry.lun.field) } }
             if select != 0 { writer.uint64(0xc101 << 48) }
             writer.patch32(UInt32(writer.length - 8), at: 0)
         }
+        if case .done = outcome { target.clearEverywhere(.reportedLUNsChanged, for: task.nexus) }
+        return outcome
     }
 
     /// REPORT SUPPORTED OPERATION CODES (SPC-6 6.35): all, or one in the three ways to name it, with or without the
@@ -117,20 +124,19 @@ extension SPC {
         }
     }
 
-    // swift-format-ignore-start: a table
+    // swift-format-ignore
     private static func reportBit(_ function: TaskManagementFunction) -> (byte: Int, bit: UInt8) {
         switch function {
-        case .abortTask: (0, 0x80)
-        case .abortTaskSet: (0, 0x40)
-        case .clearACA: (0, 0x20)
-        case .clearTaskSet: (0, 0x10)
-        case .logicalUnitReset: (0, 0x08)
-        case .queryTask: (0, 0x04)
-        case .targetReset: (0, 0x02)
+        case .abortTask:              (0, 0x80)
+        case .abortTaskSet:           (0, 0x40)
+        case .clearACA:               (0, 0x20)
+        case .clearTaskSet:           (0, 0x10)
+        case .logicalUnitReset:       (0, 0x08)
+        case .queryTask:              (0, 0x04)
+        case .targetReset:            (0, 0x02)
         case .queryAsynchronousEvent: (1, 0x04)
-        case .queryTaskSet: (1, 0x02)
-        case .nexusReset: (1, 0x01)
+        case .queryTaskSet:           (1, 0x02)
+        case .nexusReset:             (1, 0x01)
         }
     }
-    // swift-format-ignore-end
 }

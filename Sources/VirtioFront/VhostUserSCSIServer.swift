@@ -1,0 +1,288 @@
+// VhostUserSCSIServer: a listening socket at which one front-end at a time finds a virtio-scsi device.
+//
+// Owns: the socket and its file, the current session, and devices whose front-end is gone but whose requests are not.
+// Called by: the daemon, embedders, the reactor. Must not know: messages, rings.
+
+import CLinux
+import Glibc
+public import Reactor
+public import SCSICore
+
+/// A vhost-user-scsi device at a Unix socket.
+///
+/// All but `init` is called on the reactor's thread.
+@safe
+public final class VhostUserSCSIServer {
+    /// Descriptors of the longest ring: what QEMU allows for `virtqueue_size`.
+    public static let maximumQueueSize = 1024
+
+    /// What a device is made of.
+    public struct Configuration {
+        /// Where the socket is made; at most 107 bytes.
+        public var socketPath: String
+        /// Request queues that a guest may use, 1 to 126.
+        public var requestQueues: Int
+        /// The targets by number; the others do not exist for the guest.
+        public var targets: [UInt8: TargetDevice]
+        /// The name of the initiator port, the same whenever this guest connects.
+        public var initiatorPort: String
+
+        /// A device with these targets.
+        public init(
+            socketPath: String, requestQueues: Int = 1, targets: [UInt8: TargetDevice], initiatorPort: String
+        ) {
+            self.socketPath = socketPath
+            self.requestQueues = requestQueues
+            self.targets = targets
+            self.initiatorPort = initiatorPort
+        }
+    }
+
+    /// What an operator may want to know.
+    public enum Event: Sendable {
+        /// A front-end connected.
+        case connected
+        /// It is gone; why, if the reason was a fault.
+        case disconnected(reason: String?)
+        /// It did something wrong, and goes on.
+        case fault(String)
+    }
+
+    /// Why a server cannot start.
+    public enum StartError: Error, CustomStringConvertible {
+        /// The path is longer than a Unix socket address can hold.
+        case pathTooLong(String)
+        /// Another process listens there.
+        case inUse(String)
+        /// Something that is no socket is there.
+        case notASocket(String)
+        /// A system call failed.
+        case system(String, operation: String, errno: Int32)
+        /// The reactor could not watch the socket.
+        case reactor(String)
+
+        /// The error in words, with what to do next.
+        public var description: String {
+            switch self {
+            case .pathTooLong(let path): "The socket path \(path) is longer than 107 bytes; choose a shorter one."
+            case .inUse(let path):
+                "Another process listens at the socket \(path); stop it, or choose another path."
+            case .notASocket(let path): "\(path) exists and is no socket; remove it, or choose another path."
+            case .system(let path, let operation, let code):
+                "Cannot \(operation) the socket \(path): \(unsafe String(cString: strerror(code)))."
+            case .reactor(let what): what
+            }
+        }
+    }
+
+    private var configuration: Configuration
+    private let reactor: Reactor
+    private let report: (Event) -> Void
+    private var listener: Int32 = -1
+    private var listenerToken: DescriptorToken?
+    private var socketIdentity: (device: UInt, inode: UInt)?
+    private var session: VhostUserSession?
+    /// Sessions that have ended while requests of theirs were in flight.
+    private var ended: [VhostUserSession] = []
+    private var source: WorkSourceToken?
+    private var whenStopped: (() -> Void)?
+    private var lifetime = VirtioFrontStatistics()
+
+    /// A server that does not listen yet.
+    ///
+    /// - Parameter report: Called on the reactor's thread, seldom.
+    public init(configuration: Configuration, reactor: Reactor, report: @escaping (Event) -> Void) {
+        precondition((1...126).contains(configuration.requestQueues))
+        self.configuration = configuration
+        self.reactor = reactor
+        self.report = report
+    }
+
+    /// What the device has done since the server was made.
+    public var statistics: VirtioFrontStatistics { session?.device.statistics ?? lifetime }
+
+    /// Whether a front-end is connected.
+    public var isConnected: Bool { session != nil }
+
+    // MARK: Targets
+
+    /// Adds a target; a guest that is connected is told to look for it.
+    public func attach(_ target: TargetDevice, number: UInt8) {
+        configuration.targets[number] = target
+        session?.device.attach(target, number: number)
+    }
+
+    /// Takes a target away; a guest that is connected is told so, and its commands for the target end.
+    public func detach(number: UInt8) {
+        configuration.targets[number] = nil
+        session?.device.detach(number: number)
+    }
+
+    // MARK: Start and stop
+
+    /// Makes the socket and listens. The file of a dead process is replaced.
+    public func start() throws(StartError) {
+        try removeStaleSocket()
+        try listen()
+        do {
+            listenerToken = unsafe try reactor.watch(
+                listener, events: EPOLLIN.rawValue,
+                { context, _ in
+                    unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque(context).takeUnretainedValue().accept()
+                }, Unmanaged.passUnretained(self).toOpaque())
+        } catch {
+            closeListener()
+            throw .reactor("\(error)")
+        }
+        source = unsafe reactor.add(
+            Reactor.WorkSource(
+                poll: { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.poll() } },
+                flush: { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.flush() } },
+                prepareToSleep: {
+                    unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0)._withUnsafeGuaranteedRef {
+                        $0.prepareToSleep()
+                    }
+                },
+                context: Unmanaged.passUnretained(self).toOpaque()))
+    }
+
+    /// Stops listening, ends the connection, removes the socket, and calls `stopped` when nothing is in flight any more,
+    /// maybe before this returns. The server must live until then.
+    public func stop(_ stopped: @escaping () -> Void) {
+        whenStopped = stopped
+        closeListener()
+        session?.end(nil)
+        checkStopped()
+    }
+
+    private func checkStopped() {
+        ended.removeAll { $0.device.isDrained }
+        guard ended.isEmpty, session == nil, let stopped = whenStopped else { return }
+        whenStopped = nil
+        if let source { reactor.remove(source) }
+        source = nil
+        stopped()
+    }
+
+    private func address() throws(StartError) -> sockaddr_un {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let path = Array(configuration.socketPath.utf8)
+        guard path.count < MemoryLayout.size(ofValue: address.sun_path) else {
+            throw .pathTooLong(configuration.socketPath)
+        }
+        unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: path) }
+        return address
+    }
+
+    private func removeStaleSocket() throws(StartError) {
+        let path = configuration.socketPath
+        var status = stat()
+        guard unsafe lstat(path, &status) == 0 else { return }
+        guard status.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket(path) }
+        let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard probe >= 0 else { throw .system(path, operation: "probe", errno: errno) }
+        defer { close(probe) }
+        var address = try address()
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let connected = unsafe withUnsafePointer(to: &address) {
+            unsafe connect(probe, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+        }
+        if connected == 0 || errno != ECONNREFUSED { throw .inUse(path) }
+        unsafe unlink(path)
+    }
+
+    private func listen() throws(StartError) {
+        let path = configuration.socketPath
+        let flags = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        listener = socket(AF_UNIX, flags, 0)
+        guard listener >= 0 else { throw .system(path, operation: "create", errno: errno) }
+        var address = try address()
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let bound = unsafe withUnsafePointer(to: &address) {
+            unsafe bind(listener, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+        }
+        guard bound == 0, Glibc.listen(listener, 1) == 0 else {
+            let code = errno
+            close(listener)
+            listener = -1
+            throw code == EADDRINUSE ? .inUse(path) : .system(path, operation: "listen at", errno: code)
+        }
+        var status = stat()
+        if unsafe lstat(path, &status) == 0 { socketIdentity = (UInt(status.st_dev), UInt(status.st_ino)) }
+    }
+
+    private func closeListener() {
+        if let listenerToken { reactor.unwatch(listenerToken) }
+        listenerToken = nil
+        guard listener >= 0 else { return }
+        close(listener)
+        listener = -1
+        // Only our own file: somebody may have put another one there.
+        var status = stat()
+        guard unsafe lstat(configuration.socketPath, &status) == 0, let socketIdentity,
+            socketIdentity == (UInt(status.st_dev), UInt(status.st_ino))
+        else { return }
+        unsafe unlink(configuration.socketPath)
+    }
+
+    // MARK: Connections
+
+    private func accept() {
+        let socket = clinux_accept(listener)
+        guard socket >= 0 else { return }
+        guard session == nil else {
+            report(.fault("A second front-end tried to connect; one at a time is served."))
+            close(socket)
+            return
+        }
+        lifetime.connections += 1
+        let queues = configuration.requestQueues + VirtioSCSIDevice.firstRequestQueue
+        let device = VirtioSCSIDevice(
+            targets: configuration.targets, initiatorPort: configuration.initiatorPort, queueCapacity: queues,
+            reactor: reactor, statistics: lifetime,
+            onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
+        let session = VhostUserSession(
+            socket: socket, reactor: reactor, queueCapacity: queues, device: device,
+            report: { [weak self] in self?.report(.fault($0)) })
+        session.onEnd = { [weak self] in self?.sessionEnded($0) }
+        self.session = session
+        do {
+            try session.start()
+            report(.connected)
+        } catch {
+            session.end("\(error)")
+        }
+    }
+
+    private func sessionEnded(_ reason: String?) {
+        guard let session else { return }
+        self.session = nil
+        lifetime = session.device.statistics
+        if !session.device.isDrained {
+            ended.append(session)
+            session.device.onDrained = { [weak self] in self?.drainedLater() }
+        }
+        report(.disconnected(reason: reason))
+        checkStopped()
+    }
+
+    /// A completion of an ended session has just been given back; the session is let go in the mailbox's turn, because the
+    /// caller is inside it.
+    private func drainedLater() {
+        let reference = UnsafeSendableReference(self)
+        reactor.post { reference.object.checkStopped() }
+    }
+
+    // MARK: The reactor's side
+
+    private func poll() -> Bool { session?.device.poll() ?? false }
+    private func flush() { session?.device.flush() }
+    private func prepareToSleep() -> Bool { session?.device.prepareToSleep() ?? false }
+}
+
+/// Carries a reference into the reactor's own mailbox: both ends are on the same thread.
+private struct UnsafeSendableReference: @unchecked Sendable {
+    let object: VhostUserSCSIServer
+    init(_ object: VhostUserSCSIServer) { self.object = object }
+}

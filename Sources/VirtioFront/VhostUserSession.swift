@@ -1,0 +1,404 @@
+// VhostUserSession: the vhost-user protocol with one connected front-end, as a state machine over its messages.
+//
+// Owns: the connection, the memory table, what the front-end has said about each ring, the device. Called by:
+// VhostUserSCSIServer. Must not know: SCSI, virtio-scsi structures.
+//
+// A ring is served while its size, addresses, base and kick descriptor are known, it is enabled, and GET_VRING_BASE has not
+// stopped it. Front-ends say these in different orders (SPDK's enables rings before it has described them), so after each
+// message the session compares what should run with what does.
+
+import CLinux
+import Glibc
+import Reactor
+
+/// What the front-end has said about one ring.
+private struct RingState {
+    var size: Int?
+    var base: UInt16 = 0
+    var addresses: (descriptors: UInt64, used: UInt64, available: UInt64)?
+    var isEnabled = false
+    var isStarted = false
+    var kick: Int32 = -1
+    var call: Int32 = -1
+    var error: Int32 = -1
+    var kickToken: DescriptorToken?
+    var isBroken = false
+}
+
+/// What goes wrong in a session: said to the front-end by the acknowledgement of its message, and to the operator.
+private enum SessionFault: Error {
+    /// The message was refused; the connection lives.
+    case refused(String)
+}
+
+final class VhostUserSession {
+    private let connection: VhostUserConnection
+    private let reactor: Reactor
+    private let queueCapacity: Int
+    private let report: (String) -> Void
+    let device: VirtioSCSIDevice
+    private var rings: [RingState]
+    private var memory = GuestMemory(regions: [])
+    /// Tables that were replaced while requests led into them.
+    private var retired: [GuestMemory] = []
+    private var features: UInt64 = 0
+    private var protocolFeatures: UInt64 = 0
+    private var socketToken: DescriptorToken?
+    /// A ring whose GET_VRING_BASE waits for its last requests; no message is read until it is answered.
+    private var awaitedRing: (index: Int, queue: DeviceQueue)?
+    private(set) var isConnected = true
+    /// Called once, when the connection has ended.
+    var onEnd: ((String?) -> Void)?
+
+    init(
+        socket: Int32, reactor: Reactor, queueCapacity: Int, device: VirtioSCSIDevice,
+        report: @escaping (String) -> Void
+    ) {
+        connection = VhostUserConnection(socket: socket)
+        self.reactor = reactor
+        self.queueCapacity = queueCapacity
+        self.device = device
+        self.report = report
+        rings = Array(repeating: RingState(), count: queueCapacity)
+    }
+
+    /// Begins to serve the connection.
+    func start() throws(ReactorError) {
+        device.onDrained = { [unowned self] in drained() }
+        socketToken = unsafe try reactor.watch(
+            connection.socket, events: EPOLLIN.rawValue,
+            { context, _ in
+                unsafe Unmanaged<VhostUserSession>.fromOpaque(context).takeUnretainedValue().readable()
+            }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    /// Ends the connection: rings stop, nexuses are lost; requests in flight end without a word to the guest.
+    func end(_ reason: String?) {
+        guard isConnected else { return }
+        isConnected = false
+        awaitedRing = nil
+        if let socketToken { reactor.unwatch(socketToken) }
+        socketToken = nil
+        for index in rings.indices { forget(index) }
+        device.disconnect()
+        onEnd?(reason)
+    }
+
+    private func forget(_ index: Int) {
+        unwatchKick(index)
+        for descriptor in [rings[index].kick, rings[index].call, rings[index].error] where descriptor >= 0 {
+            close(descriptor)
+        }
+        rings[index] = RingState()
+    }
+
+    // MARK: Messages
+
+    private func readable() {
+        do {
+            while isConnected, awaitedRing == nil, let message = try connection.nextMessage() { try handle(message) }
+        } catch {
+            switch error {
+            case .closed: end(nil)
+            case .malformed(let what): end("The front-end sent \(what).")
+            }
+        }
+    }
+
+    private func handle(_ message: VhostUserMessage) throws(ConnectionEnd) {
+        var message = message
+        defer { message.closeDescriptors() }
+        guard let request = message.request else {
+            report("The front-end sent the message \(message.identifier), which is not offered.")
+            return try acknowledge(message, failed: true)
+        }
+        guard request.payloadSizes.contains(message.payload.count) else {
+            throw .malformed("\(request) with a payload of \(message.payload.count) bytes")
+        }
+        do {
+            if let reply = try perform(request, &message) {
+                return try connection.send(VhostUserMessage.reply(to: message.identifier, payload: reply))
+            }
+            if request.hasReply { return }  // it comes later
+            reconcile()
+            try acknowledge(message, failed: false)
+        } catch let fault as SessionFault {
+            guard case .refused(let why) = fault else { return }
+            report("\(request) was refused: \(why).")
+            if request.hasReply { throw .malformed("\(request) that cannot be answered: \(why)") }
+            try acknowledge(message, failed: true)
+        } catch let end as ConnectionEnd {
+            throw end
+        } catch {
+            preconditionFailure("no other error is thrown here")
+        }
+    }
+
+    /// REPLY_ACK: zero for success.
+    private func acknowledge(_ message: VhostUserMessage, failed: Bool) throws(ConnectionEnd) {
+        guard message.needsReply, protocolFeatures & VhostUserProtocolFeature.replyAcknowledge != 0 else {
+            // A front-end that does not ask would go on with a ring or a memory map that is not there.
+            if failed { throw .malformed("a message that was refused, without asking for an acknowledgement") }
+            return
+        }
+        try connection.send(
+            VhostUserMessage.reply(to: message.identifier, payload: VhostUserMessage.bytes(UInt64(failed ? 1 : 0))))
+    }
+
+    /// Carries a message out.
+    ///
+    /// - Returns: The payload of its reply, if it has one and it is known now.
+    private func perform(_ request: VhostUserRequest, _ message: inout VhostUserMessage) throws -> [UInt8]? {
+        switch request {
+        case .getFeatures: return VhostUserMessage.bytes(VirtioFeature.offered)
+        case .getProtocolFeatures: return VhostUserMessage.bytes(VhostUserProtocolFeature.offered)
+        case .getQueueNumber: return VhostUserMessage.bytes(UInt64(queueCapacity))
+        case .getMaximumMemorySlots: return VhostUserMessage.bytes(UInt64(GuestMemory.slots))
+        case .setFeatures: try setFeatures(message.uint64(0))
+        case .setProtocolFeatures: try setProtocolFeatures(message.uint64(0))
+        case .setOwner: break
+        case .resetOwner: for index in rings.indices { rings[index].isEnabled = false }
+        case .setMemoryTable: try setMemoryTable(&message)
+        case .addMemoryRegion: try addMemoryRegion(&message)
+        case .removeMemoryRegion: try removeMemoryRegion(message)
+        case .setVringNumber: try setNumber(message)
+        case .setVringAddress: try setAddress(message)
+        case .setVringBase: rings[try ring(message)].base = UInt16(truncatingIfNeeded: message.uint32(4))
+        case .getVringBase: return try getBase(message)
+        case .setVringKick: try setKick(&message)
+        case .setVringCall: try setCall(&message)
+        case .setVringError: try replace(\.error, ring(message, byte: true), message.takeDescriptor())
+        case .setVringEnable: rings[try ring(message)].isEnabled = message.uint32(4) & 1 != 0
+        case .setLogBase, .setLogDescriptor: throw SessionFault.refused("dirty logging was not offered")
+        }
+        return nil
+    }
+
+    private func setFeatures(_ features: UInt64) throws {
+        guard features & ~VirtioFeature.offered == 0 else {
+            throw SessionFault.refused(
+                "features \(String(features & ~VirtioFeature.offered, radix: 16)) were not offered")
+        }
+        self.features = features
+        device.setFeatures(features)
+        // Without protocol features rings are enabled from the start (vhost-user, "Ring states").
+        if features & VirtioFeature.protocolFeatures == 0 {
+            for index in rings.indices { rings[index].isEnabled = true }
+        }
+    }
+
+    private func setProtocolFeatures(_ features: UInt64) throws {
+        guard features & ~VhostUserProtocolFeature.offered == 0 else {
+            throw SessionFault.refused("protocol features \(String(features, radix: 16)) were not all offered")
+        }
+        protocolFeatures = features
+    }
+
+    // MARK: Memory
+
+    private func region(_ message: VhostUserMessage, at offset: Int, _ descriptor: Int32) throws -> MemoryRegion {
+        do {
+            return try MemoryRegion(
+                guestAddress: message.uint64(offset), size: message.uint64(offset + 8),
+                userAddress: message.uint64(offset + 16), offset: message.uint64(offset + 24), descriptor: descriptor)
+        } catch {
+            guard case .invalid(let why) = error else { throw error }
+            throw SessionFault.refused(why)
+        }
+    }
+
+    private func setMemoryTable(_ message: inout VhostUserMessage) throws {
+        let count = Int(message.uint32(0))
+        guard message.payload.count == 8 + 32 * count, message.descriptors.count == count else {
+            throw SessionFault.refused(
+                "\(count) regions in \(message.payload.count) bytes with \(message.descriptors.count) file descriptors")
+        }
+        var regions: [MemoryRegion] = []
+        for index in 0..<count {
+            regions.append(try region(message, at: 8 + 32 * index, message.descriptors[index]))
+        }
+        try install(regions)
+    }
+
+    private func addMemoryRegion(_ message: inout VhostUserMessage) throws {
+        guard message.descriptors.count == 1 else { throw SessionFault.refused("it needs one file descriptor") }
+        guard memory.regions.count < GuestMemory.slots else {
+            throw SessionFault.refused("there are \(GuestMemory.slots) regions already")
+        }
+        try install(memory.regions + [try region(message, at: 8, message.descriptors[0])])
+    }
+
+    private func removeMemoryRegion(_ message: VhostUserMessage) throws {
+        let (guest, size, user) = (message.uint64(8), message.uint64(16), message.uint64(24))
+        let left = memory.regions.filter { $0.guestAddress != guest || $0.size != size || $0.userAddress != user }
+        guard left.count < memory.regions.count else { throw SessionFault.refused("there is no such region") }
+        try install(left)
+    }
+
+    /// Makes a new table the current one. Rings in service move over to it.
+    private func install(_ regions: [MemoryRegion]) throws {
+        let table = GuestMemory(regions: regions)
+        for (region, next) in zip(table.regions, table.regions.dropFirst()) where region.overlaps(next) {
+            throw SessionFault.refused("regions that overlap at guest address \(next.guestAddress)")
+        }
+        retired.removeAll { $0.references == 0 }
+        if memory.references > 0 { retired.append(memory) }
+        memory = table
+        for index in rings.indices where device.queue(index) != nil { restart(index) }
+    }
+
+    // MARK: Rings
+
+    /// The ring that a message names; in messages with a descriptor the index is one byte.
+    private func ring(_ message: VhostUserMessage, byte: Bool = false) throws -> Int {
+        let index = byte ? Int(message.uint64(0) & 0xff) : Int(message.uint32(0))
+        guard index < rings.count else { throw SessionFault.refused("there is no ring \(index)") }
+        return index
+    }
+
+    private func setNumber(_ message: VhostUserMessage) throws {
+        let index = try ring(message)
+        let size = Int(message.uint32(4))
+        guard size > 0, size <= VhostUserSCSIServer.maximumQueueSize, size & (size - 1) == 0 else {
+            throw SessionFault.refused(
+                "a ring of \(size) descriptors; a power of two up to \(VhostUserSCSIServer.maximumQueueSize) is possible"
+            )
+        }
+        guard device.queue(index) == nil else { throw SessionFault.refused("ring \(index) is in service") }
+        rings[index].size = size
+    }
+
+    private func setAddress(_ message: VhostUserMessage) throws {
+        let index = try ring(message)
+        guard message.uint32(4) == 0 else { throw SessionFault.refused("ring logging was not offered") }
+        rings[index].addresses = (message.uint64(8), message.uint64(16), message.uint64(24))
+        if device.queue(index) != nil { restart(index) }
+    }
+
+    private func getBase(_ message: VhostUserMessage) throws -> [UInt8]? {
+        let index = try ring(message)
+        rings[index].isStarted = false
+        unwatchKick(index)
+        guard let queue = device.stop(index) else {
+            return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(rings[index].base))
+        }
+        rings[index].base = queue.ring.lastAvailable
+        if queue.ring.inFlight > 0 {
+            awaitedRing = (index, queue)
+            return nil
+        }
+        notifyGuest(queue)
+        return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
+    }
+
+    /// Requests of stopped queues have ended: answers GET_VRING_BASE if it waited for them.
+    private func drained() {
+        guard let (index, queue) = awaitedRing, queue.ring.inFlight == 0 else { return }
+        awaitedRing = nil
+        notifyGuest(queue)
+        let payload =
+            VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
+        do {
+            try connection.send(
+                VhostUserMessage.reply(to: VhostUserRequest.getVringBase.rawValue, payload: payload))
+        } catch {
+            return end(nil)
+        }
+        // The socket is level-triggered: what came meanwhile is read in the next turn.
+    }
+
+    private func notifyGuest(_ queue: DeviceQueue) {
+        if queue.ring.takeNotification(), queue.call >= 0 { _ = eventfd_write(queue.call, 1) }
+    }
+
+    private func setKick(_ message: inout VhostUserMessage) throws {
+        let index = try ring(message, byte: true)
+        unwatchKick(index)
+        try replace(\.kick, index, message.takeDescriptor())
+        rings[index].isStarted = true
+        rings[index].isBroken = false
+        if rings[index].kick >= 0 { try watchKick(index) }
+    }
+
+    private func setCall(_ message: inout VhostUserMessage) throws {
+        let index = try ring(message, byte: true)
+        try replace(\.call, index, message.takeDescriptor())
+        device.queue(index)?.call = rings[index].call
+        // What was used before there was a way to say so.
+        if rings[index].call >= 0 { _ = eventfd_write(rings[index].call, 1) }
+    }
+
+    private func replace(_ field: WritableKeyPath<RingState, Int32>, _ index: Int, _ descriptor: Int32?) throws {
+        if rings[index][keyPath: field] >= 0 { close(rings[index][keyPath: field]) }
+        rings[index][keyPath: field] = descriptor ?? -1
+        if let descriptor { _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK) }
+    }
+
+    private func watchKick(_ index: Int) throws {
+        // The queues are polled after every wake-up; the handler only empties the counter.
+        rings[index].kickToken = unsafe try reactor.watch(
+            rings[index].kick, events: EPOLLIN.rawValue,
+            { context, _ in
+                unsafe Unmanaged<VhostUserSession>.fromOpaque(context).takeUnretainedValue().kicked()
+            }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    private func unwatchKick(_ index: Int) {
+        if let token = rings[index].kickToken { reactor.unwatch(token) }
+        rings[index].kickToken = nil
+    }
+
+    private func kicked() {
+        var value: eventfd_t = 0
+        for ring in rings where ring.kickToken != nil { _ = unsafe eventfd_read(ring.kick, &value) }
+        device.deliverEvents()
+    }
+
+    /// Makes what runs equal to what the front-end has said.
+    private func reconcile() {
+        for index in rings.indices {
+            let ring = rings[index]
+            let wanted = ring.isStarted && ring.isEnabled && !ring.isBroken && ring.size != nil && ring.addresses != nil
+            if wanted, device.queue(index) == nil {
+                putIntoService(index)
+            } else if !wanted, let queue = device.stop(index) {
+                rings[index].base = queue.ring.lastAvailable
+            }
+        }
+    }
+
+    private func putIntoService(_ index: Int) {
+        guard let size = rings[index].size, let addresses = rings[index].addresses else { return }
+        let areas = Virtqueue.areas(size: size)
+        guard
+            let descriptors = unsafe memory.ring(
+                userAddress: addresses.descriptors, length: areas.descriptors, alignment: 16),
+            let available = unsafe memory.ring(
+                userAddress: addresses.available, length: areas.available, alignment: 2),
+            let used = unsafe memory.ring(userAddress: addresses.used, length: areas.used, alignment: 4)
+        else { return fault(index, "its areas do not lie in the memory that was shared") }
+        let ring = unsafe Virtqueue(
+            size: size, memory: memory, descriptors: descriptors, available: available, used: used,
+            base: rings[index].base, features: features)
+        device.start(index, ring: ring, call: rings[index].call)
+        if index == VirtioSCSIDevice.eventQueue {
+            _ = ring.wantNotifications()
+            device.deliverEvents()
+        }
+    }
+
+    /// The ring's memory or addresses have changed: goes on where it was.
+    private func restart(_ index: Int) {
+        guard let queue = device.stop(index) else { return }
+        rings[index].base = queue.ring.lastAvailable
+        notifyGuest(queue)
+        putIntoService(index)
+    }
+
+    /// Takes a ring out of service because the driver broke the rules.
+    func fault(_ index: Int, _ why: String) {
+        rings[index].isBroken = true
+        report("Ring \(index) is out of service until the driver resets the device: \(why).")
+        if rings[index].error >= 0 { _ = eventfd_write(rings[index].error, 1) }
+    }
+}

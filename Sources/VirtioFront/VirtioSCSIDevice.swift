@@ -1,0 +1,546 @@
+// VirtioSCSIDevice: a virtio-scsi device for one connection: its queues, its targets, and the way between them.
+//
+// Owns: the virtqueues, the task pools, the nexuses, the pending events. Called by: VhostUserSession (set up, tear down),
+// the reactor (poll, flush), the core (completions). Must not know: vhost-user.
+
+import CIOVector
+import CLinux
+import CTarget
+import Glibc
+import Reactor
+import SCSICore
+
+/// What a front has done since it was created. Monotonic counters.
+public struct VirtioFrontStatistics: Sendable {
+    /// Commands that were handed to a target, or refused before.
+    public var commands: UInt64 = 0
+    /// Task management functions.
+    public var taskManagementFunctions: UInt64 = 0
+    /// Notifications that were sent to the guest.
+    public var notifications: UInt64 = 0
+    /// Events that were given to the guest, and those for which there was no room (EVENTS_MISSED).
+    public var events: UInt64 = 0, eventsMissed: UInt64 = 0
+    /// Virtqueues that were taken out of service because the driver broke the rules.
+    public var brokenQueues: UInt64 = 0
+    /// Front-ends that have connected.
+    public var connections: UInt64 = 0
+}
+
+/// A queue in service.
+@safe
+final class DeviceQueue {
+    let ring: Virtqueue
+    /// Where to notify the guest, -1 for nowhere. The session closes it.
+    var call: Int32
+    let index: Int
+    /// A task for each slot of a request queue.
+    let pool: TaskPool
+    unowned(unsafe) let device: VirtioSCSIDevice
+    /// Where each slot's response goes.
+    let responses: UnsafeMutablePointer<ResponsePieces?>
+    var isBroken = false
+
+    init(ring: Virtqueue, call: Int32, index: Int, device: VirtioSCSIDevice) {
+        self.ring = ring
+        self.call = call
+        self.index = index
+        unsafe self.device = device
+        pool = TaskPool(capacity: ring.size, segmentsPerTask: 1)
+        unsafe responses = .allocate(capacity: ring.size)
+        unsafe responses.initialize(repeating: nil, count: ring.size)
+        unsafe ring.owner = Unmanaged.passUnretained(self)
+    }
+
+    deinit { unsafe responses.deallocate() }
+}
+
+/// A target of the device, at the address that the port seam has as its context.
+@safe
+struct DeviceTarget {
+    let target: Unmanaged<TargetDevice>
+    var nexus: NexusIdentifier
+    let number: UInt8
+    let device: Unmanaged<VirtioSCSIDevice>
+}
+
+@safe
+final class VirtioSCSIDevice {
+    static let controlQueue = 0
+    static let eventQueue = 1
+    static let firstRequestQueue = 2
+    /// Requests that one queue may take in one turn, so that one busy queue does not keep the others waiting.
+    private static let budget = 64
+    /// Events that wait for a buffer of the driver. One more sets EVENTS_MISSED, and the driver rescans.
+    private static let pendingEvents = 64
+
+    private let reactor: Reactor
+    private let targets: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
+    private var targetObjects: [UInt8: TargetDevice] = [:]
+    private let initiatorPort: String
+    /// Targets that were detached; a command of theirs may still lead to its entry.
+    private var detached: [(entry: UnsafeMutablePointer<DeviceTarget>, target: TargetDevice)] = unsafe []
+    private var running: [DeviceQueue?]
+    /// The running queues as the poll reads them.
+    private let polled: UnsafeMutablePointer<Unmanaged<DeviceQueue>>
+    private var polledCount = 0
+    private var features: UInt64 = 0
+    private var events: [(event: UInt32, lun: UInt64, reason: UInt32)] = []
+    private var eventsMissed = false
+    private(set) var statistics: VirtioFrontStatistics
+    /// Called when a queue breaks.
+    private let onFault: (Int, VirtqueueFault) -> Void
+    /// Called after a completion while `waitsForDrain` is set.
+    var onDrained: (() -> Void)?
+    private var waitsForDrain = false
+
+    init(
+        targets: [UInt8: TargetDevice], initiatorPort: String, queueCapacity: Int, reactor: Reactor,
+        statistics: VirtioFrontStatistics, onFault: @escaping (Int, VirtqueueFault) -> Void
+    ) {
+        self.reactor = reactor
+        self.onFault = onFault
+        self.statistics = statistics
+        self.initiatorPort = initiatorPort
+        running = Array(repeating: nil, count: queueCapacity)
+        unsafe polled = .allocate(capacity: queueCapacity)
+        unsafe self.targets = .allocate(capacity: 256)
+        unsafe self.targets.initialize(repeating: nil, count: 256)
+        for (number, target) in targets { connect(target, number) }
+    }
+
+    private func connect(_ target: TargetDevice, _ number: UInt8) {
+        let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
+        let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
+        guard let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) else {
+            unsafe entry.deallocate()
+            return
+        }
+        unsafe entry.initialize(
+            to: DeviceTarget(
+                target: Unmanaged.passUnretained(target), nexus: nexus, number: number,
+                device: Unmanaged.passUnretained(self)))
+        unsafe targets[Int(number)] = entry
+        targetObjects[number] = target
+    }
+
+    deinit {
+        precondition(requestsInFlight == 0, "a virtio-scsi device went away with requests in flight")
+        for number in 0..<256 { unsafe targets[number]?.deallocate() }
+        for index in unsafe detached.indices { unsafe detached[index].entry.deallocate() }
+        unsafe targets.deallocate()
+        unsafe polled.deallocate()
+    }
+
+    // MARK: Targets
+
+    /// Adds a target while the device is in use; the guest is told to look for it.
+    func attach(_ target: TargetDevice, number: UInt8) {
+        precondition(targetObjects[number] == nil, "target \(number) is there already")
+        connect(target, number)
+        announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_RESCAN))
+    }
+
+    /// Takes a target away: its nexus is lost, commands for it get BAD_TARGET, and the guest is told.
+    func detach(number: UInt8) {
+        guard let target = targetObjects.removeValue(forKey: number), let entry = unsafe targets[Int(number)]
+        else { return }
+        unsafe targets[Int(number)] = nil
+        unsafe detached.append((entry, target))
+        unsafe target.loseNexus(entry.pointee.nexus)
+        announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
+    }
+
+    private func announce(_ target: TargetDevice, _ number: UInt8, _ reason: UInt32) {
+        guard features & VirtioFeature.hotplug != 0 else { return }
+        for entry in target.logicalUnits {
+            let lun = VirtioSCSILUN.bytes(target: number, samField: entry.lun.field)
+            enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, reason)
+        }
+    }
+
+    // MARK: Set up and tear down
+
+    /// Requests popped and not used yet, on all queues.
+    var requestsInFlight: Int { (running.compactMap { $0 } + stopped).reduce(0) { $0 + $1.ring.inFlight } }
+
+    /// Queues out of service whose last requests have not ended.
+    private var stopped: [DeviceQueue] = []
+
+    func setFeatures(_ features: UInt64) { self.features = features }
+
+    func queue(_ index: Int) -> DeviceQueue? { running[index] }
+
+    /// Puts a queue into service.
+    func start(_ index: Int, ring: Virtqueue, call: Int32) {
+        running[index] = DeviceQueue(ring: ring, call: call, index: index, device: self)
+        refreshPolled()
+    }
+
+    /// Takes a queue out of service. Its requests in flight are still answered.
+    func stop(_ index: Int) -> DeviceQueue? {
+        guard let queue = running[index] else { return nil }
+        running[index] = nil
+        refreshPolled()
+        if queue.ring.inFlight > 0 {
+            stopped.append(queue)
+            waitsForDrain = true
+        }
+        return queue
+    }
+
+    private func refreshPolled() {
+        polledCount = 0
+        for queue in running.compactMap({ $0 }) where !queue.isBroken && queue.index != Self.eventQueue {
+            unsafe polled[polledCount] = unsafe Unmanaged.passUnretained(queue)
+            polledCount += 1
+        }
+    }
+
+    /// The front-end is gone: nothing is written to the guest's memory any more, and the nexuses are lost.
+    func disconnect() {
+        for index in running.indices {
+            running[index]?.ring.isDetached = true
+            _ = stop(index)
+        }
+        for queue in stopped { queue.ring.isDetached = true }
+        for number in 0..<256 {
+            guard let entry = unsafe targets[number] else { continue }
+            unsafe entry.pointee.target._withUnsafeGuaranteedRef { unsafe $0.loseNexus(entry.pointee.nexus) }
+        }
+    }
+
+    /// Whether what was in flight when its queue stopped has ended.
+    var isDrained: Bool { stopped.isEmpty }
+
+    private func requestEnded() {
+        stopped.removeAll { $0.ring.inFlight == 0 }
+        if stopped.isEmpty {
+            waitsForDrain = false
+            onDrained?()
+        }
+    }
+
+    // MARK: The reactor's side
+
+    /// Takes what the driver has made available, each queue up to its budget.
+    func poll() -> Bool {
+        var worked = false
+        for index in 0..<polledCount {
+            let queue = unsafe polled[index]
+            if unsafe queue._withUnsafeGuaranteedRef({ serve($0) }) { worked = true }
+        }
+        return worked
+    }
+
+    /// Notifies the guest of what was used in this turn, once a queue.
+    func flush() {
+        for index in 0..<polledCount { unsafe polled[index]._withUnsafeGuaranteedRef { notify($0) } }
+        if !stopped.isEmpty { for queue in stopped { notify(queue) } }
+    }
+
+    private func notify(_ queue: DeviceQueue) {
+        guard queue.ring.takeNotification() else { return }
+        statistics.notifications += 1
+        if queue.call >= 0 { _ = eventfd_write(queue.call, 1) }
+    }
+
+    func prepareToSleep() -> Bool {
+        var found = false
+        for index in 0..<polledCount {
+            if unsafe polled[index]._withUnsafeGuaranteedRef({ $0.ring.wantNotifications() }) { found = true }
+        }
+        return found
+    }
+
+    private func serve(_ queue: DeviceQueue) -> Bool {
+        guard queue.ring.hasAvailable, !queue.isBroken else { return false }
+        queue.ring.stopNotifications()
+        for _ in 0..<Self.budget {
+            switch queue.ring.pop() {
+            case .nothing: return true
+            case .broken(let fault):
+                breakQueue(queue, fault)
+                return true
+            case .chain(let slot):
+                let fault =
+                    unsafe queue.index >= Self.firstRequestQueue ? command(queue, slot) : control(queue, slot)
+                if let fault {
+                    unsafe queue.ring.unpop(slot)
+                    breakQueue(queue, fault)
+                    return true
+                }
+            }
+        }
+        return true
+    }
+
+    private func breakQueue(_ queue: DeviceQueue, _ fault: VirtqueueFault) {
+        queue.isBroken = true
+        statistics.brokenQueues += 1
+        refreshPolled()
+        onFault(queue.index, fault)
+    }
+
+    // MARK: Request queues
+
+    /// Hands a command to its target.
+    @inline(__always)
+    private func command(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+        guard let response = unsafe slot.pointee.takeResponse(VirtioSCSILayout.response) else { return .header }
+        statistics.commands += 1
+        return unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.requestHeader, alignment: 8) { header in
+            guard unsafe slot.pointee.takeHeader(header) else {
+                unsafe refuse(queue, slot, response, .failure)
+                return nil
+            }
+            let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: header.loadUnaligned(as: UInt64.self)))
+            guard let target = unsafe target(lun) else {
+                unsafe refuse(queue, slot, response, .badTarget)
+                return nil
+            }
+            let head = unsafe Int(slot.pointee.head)
+            unsafe queue.responses[head] = response
+            let task = queue.pool[head]
+            unsafe VirtioSCSICommandHeader.fill(&task.command, from: UnsafeRawBufferPointer(header))
+            unsafe task.command.cookie = UInt64(UInt(bitPattern: slot))
+            unsafe task.command.data_out = slot.pointee.readable
+            unsafe task.command.data_out_count = UInt32(slot.pointee.readableCount)
+            unsafe task.command.data_out_length = slot.pointee.readableLength
+            unsafe task.command.data_in = slot.pointee.writable
+            unsafe task.command.data_in_count = UInt32(slot.pointee.writableCount)
+            unsafe task.command.data_in_length = slot.pointee.writableLength
+            unsafe target.pointee.target._withUnsafeGuaranteedRef {
+                unsafe $0.receive(task, nexus: target.pointee.nexus)
+            }
+            return nil
+        }
+    }
+
+    /// The target that a LUN addresses. The REPORT LUNS well-known unit is that of the first target.
+    @inline(__always)
+    private func target(_ lun: VirtioSCSILUN) -> UnsafeMutablePointer<DeviceTarget>? {
+        if let number = lun.target { return unsafe targets[Int(number)] }
+        guard lun.isReportLUNsWellKnown else { return nil }
+        for number in 0..<256 { if let target = unsafe targets[number] { return unsafe target } }
+        return nil
+    }
+
+    /// Answers a command that no target saw.
+    private func refuse(
+        _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ response: ResponsePieces,
+        _ code: VirtioSCSIResponse
+    ) {
+        let residual = unsafe UInt32(clamping: slot.pointee.writableLength + slot.pointee.readableLength)
+        response.writeCommand(code, status: 0, qualifier: 0, residual: residual)
+        unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.responseHeader))
+    }
+
+    /// A command has ended: its response goes to the guest.
+    @inline(__always)
+    fileprivate static func complete(_ task: TaskHandle) {
+        let slot = unsafe UnsafeMutablePointer<VirtqueueSlot>(bitPattern: UInt(task.command.cookie))!
+        let ring = unsafe slot.pointee.queue
+        unsafe ring._withUnsafeGuaranteedRef { ring in
+            unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { queue in
+                unsafe queue.device.complete(task, slot, queue, ring)
+            }
+        }
+    }
+
+    @inline(__always)
+    private func complete(
+        _ task: TaskHandle, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ queue: DeviceQueue, _ ring: Virtqueue
+    ) {
+        let head = unsafe Int(slot.pointee.head)
+        let written = unsafe task.command.data_in_length &- task.response.data_in_residual
+        if !ring.isDetached {
+            let pieces = unsafe queue.responses[head].unsafelyUnwrapped
+            let residual = UInt32(clamping: task.response.data_in_residual &+ task.response.data_out_residual)
+            let (status, qualifier) = (task.response.status, task.response.status_qualifier)
+            let code = VirtioSCSIResponse(task.response.service_response)
+            if status == SCSIStatus.checkCondition.rawValue, code == .ok {
+                pieces.writeCommand(task, status: status, qualifier: qualifier, residual: residual)
+            } else {
+                pieces.writeCommand(code, status: status, qualifier: qualifier, residual: residual)
+            }
+        }
+        unsafe ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.response) &+ UInt32(truncatingIfNeeded: written))
+        if waitsForDrain { requestEnded() }
+    }
+
+    // MARK: Control queue
+
+    /// Carries a request of the control queue out (5.6.6.2).
+    private func control(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+        var type: UInt32 = 0
+        guard unsafe withUnsafeMutableBytes(of: &type, { unsafe slot.pointee.takeHeader($0) }) else { return .header }
+        switch Int32(bitPattern: UInt32(littleEndian: type)) {
+        case VIRTIO_SCSI_T_TMF: return unsafe taskManagement(queue, slot)
+        case VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE: return unsafe asynchronousNotification(queue, slot)
+        default:
+            // Nothing says how its response looks: the buffer goes back without one.
+            unsafe queue.ring.pushUsed(slot, length: 0)
+            return nil
+        }
+    }
+
+    private func taskManagement(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+        guard let response = unsafe slot.pointee.takeResponse(1) else { return .header }
+        unsafe queue.responses[Int(slot.pointee.head)] = response
+        statistics.taskManagementFunctions += 1
+        var request = scsi_task_management_request()
+        request.struct_size = UInt32(MemoryLayout<scsi_task_management_request>.size)
+        request.cookie = UInt64(UInt(bitPattern: slot))
+        var entry: UnsafeMutablePointer<DeviceTarget>?
+        var answer: VirtioSCSIResponse?
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.taskManagementRest, alignment: 8) { rest in
+            guard unsafe slot.pointee.takeHeader(rest) else { return answer = .failure }
+            let subtype = unsafe UInt32(littleEndian: rest.loadUnaligned(as: UInt32.self))
+            let lun = unsafe VirtioSCSILUN(
+                bytes: UInt64(bigEndian: rest.loadUnaligned(fromByteOffset: 4, as: UInt64.self)))
+            unsafe request.tag = UInt64(littleEndian: rest.loadUnaligned(fromByteOffset: 12, as: UInt64.self))
+            unsafe withUnsafeMutableBytes(of: &request.lun) {
+                unsafe $0.storeBytes(of: lun.samField.bigEndian, as: UInt64.self)
+            }
+            unsafe entry = unsafe target(lun)
+            if unsafe entry == nil { answer = .badTarget }
+            guard let function = VirtioSCSIResponse.function(subtype: subtype) else {
+                return answer = .functionRejected
+            }
+            request.function = function.rawValue
+        }
+        if let answer {
+            unsafe finishControl(slot, [answer.rawValue])
+        } else {
+            let entry = unsafe entry.unsafelyUnwrapped
+            unsafe entry.pointee.target._withUnsafeGuaranteedRef {
+                unsafe $0.receive(request, nexus: entry.pointee.nexus)
+            }
+        }
+        return nil
+    }
+
+    /// AN_QUERY and AN_SUBSCRIBE: a disk has no asynchronous events of its own, so none of those asked for is supported.
+    private func asynchronousNotification(
+        _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>
+    ) -> VirtqueueFault? {
+        guard let response = unsafe slot.pointee.takeResponse(5) else { return .header }
+        unsafe queue.responses[Int(slot.pointee.head)] = response
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.asynchronousNotificationRest, alignment: 8) {
+            rest in
+            var code = VirtioSCSIResponse.failure
+            if unsafe slot.pointee.takeHeader(rest) {
+                let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: rest.loadUnaligned(as: UInt64.self)))
+                code = unsafe target(lun) == nil ? .badTarget : .ok
+            }
+            unsafe finishControl(slot, [0, 0, 0, 0, code.rawValue])
+        }
+        return nil
+    }
+
+    fileprivate static func completeTaskManagement(cookie: UInt64, response: UInt8) {
+        let slot = unsafe UnsafeMutablePointer<VirtqueueSlot>(bitPattern: UInt(cookie))!
+        unsafe slot.pointee.queue._withUnsafeGuaranteedRef { ring in
+            unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { queue in
+                unsafe queue.device.finishControl(slot, [VirtioSCSIResponse(function: response).rawValue])
+            }
+        }
+    }
+
+    private func finishControl(_ slot: UnsafeMutablePointer<VirtqueueSlot>, _ bytes: [UInt8]) {
+        unsafe slot.pointee.queue._withUnsafeGuaranteedRef { ring in
+            let pieces = unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef {
+                unsafe $0.responses[Int(slot.pointee.head)]
+            }
+            if !ring.isDetached { unsafe bytes.withUnsafeBytes { unsafe pieces?.write($0) } }
+            unsafe ring.pushUsed(slot, length: UInt32(bytes.count))
+        }
+        if waitsForDrain { requestEnded() }
+    }
+
+    // MARK: Event queue
+
+    /// An event of a target for the guest (5.6.6.3), if the driver has negotiated that kind.
+    fileprivate func report(_ event: scsi_target_event, from number: UInt8) {
+        var lunBytes = event.lun
+        let samField = unsafe withUnsafeBytes(of: &lunBytes) {
+            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
+        }
+        let lun = VirtioSCSILUN.bytes(target: number, samField: samField)
+        let hotplug = features & VirtioFeature.hotplug != 0
+        switch Int32(event.kind) {
+        case Int32(SCSI_EVENT_LOGICAL_UNIT_ADDED) where hotplug:
+            enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, UInt32(VIRTIO_SCSI_EVT_RESET_RESCAN))
+        case Int32(SCSI_EVENT_LOGICAL_UNIT_REMOVED) where hotplug:
+            enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
+        case Int32(SCSI_EVENT_PARAMETERS_CHANGED) where features & VirtioFeature.change != 0:
+            let reason = UInt32(event.additional_sense_code) | UInt32(event.additional_sense_code_qualifier) << 8
+            enqueue(VIRTIO_SCSI_T_PARAM_CHANGE, lun, reason)
+        default: break
+        }
+    }
+
+    private func enqueue(_ event: Int32, _ lun: UInt64, _ reason: UInt32) {
+        if events.count < Self.pendingEvents {
+            events.append((event: UInt32(event), lun: lun, reason: reason))
+        } else {
+            eventsMissed = true
+            statistics.eventsMissed += 1
+        }
+        deliverEvents()
+    }
+
+    /// Gives pending events to the driver as long as it has buffers.
+    func deliverEvents() {
+        guard let queue = running[Self.eventQueue], !queue.isBroken else { return }
+        defer { notify(queue) }
+        while !events.isEmpty || eventsMissed {
+            switch queue.ring.pop() {
+            case .nothing: return
+            case .broken(let fault): return breakQueue(queue, fault)
+            case .chain(let slot):
+                guard let response = unsafe slot.pointee.takeResponse(VirtioSCSILayout.event) else {
+                    unsafe queue.ring.unpop(slot)
+                    return breakQueue(queue, .header)
+                }
+                writeEvent(response)
+                unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
+            }
+        }
+    }
+
+    private func writeEvent(_ response: ResponsePieces) {
+        let next = events.isEmpty ? (event: UInt32(VIRTIO_SCSI_T_NO_EVENT), lun: 0, reason: 0) : events.removeFirst()
+        let event =
+            next.event | (eventsMissed ? UInt32(bitPattern: Int32(truncatingIfNeeded: VIRTIO_SCSI_T_EVENTS_MISSED)) : 0)
+        eventsMissed = false
+        statistics.events += 1
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.event, alignment: 8) { bytes in
+            unsafe bytes.storeBytes(of: event.littleEndian, as: UInt32.self)
+            unsafe bytes.storeBytes(of: next.lun.bigEndian, toByteOffset: 4, as: UInt64.self)
+            unsafe bytes.storeBytes(of: next.reason.littleEndian, toByteOffset: 12, as: UInt32.self)
+            unsafe response.write(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    // MARK: The port seam
+
+    nonisolated(unsafe) private static let portOperations: UnsafePointer<scsi_target_port_operations> = {
+        let operations = UnsafeMutablePointer<scsi_target_port_operations>.allocate(capacity: 1)
+        unsafe operations.initialize(
+            to: scsi_target_port_operations(
+                struct_size: UInt32(MemoryLayout<scsi_target_port_operations>.size),
+                abi_version: SCSI_TARGET_ABI_VERSION,
+                complete_task: { _, task in unsafe VirtioSCSIDevice.complete(TaskHandle(head: task!)) },
+                complete_task_management: { _, cookie, response, _ in
+                    VirtioSCSIDevice.completeTaskManagement(cookie: cookie, response: response)
+                },
+                report_event: { context, event in
+                    let entry = unsafe context!.assumingMemoryBound(to: DeviceTarget.self)
+                    unsafe entry.pointee.device._withUnsafeGuaranteedRef {
+                        unsafe $0.report(event!.pointee, from: entry.pointee.number)
+                    }
+                }))
+        return unsafe UnsafePointer(operations)
+    }()
+}

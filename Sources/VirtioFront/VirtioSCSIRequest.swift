@@ -1,0 +1,149 @@
+// VirtioSCSIRequest: the structures of virtio-scsi (virtio 1.2 clause 5.6.6) as bytes: request headers copied out of a
+// chain, responses into it, and the two ways to write a LUN.
+//
+// Called by: VirtioSCSIDevice. Must not know: rings, SCSI commands.
+
+import CLinux
+import CTarget
+import SCSICore
+
+/// A response code (5.6.6.1, 5.6.6.2), by the names of linux/virtio_scsi.h.
+enum VirtioSCSIResponse: UInt8 {
+    case ok = 0, overrun, aborted, badTarget, reset, busy, transportFailure, targetFailure, nexusFailure, failure
+    case functionSucceeded, functionRejected, incorrectLUN
+
+    /// FUNCTION COMPLETE has the value of OK.
+    static let functionComplete = Self.ok
+}
+
+/// Sizes in bytes. The front-end owns the configuration space of vhost-user-scsi (QEMU gives the defaults).
+enum VirtioSCSILayout {
+    static let cdbSize = Int(VIRTIO_SCSI_CDB_DEFAULT_SIZE)
+    static let senseSize = Int(VIRTIO_SCSI_SENSE_DEFAULT_SIZE)
+    /// lun, id, task_attr, prio, crn, cdb.
+    static let requestHeader = 19 + cdbSize
+    /// sense_len, residual, status_qualifier, status, response.
+    static let responseHeader = 12
+    static let response = responseHeader + senseSize
+    static let controlType = 4
+    static let taskManagementRest = 20
+    static let asynchronousNotificationRest = 12
+    static let event = 16
+}
+
+/// The eight bytes of a LUN field of virtio-scsi, most significant first.
+struct VirtioSCSILUN {
+    let bytes: UInt64
+
+    /// Which target it addresses: format {1, target, LUN, 0}; the REPORT LUNS well-known unit has no target of its own.
+    var target: UInt8? { bytes >> 56 == 1 ? UInt8(truncatingIfNeeded: bytes >> 48) : nil }
+
+    /// {C1h, 01h, 0 …}: the REPORT LUNS well-known unit.
+    var isReportLUNsWellKnown: Bool { bytes == 0xc101 << 48 }
+
+    /// The single level LUN structure as SAM-6 4.7 writes it.
+    var samField: UInt64 { isReportLUNsWellKnown ? bytes : bytes << 16 }
+
+    /// The bytes that address a unit of a target, as the driver writes them: flat space addressing.
+    static func bytes(target: UInt8, samField: UInt64) -> UInt64 {
+        1 << 56 | UInt64(target) << 48 | (samField >> 48 & 0x3fff | 0x4000) << 32
+    }
+}
+
+/// The request header of a command, copied out of the chain.
+@safe
+struct VirtioSCSICommandHeader {
+    /// Fills the command of a task from the header's bytes.
+    @inline(__always)
+    static func fill(_ command: inout scsi_command, from header: UnsafeRawBufferPointer) {
+        let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: header.loadUnaligned(as: UInt64.self)))
+        unsafe withUnsafeMutableBytes(of: &command.lun) {
+            unsafe $0.storeBytes(of: lun.samField.bigEndian, as: UInt64.self)
+        }
+        unsafe command.tag = UInt64(littleEndian: header.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+        unsafe command.attribute = header[16]
+        unsafe command.priority = header[17] & 0x0f
+        unsafe withUnsafeMutableBytes(of: &command.cdb) {
+            unsafe $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: header[19..<19 + VirtioSCSILayout.cdbSize]))
+        }
+        unsafe command.cdb_length = UInt8(VirtioSCSILayout.cdbSize)
+        unsafe command.timeout_milliseconds = 0
+    }
+}
+
+extension ResponsePieces {
+    /// Writes the response of a command without sense data.
+    @inline(__always)
+    func writeCommand(_ response: VirtioSCSIResponse, status: UInt8, qualifier: UInt16, residual: UInt32) {
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.responseHeader, alignment: 8) { bytes in
+            unsafe Self.header(
+                bytes, response, status: status, qualifier: qualifier, residual: residual, senseLength: 0)
+            unsafe write(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    /// Writes the response of a command with the sense data of its task.
+    func writeCommand(_ task: TaskHandle, status: UInt8, qualifier: UInt16, residual: UInt32) {
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.response, alignment: 8) { bytes in
+            unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
+            let sense = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[VirtioSCSILayout.responseHeader...])
+            let length = unsafe task.copySense(into: sense)
+            unsafe Self.header(
+                bytes, .ok, status: status, qualifier: qualifier, residual: residual, senseLength: UInt32(length))
+            unsafe write(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    @inline(__always)
+    private static func header(
+        _ bytes: UnsafeMutableRawBufferPointer, _ response: VirtioSCSIResponse, status: UInt8, qualifier: UInt16,
+        residual: UInt32, senseLength: UInt32
+    ) {
+        unsafe bytes.storeBytes(of: senseLength.littleEndian, as: UInt32.self)
+        unsafe bytes.storeBytes(of: residual.littleEndian, toByteOffset: 4, as: UInt32.self)
+        unsafe bytes.storeBytes(of: qualifier.littleEndian, toByteOffset: 8, as: UInt16.self)
+        unsafe bytes[10] = status
+        unsafe bytes[11] = response.rawValue
+    }
+}
+
+extension VirtioSCSIResponse {
+    /// What a task's service response is in virtio's words.
+    @inline(__always)
+    init(_ service: UInt8) {
+        switch ServiceResponse(rawValue: service) {
+        case .commandComplete: self = .ok
+        case .aborted: self = .aborted
+        case .reset: self = .reset
+        case .overrun: self = .overrun
+        case .targetFailure: self = .targetFailure
+        case nil: self = .failure
+        }
+    }
+
+    /// What a task management function's service response is in virtio's words.
+    init(function response: UInt8) {
+        switch TaskManagementResponse(rawValue: response) {
+        case .functionComplete: self = .functionComplete
+        case .functionSucceeded: self = .functionSucceeded
+        case .functionRejected: self = .functionRejected
+        case .incorrectLogicalUnitNumber: self = .incorrectLUN
+        case nil: self = .failure
+        }
+    }
+
+    /// What a task management subtype (5.6.6.2) is in SAM's words.
+    static func function(subtype: UInt32) -> TaskManagementFunction? {
+        switch Int32(bitPattern: subtype) {
+        case VIRTIO_SCSI_T_TMF_ABORT_TASK: .abortTask
+        case VIRTIO_SCSI_T_TMF_ABORT_TASK_SET: .abortTaskSet
+        case VIRTIO_SCSI_T_TMF_CLEAR_ACA: .clearACA
+        case VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET: .clearTaskSet
+        case VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET: .nexusReset
+        case VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET: .logicalUnitReset
+        case VIRTIO_SCSI_T_TMF_QUERY_TASK: .queryTask
+        case VIRTIO_SCSI_T_TMF_QUERY_TASK_SET: .queryTaskSet
+        default: nil
+        }
+    }
+}

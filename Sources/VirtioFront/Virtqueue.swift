@@ -1,0 +1,378 @@
+// Virtqueue: one split virtqueue (virtio 1.2 clause 2.7): descriptor chains in, used elements out, notifications both ways.
+//
+// Owns: the ring's positions and, for each descriptor index, a slot with the host addresses of the chain that begins there.
+// Called by: VirtioSCSIDevice. Must not know: SCSI, what the chains hold.
+//
+// Everything in the rings may change while it is read. Each field is loaded once; an index is checked before it is used;
+// a walk is bounded by the size of the table that it is in.
+
+import CIOVector
+import CLinux
+import Glibc
+
+/// Why a virtqueue is broken: the driver did what virtio forbids. It is not served again before it is set up anew.
+enum VirtqueueFault: String {
+    case availableIndex = "the available index is further ahead than the queue is long"
+    case headIndex = "a descriptor index outside of the table"
+    case headInFlight = "a descriptor chain made available again before it was used"
+    case nextIndex = "a next field outside of the table"
+    case loop = "a descriptor chain longer than its table"
+    case address = "a descriptor that leads outside of the guest's memory"
+    case order = "a device-readable descriptor behind a device-writable one"
+    case indirect = "an indirect table that is nested, empty, of wrong length, or not negotiated"
+    case segments = "a descriptor chain in too many pieces"
+    case header = "a chain too short for its request or response"
+}
+
+/// A descriptor chain as host addresses. Lives in the queue from `pop` to `pushUsed`.
+@safe
+struct VirtqueueSlot {
+    /// The queue, unretained: the session keeps it while requests are in flight.
+    let queue: Unmanaged<Virtqueue>
+    /// Index of the chain's first descriptor.
+    let head: UInt16
+    var inFlight = false
+    /// The memory that the pieces lie in, unretained: its count of references keeps it.
+    var memory: Unmanaged<GuestMemory>?
+    var readable: UnsafeMutablePointer<iovec>
+    var readableCount = 0
+    var readableLength: UInt64 = 0
+    var writable: UnsafeMutablePointer<iovec>
+    var writableCount = 0
+    var writableLength: UInt64 = 0
+}
+
+@safe
+final class Virtqueue {
+    /// What `pop` found.
+    @safe
+    enum Popped {
+        case nothing
+        case chain(UnsafeMutablePointer<VirtqueueSlot>)
+        case broken(VirtqueueFault)
+    }
+
+    /// Descriptors of the ring, a power of two.
+    let size: Int
+    let memory: GuestMemory
+    private let hotMemory: Unmanaged<GuestMemory>
+    private let eventIndex: Bool
+    private let indirect: Bool
+    private let descriptors: UnsafeMutableRawPointer
+    private let available: UnsafeMutableRawPointer
+    private let used: UnsafeMutableRawPointer
+    private let slots: UnsafeMutablePointer<VirtqueueSlot>
+    private let segments: UnsafeMutablePointer<iovec>
+    private let segmentsPerSlot: Int
+
+    /// The next available element to look at; what GET_VRING_BASE reports.
+    private(set) var lastAvailable: UInt16
+    private var usedIndex: UInt16
+    private var signalled: UInt16
+    private var notificationsWanted = true
+    /// Chains popped and not used yet.
+    private(set) var inFlight = 0
+    /// The device's side of this queue, unretained: it owns the ring.
+    var owner: Unmanaged<DeviceQueue>?
+    /// Set when the front-end is gone: what is in flight ends without a word to the guest.
+    var isDetached = false
+
+    /// Bytes of the three areas, and their alignments (virtio 1.2 table in 2.7).
+    static func areas(size: Int) -> (descriptors: UInt64, available: UInt64, used: UInt64) {
+        (UInt64(16 * size), UInt64(6 + 2 * size), UInt64(6 + 8 * size))
+    }
+
+    init(
+        size: Int, memory: GuestMemory, descriptors: UnsafeMutableRawPointer, available: UnsafeMutableRawPointer,
+        used: UnsafeMutableRawPointer, base: UInt16, features: UInt64
+    ) {
+        self.size = size
+        self.memory = memory
+        unsafe hotMemory = Unmanaged.passUnretained(memory)
+        eventIndex = features & VirtioFeature.eventIndex != 0
+        indirect = features & VirtioFeature.indirectDescriptors != 0
+        unsafe self.descriptors = descriptors
+        unsafe self.available = available
+        unsafe self.used = used
+        lastAvailable = base
+        // What the driver has been told so far stands in the ring: after a restart of the back-end, too.
+        usedIndex = unsafe clinux_load16_relaxed(used + 2)
+        signalled = usedIndex
+        // A chain as long as the ring; a piece more where a descriptor spans regions, and one for splitting the response.
+        segmentsPerSlot = size + 16
+        unsafe segments = .allocate(capacity: size * segmentsPerSlot)
+        unsafe slots = .allocate(capacity: size)
+        let reference = unsafe Unmanaged.passUnretained(self)
+        for head in 0..<size {
+            let memory = unsafe segments + head * segmentsPerSlot
+            unsafe (slots + head).initialize(
+                to: VirtqueueSlot(queue: reference, head: UInt16(head), readable: memory, writable: memory))
+        }
+    }
+
+    deinit {
+        precondition(inFlight == 0, "a virtqueue went away with requests in flight")
+        unsafe slots.deallocate()
+        unsafe segments.deallocate()
+    }
+
+    // MARK: Available ring
+
+    /// Whether the driver has made something available.
+    @inline(__always)
+    var hasAvailable: Bool { unsafe clinux_load16_acquire(available + 2) != lastAvailable }
+
+    /// Takes the next chain.
+    @inline(__always)
+    func pop() -> Popped {
+        let index = unsafe clinux_load16_acquire(available + 2)
+        if index == lastAvailable { return .nothing }
+        guard Int(index &- lastAvailable) <= size else { return .broken(.availableIndex) }
+        let entry = Int(lastAvailable) & (size - 1)
+        let head = unsafe Int(clinux_load16_relaxed(available + 4 + 2 * entry))
+        guard head < size else { return .broken(.headIndex) }
+        let slot = unsafe slots + head
+        guard unsafe !slot.pointee.inFlight else { return .broken(.headInFlight) }
+        if let fault = unsafe walk(slot, head) { return .broken(fault) }
+        lastAvailable &+= 1
+        inFlight += 1
+        unsafe slot.pointee.inFlight = true
+        unsafe slot.pointee.memory = hotMemory
+        memory.references += 1
+        return unsafe .chain(slot)
+    }
+
+    /// Puts the chain that was popped last back; only before anything of it was used.
+    func unpop(_ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        lastAvailable &-= 1
+        unsafe release(slot)
+    }
+
+    private func walk(_ slot: UnsafeMutablePointer<VirtqueueSlot>, _ head: Int) -> VirtqueueFault? {
+        var walk = unsafe ChainWalk(
+            segments: segments + head * segmentsPerSlot, capacity: segmentsPerSlot, memory: hotMemory)
+        var table = unsafe UnsafeRawPointer(descriptors)
+        var limit = size
+        var next = head
+        var steps = 0
+        var isIndirect = false
+        while true {
+            steps += 1
+            guard steps <= limit else { return .loop }
+            let address = unsafe clinux_load64_relaxed(table + 16 * next)
+            let rest = unsafe clinux_load64_relaxed(table + 16 * next + 8)
+            let length = UInt64(UInt32(truncatingIfNeeded: rest))
+            let flags = Int32(truncatingIfNeeded: rest >> 32 & 0xffff)
+            if flags & VRING_DESC_F_INDIRECT != 0 {
+                guard indirect, !isIndirect, flags & VRING_DESC_F_NEXT == 0, length > 0, length % 16 == 0,
+                    length / 16 <= UInt64(UInt16.max),
+                    let piece = unsafe memory.piece(address, length), UInt64(piece.count) == length
+                else { return .indirect }
+                unsafe table = UnsafeRawPointer(piece.baseAddress!)
+                limit = Int(length / 16)
+                (next, steps, isIndirect) = (0, 0, true)
+                continue
+            }
+            if let fault = walk.append(address, length, writable: flags & VRING_DESC_F_WRITE != 0) { return fault }
+            if flags & VRING_DESC_F_NEXT == 0 { break }
+            next = Int(truncatingIfNeeded: rest >> 48)
+            guard next < limit else { return .nextIndex }
+        }
+        unsafe walk.store(slot)
+        return nil
+    }
+
+    // MARK: Used ring
+
+    /// Gives a chain back.
+    ///
+    /// - Parameter length: How many bytes the device wrote into it.
+    @inline(__always)
+    func pushUsed(_ slot: UnsafeMutablePointer<VirtqueueSlot>, length: UInt32) {
+        if !isDetached {
+            let element = unsafe used + 4 + 8 * (Int(usedIndex) & (size - 1))
+            unsafe clinux_store32_relaxed(element, UInt32(slot.pointee.head))
+            unsafe clinux_store32_relaxed(element + 4, length)
+            usedIndex &+= 1
+            unsafe clinux_store16_release(used + 2, usedIndex)
+        }
+        unsafe release(slot)
+    }
+
+    @inline(__always)
+    private func release(_ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        unsafe slot.pointee.inFlight = false
+        unsafe slot.pointee.memory?._withUnsafeGuaranteedRef { $0.references -= 1 }
+        unsafe slot.pointee.memory = nil
+        inFlight -= 1
+    }
+
+    // MARK: Notifications
+
+    /// Whether the driver wants to be told of what was used since the last time this was asked (2.7.7, 2.7.10).
+    @inline(__always)
+    func takeNotification() -> Bool {
+        guard usedIndex != signalled, !isDetached else { return false }
+        clinux_fence()
+        let old = signalled
+        signalled = usedIndex
+        if eventIndex {
+            let event = unsafe clinux_load16_relaxed(available + 4 + 2 * size)
+            return usedIndex &- event &- 1 < usedIndex &- old
+        }
+        return unsafe Int32(clinux_load16_relaxed(available)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+    }
+
+    /// Tells the driver not to notify, because the queue is being polled.
+    @inline(__always)
+    func stopNotifications() {
+        guard notificationsWanted else { return }
+        notificationsWanted = false
+        // With the event index, not moving the index on is enough.
+        if !eventIndex { unsafe clinux_store16_relaxed(used, UInt16(VRING_USED_F_NO_NOTIFY)) }
+    }
+
+    /// Asks the driver to notify, and looks again.
+    ///
+    /// - Returns: Whether something became available meanwhile.
+    func wantNotifications() -> Bool {
+        notificationsWanted = true
+        if eventIndex {
+            unsafe clinux_store16_relaxed(used + 4 + 8 * size, lastAvailable)
+        } else {
+            unsafe clinux_store16_relaxed(used, 0)
+        }
+        clinux_fence()
+        return hasAvailable
+    }
+}
+
+/// The pieces of the chain that is being walked.
+@safe
+private struct ChainWalk {
+    private let segments: UnsafeMutablePointer<iovec>
+    private let capacity: Int
+    private let memory: Unmanaged<GuestMemory>
+    private var count = 0
+    private var readableCount = -1
+    private var lengths: (readable: UInt64, writable: UInt64) = (0, 0)
+
+    init(segments: UnsafeMutablePointer<iovec>, capacity: Int, memory: Unmanaged<GuestMemory>) {
+        unsafe self.segments = segments
+        self.capacity = capacity
+        unsafe self.memory = memory
+    }
+
+    @inline(__always)
+    mutating func append(_ address: UInt64, _ length: UInt64, writable: Bool) -> VirtqueueFault? {
+        if writable {
+            if readableCount < 0 {
+                // One element stays free in front of the writable ones: for the response, when it ends in the middle of one.
+                readableCount = count
+                count += 1
+            }
+            lengths.writable += length
+        } else {
+            guard readableCount < 0 else { return .order }
+            lengths.readable += length
+        }
+        var address = address
+        var left = length
+        while left > 0 {
+            guard count < capacity else { return .segments }
+            guard let piece = unsafe memory._withUnsafeGuaranteedRef({ unsafe $0.piece(address, left) }) else {
+                return .address
+            }
+            let size = UInt64(piece.count)
+            unsafe segments[count] = unsafe iovec(iov_base: piece.baseAddress!, iov_len: piece.count)
+            count += 1
+            left -= size
+            let end = address.addingReportingOverflow(size)
+            guard !end.overflow || left == 0 else { return .address }
+            address = end.partialValue
+        }
+        return nil
+    }
+
+    @inline(__always)
+    func store(_ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        let readers = readableCount < 0 ? count : readableCount
+        unsafe slot.pointee.readable = segments
+        unsafe slot.pointee.readableCount = readers
+        unsafe slot.pointee.readableLength = lengths.readable
+        unsafe slot.pointee.writable = segments + readers + 1
+        unsafe slot.pointee.writableCount = readableCount < 0 ? 0 : count - readers - 1
+        unsafe slot.pointee.writableLength = lengths.writable
+    }
+}
+
+// MARK: Headers in any descriptor layout
+
+extension VirtqueueSlot {
+    /// Copies the first bytes of the readable part, once, and takes them away from it.
+    ///
+    /// - Returns: Whether there were as many.
+    @inline(__always)
+    mutating func takeHeader(_ buffer: UnsafeMutableRawBufferPointer) -> Bool {
+        guard readableLength >= UInt64(buffer.count) else { return false }
+        var done = 0
+        while done < buffer.count {
+            let size = unsafe min(readable.pointee.iov_len, buffer.count - done)
+            unsafe (buffer.baseAddress! + done).copyMemory(from: readable.pointee.iov_base, byteCount: size)
+            done += size
+            unsafe readable.pointee.iov_base += size
+            unsafe readable.pointee.iov_len -= size
+            if unsafe readable.pointee.iov_len == 0 {
+                unsafe readable += 1
+                readableCount -= 1
+            }
+        }
+        readableLength -= UInt64(buffer.count)
+        return true
+    }
+
+    /// Splits the writable part into a response of `length` bytes and the rest, which stays in `writable`.
+    ///
+    /// - Returns: The response's pieces, or `nil` if there are not as many bytes.
+    @inline(__always)
+    mutating func takeResponse(_ length: Int) -> ResponsePieces? {
+        guard writableLength >= UInt64(length) else { return nil }
+        let first = unsafe writable - 1  // the element that ChainWalk left free
+        var left = length
+        var count = 0
+        while left > 0 {
+            let size = unsafe min(writable.pointee.iov_len, left)
+            unsafe first[count] = unsafe iovec(iov_base: writable.pointee.iov_base, iov_len: size)
+            count += 1
+            left -= size
+            unsafe writable.pointee.iov_base += size
+            unsafe writable.pointee.iov_len -= size
+            if unsafe writable.pointee.iov_len == 0 {
+                unsafe writable += 1
+                writableCount -= 1
+            }
+        }
+        writableLength -= UInt64(length)
+        return unsafe ResponsePieces(first: first, count: count)
+    }
+}
+
+/// Where a response goes.
+@safe
+struct ResponsePieces {
+    let first: UnsafeMutablePointer<iovec>
+    let count: Int
+
+    /// Copies the response there. It is not longer than the pieces.
+    @inline(__always)
+    func write(_ bytes: UnsafeRawBufferPointer) {
+        var done = 0
+        var piece = unsafe first
+        while done < bytes.count {
+            let size = unsafe min(piece.pointee.iov_len, bytes.count - done)
+            unsafe piece.pointee.iov_base.copyMemory(from: bytes.baseAddress! + done, byteCount: size)
+            done += size
+            unsafe piece += 1
+        }
+    }
+}

@@ -1,0 +1,153 @@
+// SAM-6 clause 8: task sets and task attributes, seen from two I_T nexuses.
+//
+// How to read: A and B are initiators on two transports; `pending` is what the medium has been asked for and has not
+// answered. A command that is not pending is not enabled. The clause and what it demands are the name of each test.
+
+import CoreTestSupport
+import SCSICore
+import Testing
+
+@Suite("SAM-6 8: task set management")
+struct TaskAttributeConformance {
+    let world = TestTarget()
+
+    /// Sends READ(10) of one block; what is pending names it by its offset.
+    private func read(_ port: MockPort, _ address: UInt64, _ attribute: TaskAttribute = .simple) {
+        port.send(CDB.read(.ten, address, 1), attribute: attribute, dataIn: 512)
+    }
+
+    private func write(_ port: MockPort, _ address: UInt64, _ attribute: TaskAttribute = .simple) {
+        port.send(CDB.write(.ten, address, 1), attribute: attribute, dataOut: Array(repeating: 1, count: 512))
+    }
+
+    private var enabled: [UInt64] { world.backstore.pending.map { $0.offset / 512 } }
+
+    @Test("SAM-6 8.6.2: SIMPLE commands are enabled beside each other, whichever nexus sent them")
+    func simpleBesideSimple() {
+        read(world.a, 1)
+        read(world.b, 2)
+        read(world.a, 3)
+        #expect(enabled == [1, 2, 3])
+    }
+
+    @Test("SAM-6 8.6.3: an ORDERED command is not enabled before all older commands of the task set have ended")
+    func orderedWaitsForOlder() {
+        read(world.a, 1)
+        read(world.b, 2)
+        read(world.b, 3, .ordered)
+        #expect(enabled == [1, 2])
+        world.backstore.complete()
+        #expect(enabled == [2])
+        world.backstore.complete()
+        #expect(enabled == [3])
+    }
+
+    @Test("SAM-6 8.6.3: a SIMPLE command is not enabled before an older ORDERED command of another nexus has ended")
+    func simpleWaitsForOlderOrdered() {
+        read(world.a, 1, .ordered)
+        read(world.b, 2)
+        #expect(enabled == [1])
+        world.backstore.complete()
+        #expect(enabled == [2])
+    }
+
+    @Test("SAM-6 8.6.3: ORDERED commands are carried out one after the other in the order of arrival")
+    func orderedInOrder() {
+        for (port, address) in [(world.a, 1), (world.b, 2), (world.a, 3)] as [(MockPort, UInt64)] {
+            read(port, address, .ordered)
+        }
+        for address in 1...3 as ClosedRange<UInt64> {
+            #expect(enabled == [address])
+            world.backstore.complete()
+        }
+    }
+
+    @Test("SAM-6 8.6.4: a HEAD OF QUEUE command is enabled at once, past ORDERED and SIMPLE commands that wait")
+    func headOfQueueNeverWaits() {
+        read(world.a, 1)
+        read(world.a, 2, .ordered)
+        read(world.a, 3)
+        read(world.b, 4, .headOfQueue)
+        #expect(enabled == [1, 4])
+    }
+
+    @Test("SAM-6 8.6.4: several HEAD OF QUEUE commands are enabled together")
+    func headsOfQueueTogether() {
+        read(world.a, 1, .headOfQueue)
+        read(world.b, 2, .headOfQueue)
+        #expect(enabled == [1, 2])
+    }
+
+    @Test("SAM-6 8.6.2: a SIMPLE command waits for a HEAD OF QUEUE command")
+    func simpleWaitsForHeadOfQueue() {
+        read(world.a, 1, .headOfQueue)
+        read(world.b, 2)
+        #expect(enabled == [1])
+        world.backstore.complete()
+        #expect(enabled == [2])
+    }
+
+    @Test("SAM-6 8.6.3: an ORDERED command waits for a younger HEAD OF QUEUE command that arrived while it was dormant")
+    func orderedWaitsForYoungerHeadOfQueue() {
+        read(world.a, 1)
+        read(world.a, 2, .ordered)
+        read(world.b, 3, .headOfQueue)
+        world.backstore.complete()
+        #expect(enabled == [3])
+        world.backstore.complete()
+        #expect(enabled == [2])
+    }
+
+    @Test("SAM-6 8.6.3: an aborted ORDERED command does not hold up the commands behind it")
+    func abortedOrderedReleases() {
+        read(world.a, 1)
+        let tag = world.a.send(CDB.read(.ten, 2, 1), attribute: .ordered, dataIn: 512)
+        read(world.b, 3)
+        #expect(enabled == [1])
+        world.a.manage(.abortTask, tag: tag)
+        #expect(enabled == [1, 3])
+    }
+
+    @Test("SAM-6 8.4: a read of blocks that an older write of another nexus changes waits for it")
+    func readWaitsForWrite() {
+        write(world.a, 5)
+        read(world.b, 5)
+        read(world.b, 6)
+        #expect(enabled == [5, 6])
+        world.backstore.complete()
+        #expect(enabled == [6, 5])
+    }
+
+    @Test("SAM-6 8.4: overlapping writes of two nexuses are carried out one after the other")
+    func writeWaitsForWrite() {
+        write(world.a, 5)
+        write(world.b, 5)
+        #expect(enabled == [5])
+        world.backstore.complete()
+        #expect(enabled == [5])
+        #expect(world.backstore.accepted.count == 2)
+    }
+
+    @Test("SAM-6 8.4: overlapping reads are carried out beside each other")
+    func readBesideRead() {
+        read(world.a, 5)
+        read(world.b, 5)
+        #expect(enabled == [5, 5])
+    }
+
+    @Test("SAM-6 5.3.1: one command more than the task set takes ends with TASK SET FULL and changes nothing")
+    func taskSetFull() {
+        let port = MockPort(
+            name: "C", target: world.target, journal: world.journal, violations: world.violations,
+            tasks: Limits.tasksPerLogicalUnit + 1, segmentsPerTask: 1)
+        port.connect()
+        _ = port.send(CDB.requestSense(), dataIn: 18)
+        for index in 0..<Limits.tasksPerLogicalUnit { read(port, UInt64(index % 8)) }
+        let tag = port.send(CDB.write(.ten, 9, 1), dataOut: Array(repeating: 7, count: 512))
+        #expect(port.completions.last?.tag == tag)
+        #expect(port.completions.last?.summary == "taskSetFull")
+        world.drain()
+        #expect(world.backstore.block(9).allSatisfy { $0 == 0 })
+        #expect(port.tagsInFlight.isEmpty)
+    }
+}

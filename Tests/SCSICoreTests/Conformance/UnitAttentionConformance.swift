@@ -1,0 +1,203 @@
+// SAM-6 5.14: unit attention conditions, seen from two I_T nexuses.
+
+import CBackstore
+import CoreTestSupport
+import SCSICore
+import Testing
+
+@Suite("SAM-6 5.14: unit attention conditions")
+struct UnitAttentionConformance {
+    let world = TestTarget(attentive: true)
+
+    private func testUnitReady(_ port: MockPort) -> String { world.run(CDB.testUnitReady, on: port).summary }
+
+    /// Takes away what a new nexus has.
+    private func calm() {
+        for port in [world.a, world.b] { _ = world.run(CDB.requestSense(), dataIn: 18, on: port) }
+        world.journal.entries = []
+    }
+
+    @Test("SAM-6 6.3.1: each new nexus is told of the power on, once")
+    func powerOn() {
+        #expect(testUnitReady(world.a) == "6/2901")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/2901")
+    }
+
+    @Test("SAM-6 5.14: a command that reports a unit attention condition is not carried out")
+    func notCarriedOut() {
+        let end = world.run(CDB.write(.ten, 0, 1), dataOut: Array(repeating: 1, count: 512))
+        #expect(end.summary == "6/2901")
+        #expect(end.dataOutResidual == 512)
+        #expect(world.backstore.accepted.isEmpty)
+    }
+
+    @Test("SAM-6 5.14: an invalid command reports the unit attention condition and not its own error")
+    func precedesInvalidCommand() {
+        #expect(world.run([0xff, 0, 0, 0, 0, 0]).summary == "6/2901")
+        #expect(world.run([0xff, 0, 0, 0, 0, 0]).summary == "5/2000 CDB 0")
+    }
+
+    @Test("SAM-6 5.14: INQUIRY is carried out and leaves the unit attention condition pending")
+    func inquiryPasses() {
+        #expect(world.run(CDB.inquiry(), dataIn: 96).summary == "good")
+        #expect(testUnitReady(world.a) == "6/2901")
+    }
+
+    @Test("SAM-6 5.14: REPORT LUNS is carried out and leaves POWER ON pending")
+    func reportLUNsPasses() {
+        #expect(world.run(CDB.reportLUNs(), dataIn: 64).summary == "good")
+        #expect(testUnitReady(world.a) == "6/2901")
+    }
+
+    @Test("SPC-6 6.39: REQUEST SENSE returns the unit attention condition as parameter data and clears it")
+    func requestSenseReports() {
+        let end = world.run(CDB.requestSense(), dataIn: 18)
+        #expect(end.summary == "good")
+        #expect(Sense(end.data)?.description == "6/2901")
+        #expect(Sense(world.run(CDB.requestSense(), dataIn: 18).data)?.description == "0/0000")
+        #expect(testUnitReady(world.a) == "good")
+    }
+
+    @Test("SPC-6 6.39: REQUEST SENSE that could not be carried out does not lose the unit attention condition")
+    func requestSenseOverrun() {
+        #expect(world.run(CDB.requestSense(), dataIn: 4).summary == "overrun")
+        #expect(testUnitReady(world.a) == "6/2901")
+    }
+
+    @Test("SAM-6 5.14: conditions are reported one at a time, the widest reset first")
+    func order() {
+        world.backstore.geometry.size += 512
+        world.unit.backstoreGeometryChanged()
+        world.b.manage(.logicalUnitReset)
+        #expect(testUnitReady(world.a) == "6/2901")
+        #expect(testUnitReady(world.a) == "6/2903")
+        #expect(testUnitReady(world.a) == "6/2a09")
+        #expect(testUnitReady(world.a) == "good")
+    }
+
+    @Test("SAM-6 5.14: the same condition established twice is reported once")
+    func noDuplicates() {
+        calm()
+        for _ in 0..<2 {
+            world.backstore.geometry.size += 512
+            world.unit.backstoreGeometryChanged()
+        }
+        #expect(testUnitReady(world.a) == "6/2a09")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/2a09")
+    }
+
+    @Test("SBC-5 4.7: a changed capacity is told to every nexus, by a unit attention condition and by an event")
+    func capacityChanged() {
+        calm()
+        world.backstore.geometry.size *= 2
+        world.unit.backstoreGeometryChanged()
+        #expect(world.journal.lines == ["A event 3 2a09 0", "B event 3 2a09 0"])
+        #expect(testUnitReady(world.a) == "6/2a09")
+        #expect(testUnitReady(world.b) == "6/2a09")
+        #expect(world.run(CDB.readCapacity10, dataIn: 8).data == CDB.bytes(8191, 4) + CDB.bytes(512, 4))
+    }
+
+    @Test("SBC-5 4.7: an unchanged capacity is not announced")
+    func capacityUnchanged() {
+        calm()
+        world.unit.backstoreGeometryChanged()
+        #expect(testUnitReady(world.a) == "good")
+        #expect(world.journal.lines == ["A 2 good"])
+    }
+
+    @Test("SPC-6 6.12: MODE SELECT that changes a parameter is told to every nexus but its own")
+    func modeParametersChanged() {
+        calm()
+        var list = [0, 0, 0, 0] + world.run(CDB.modeSense6(0x0a), dataIn: 255).data[4...]
+        list[4 + 2] |= 0x04
+        #expect(world.run(CDB.modeSelect6(listLength: list.count), dataOut: list).summary == "good")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/2a01")
+        #expect(testUnitReady(world.b) == "good")
+    }
+
+    @Test("SPC-6 6.12: MODE SELECT that changes nothing is not announced")
+    func modeParametersUnchanged() {
+        calm()
+        let list = [0, 0, 0, 0] + world.run(CDB.modeSense6(0x0a), dataIn: 255).data[4...]
+        #expect(world.run(CDB.modeSelect6(listLength: list.count), dataOut: Array(list)).summary == "good")
+        #expect(testUnitReady(world.b) == "good")
+    }
+
+    @Test("SPC-6 6.33: a changed LUN map is told on every unit; one report serves for all units of the nexus")
+    func reportedLUNsChanged() {
+        calm()
+        _ = world.addUnit(at: 1)
+        _ = world.run(CDB.requestSense(), lun: 1 << 48, dataIn: 18)
+        _ = world.addUnit(at: 2)
+        #expect(world.run(CDB.testUnitReady, lun: 1 << 48).summary == "6/3f0e")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/3f0e")
+    }
+
+    @Test("SPC-6 6.33: REPORT LUNS clears REPORTED LUNS DATA HAS CHANGED of its nexus on all units")
+    func reportLUNsClears() {
+        calm()
+        _ = world.addUnit(at: 1)
+        #expect(world.run(CDB.reportLUNs(), dataIn: 64).summary == "good")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/3f0e")
+    }
+
+    @Test("SPC-6 6.33: REPORT LUNS that could not be carried out does not lose REPORTED LUNS DATA HAS CHANGED")
+    func reportLUNsOverrun() {
+        calm()
+        _ = world.addUnit(at: 1)
+        #expect(world.run(CDB.reportLUNs(), dataIn: 4).summary == "overrun")
+        #expect(testUnitReady(world.a) == "6/3f0e")
+    }
+
+    @Test("SAM-6 5.14: a removed unit is told on the units that are left")
+    func removedUnit() {
+        _ = world.addUnit(at: 1)
+        _ = world.run(CDB.reportLUNs(), dataIn: 64)
+        calm()
+        world.target.remove(at: LUN(1)!) {}
+        #expect(testUnitReady(world.a) == "6/3f0e")
+        #expect(world.run(CDB.testUnitReady, lun: 1 << 48).summary == "5/2500")
+    }
+
+    @Test("SAM-6 6.3.4: a nexus that comes back is told of its loss, and of what happened meanwhile")
+    func nexusLoss() {
+        calm()
+        world.a.disconnect()
+        world.backstore.geometry.size += 512
+        world.unit.backstoreGeometryChanged()
+        world.a.connect()
+        #expect(testUnitReady(world.a) == "6/2907")
+        #expect(testUnitReady(world.a) == "6/2a09")
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/2a09")
+    }
+
+    @Test("SAM-6 6.3.4: the commands of a lost nexus end, the commands of the other go on")
+    func nexusLossEndsCommands() {
+        calm()
+        let mine = world.a.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        let others = world.b.send(CDB.read(.ten, 1, 1), dataIn: 512)
+        world.a.disconnect()
+        #expect(world.journal.lines == [])
+        world.drain()
+        #expect(world.journal.lines == ["A \(mine) aborted", "B \(others) good"])
+    }
+
+    @Test("SAM-6 5.14: a condition that was reported to a command that waited is not reported again")
+    func reportedWhenEnabled() {
+        calm()
+        world.a.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        let first = world.a.send(CDB.read(.ten, 1, 1), attribute: .ordered, dataIn: 512)
+        let second = world.a.send(CDB.read(.ten, 2, 1), dataIn: 512)
+        world.backstore.geometry.size += 512
+        world.unit.backstoreGeometryChanged()
+        world.drain()
+        #expect(world.a.completions.last { $0.tag == first }?.summary == "6/2a09")
+        #expect(world.a.completions.last { $0.tag == second }?.summary == "good")
+    }
+}

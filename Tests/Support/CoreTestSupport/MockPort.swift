@@ -1,0 +1,312 @@
+// MockPort: a front without a transport: it sends commands with buffers of any layout and keeps what comes back.
+//
+// Owns: the tasks, the buffers, what came back. Called by: tests and the simulator. Must not know: backstores.
+
+import CIOVector
+import CTarget
+public import SCSICore
+
+/// How a command ended, as the port saw it.
+public struct Completion: Sendable {
+    /// The command identifier.
+    public let tag: UInt64
+    /// Below the status: `scsi_response.service_response`.
+    public let service: ServiceResponse
+    /// The status, if `service` is `.commandComplete`.
+    public let status: SCSIStatus
+    /// The sense data bytes, if the status is CHECK CONDITION.
+    public let senseBytes: [UInt8]
+    /// What the data-in buffers hold, all of them.
+    public let buffer: [UInt8]
+    /// Bytes of the data-in buffers that were not filled.
+    public let dataInResidual: Int
+    /// Bytes of the data-out buffers that were not used.
+    public let dataOutResidual: Int
+
+    /// The parameter or medium data that was returned.
+    public var data: [UInt8] { Array(buffer.dropLast(dataInResidual)) }
+    /// The decoded sense data.
+    public var sense: Sense? { Sense(senseBytes) }
+
+    /// The end in one short line, as tests compare it: "good", "5/2400 CDB 2.7", "taskAborted", "aborted".
+    public var summary: String {
+        guard service == .commandComplete else { return "\(service)" }
+        guard status == .checkCondition else { return "\(status)" }
+        return sense.map(\.description) ?? "check condition without sense data"
+    }
+}
+
+/// What a port was called with, in the order over all ports that share a journal.
+public enum JournalEntry: Sendable {
+    /// A command was given back.
+    case completed(port: String, Completion)
+    /// A task management function was answered.
+    case answered(port: String, cookie: UInt64, TaskManagementResponse)
+    /// An event was reported.
+    case event(port: String, kind: UInt8, code: UInt16, lun: UInt64)
+
+    /// The entry in one short line: "A 3 good", "A function 7 functionComplete".
+    public var summary: String {
+        switch self {
+        case .completed(let port, let completion): "\(port) \(completion.tag) \(completion.summary)"
+        case .answered(let port, let cookie, let response): "\(port) function \(cookie) \(response)"
+        case .event(let port, let kind, let code, let lun):
+            "\(port) event \(kind) \(String(code, radix: 16)) \(lun >> 48)"
+        }
+    }
+}
+
+/// The order in which ports were called.
+public final class Journal {
+    /// The calls so far.
+    public var entries: [JournalEntry] = []
+
+    /// An empty journal.
+    public init() {}
+
+    /// The calls in words.
+    public var lines: [String] { entries.map(\.summary) }
+}
+
+/// The vtable of all mock ports. It must not move, so it is allocated once and stays.
+private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_operations> = {
+    let operations = UnsafeMutablePointer<scsi_target_port_operations>.allocate(capacity: 1)
+    unsafe operations.initialize(
+        to: scsi_target_port_operations(
+            struct_size: UInt32(MemoryLayout<scsi_target_port_operations>.size),
+            abi_version: SCSI_TARGET_ABI_VERSION,
+            complete_task: { context, task in
+                unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().completed(TaskHandle(head: task!))
+            },
+            complete_task_management: { context, cookie, response, _ in
+                unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().answered(cookie, response)
+            },
+            report_event: { context, event in
+                unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().reported(event!.pointee)
+            }))
+    return unsafe UnsafePointer(operations)
+}()
+
+/// A target port with one initiator port behind it.
+@safe
+public final class MockPort {
+    /// The initiator port's name.
+    public let name: String
+    /// The target that the port gives commands to.
+    public let target: TargetDevice
+    /// What came back, with what came back to other ports.
+    public let journal: Journal
+    /// The nexus while there is one.
+    public private(set) var nexus: NexusIdentifier?
+    /// What came back to this port.
+    public private(set) var completions: [Completion] = []
+    /// Task management functions that were answered: cookie and service response.
+    public private(set) var answers: [(cookie: UInt64, response: TaskManagementResponse)] = []
+    /// Called when a command has come back, after it was recorded; it may send more.
+    public var whenCompleted: ((Completion) -> Void)?
+    /// Called when a task management function was answered.
+    public var whenAnswered: ((UInt64, TaskManagementResponse) -> Void)?
+    /// Whether the public head of a task is still known to a medium; no task may come back while it is.
+    public var isHeldByMedium: ((UnsafeRawPointer) -> Bool)?
+    /// Test of the tests: what the port makes of a completion before it is recorded: none, one, or several.
+    public var mutateCompletion: ((Completion) -> [Completion])?
+
+    private let violations: Violations
+    private let pool: TaskPool
+    private var inFlight: [Int: Transfer] = [:]
+    private var retired: [SegmentedBuffer] = []
+    private var nextTag: UInt64 = 1
+
+    /// The buffers of a command.
+    private struct Transfer {
+        let tag: UInt64
+        let dataOut: SegmentedBuffer
+        let sent: [UInt8]
+        let dataIn: SegmentedBuffer
+    }
+
+    /// What the data-in buffers hold before the command.
+    public static let untouched: UInt8 = 0xee
+
+    /// A port with room for `tasks` commands in flight.
+    public init(
+        name: String, target: TargetDevice, journal: Journal, violations: Violations, tasks: Int = 64,
+        segmentsPerTask: Int = 64
+    ) {
+        self.name = name
+        self.target = target
+        self.journal = journal
+        self.violations = violations
+        pool = TaskPool(capacity: tasks, segmentsPerTask: segmentsPerTask)
+    }
+
+    /// Establishes the nexus.
+    public func connect() {
+        let port = unsafe TargetPortHandle(
+            operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
+        nexus = target.establishNexus(initiatorPort: name, port: port)
+    }
+
+    /// Loses the nexus.
+    public func disconnect() {
+        guard let nexus else { return }
+        self.nexus = nil
+        target.loseNexus(nexus)
+    }
+
+    /// Commands that have not come back.
+    public var tagsInFlight: Set<UInt64> { Set(inFlight.values.map(\.tag)) }
+
+    /// Whether one more command can be sent.
+    public var hasFreeTask: Bool { inFlight.count < pool.capacity }
+
+    /// The memory of the commands that have come back is the initiator's again: checks that nobody has written to it.
+    public func checkRetiredMemory() {
+        for buffer in retired {
+            violations.require(buffer.isPoisoned, "memory of a command was touched after the command had come back")
+        }
+        if retired.count > 64 { retired.removeFirst(retired.count - 64) }
+    }
+
+    /// Sends a command.
+    ///
+    /// - Parameters:
+    ///   - cdb: The CDB's bytes; the rest of the 32 are zero.
+    ///   - lun: The LUN field as on the wire.
+    ///   - dataOut: What the data-out buffers hold.
+    ///   - outLayout: The lengths of the data-out segments; one segment if `nil`.
+    ///   - dataIn: The length of the data-in buffers.
+    ///   - inLayout: The lengths of the data-in segments; one segment if `nil`.
+    /// - Returns: The tag.
+    @discardableResult
+    public func send(
+        _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
+        outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil
+    ) -> UInt64 {
+        let tag = tag ?? nextTag
+        nextTag = max(nextTag, tag) + 1
+        let index = (0..<pool.capacity).first { inFlight[$0] == nil }!
+        let task = pool[index]
+        violations.require(task.isFree, "a task that had come back is not free")
+        let transfer = Transfer(
+            tag: tag, dataOut: SegmentedBuffer(layout: outLayout ?? (dataOut.isEmpty ? [] : [dataOut.count])),
+            sent: dataOut, dataIn: SegmentedBuffer(layout: inLayout ?? (dataIn == 0 ? [] : [dataIn])))
+        precondition(transfer.dataOut.length == dataOut.count && transfer.dataIn.length == dataIn || inLayout != nil)
+        transfer.dataOut.bytes = dataOut
+        transfer.dataIn.fill(Self.untouched)
+        inFlight[index] = transfer
+        fill(task, transfer, cdb, cdbLength ?? cdb.count, lun, attribute)
+        target.receive(task, nexus: nexus!)
+        return tag
+    }
+
+    private func fill(
+        _ task: TaskHandle, _ transfer: Transfer, _ cdb: [UInt8], _ cdbLength: Int, _ lun: UInt64,
+        _ attribute: TaskAttribute
+    ) {
+        unsafe task.command = scsi_command()
+        unsafe withUnsafeMutableBytes(of: &task.command.lun) {
+            unsafe $0.storeBytes(of: lun.bigEndian, as: UInt64.self)
+        }
+        unsafe withUnsafeMutableBytes(of: &task.command.cdb) { unsafe $0.copyBytes(from: cdb) }
+        unsafe task.command.cdb_length = UInt8(cdbLength)
+        unsafe task.command.tag = transfer.tag
+        unsafe task.command.attribute = attribute.rawValue
+        let list = unsafe pool.segments(of: task)
+        unsafe transfer.dataOut.describe(in: list)
+        unsafe transfer.dataIn.describe(in: list + transfer.dataOut.count)
+        unsafe task.command.data_out = transfer.dataOut.count == 0 ? nil : list
+        unsafe task.command.data_out_count = UInt32(transfer.dataOut.count)
+        unsafe task.command.data_out_length = UInt64(transfer.dataOut.length)
+        unsafe task.command.data_in = transfer.dataIn.count == 0 ? nil : list + transfer.dataOut.count
+        unsafe task.command.data_in_count = UInt32(transfer.dataIn.count)
+        unsafe task.command.data_in_length = UInt64(transfer.dataIn.length)
+    }
+
+    /// Sends a task management function.
+    public func manage(_ function: TaskManagementFunction, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0) {
+        manage(rawFunction: function.rawValue, lun: lun, tag: tag, cookie: cookie)
+    }
+
+    /// Sends a task management function by number, known or not.
+    public func manage(rawFunction: UInt8, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0) {
+        var request = scsi_task_management_request()
+        request.struct_size = UInt32(MemoryLayout<scsi_task_management_request>.size)
+        request.function = rawFunction
+        unsafe withUnsafeMutableBytes(of: &request.lun) { unsafe $0.storeBytes(of: lun.bigEndian, as: UInt64.self) }
+        request.tag = tag
+        request.cookie = cookie
+        target.receive(request, nexus: nexus!)
+    }
+
+    // MARK: What the core calls
+
+    fileprivate func completed(_ task: TaskHandle) {
+        guard let transfer = inFlight.removeValue(forKey: task.index) else {
+            return violations.report("a command came back twice, or was never sent")
+        }
+        violations.require(task.isFree, "a task came back that is not free")
+        if let isHeldByMedium = unsafe isHeldByMedium {
+            unsafe violations.require(
+                !isHeldByMedium(UnsafeRawPointer(task.head)), "a command came back while a backstore has its memory")
+        }
+        let completion = record(task, transfer)
+        retire(transfer)
+        for completion in mutateCompletion?(completion) ?? [completion] {
+            completions.append(completion)
+            journal.entries.append(.completed(port: name, completion))
+            whenCompleted?(completion)
+        }
+    }
+
+    private func record(_ task: TaskHandle, _ transfer: Transfer) -> Completion {
+        var sense = [UInt8](repeating: 0, count: Int(SCSI_SENSE_CAPACITY))
+        let count = unsafe sense.withUnsafeMutableBytes { unsafe task.copySense(into: $0) }
+        let completion = Completion(
+            tag: transfer.tag, service: ServiceResponse(rawValue: task.response.service_response)!,
+            status: SCSIStatus(rawValue: task.response.status)!, senseBytes: Array(sense[..<count]),
+            buffer: transfer.dataIn.bytes, dataInResidual: Int(task.response.data_in_residual),
+            dataOutResidual: Int(task.response.data_out_residual))
+        check(completion, transfer)
+        return completion
+    }
+
+    private func check(_ completion: Completion, _ transfer: Transfer) {
+        violations.require(transfer.dataOut.guardsAreIntact, "memory beside a data-out buffer was touched")
+        violations.require(transfer.dataIn.guardsAreIntact, "memory beside a data-in buffer was touched")
+        violations.require(transfer.dataOut.bytes == transfer.sent, "a data-out buffer was written to")
+        violations.require(
+            completion.dataInResidual <= transfer.dataIn.length
+                && completion.dataOutResidual <= transfer.dataOut.length,
+            "a residual is longer than the buffers")
+        let checkCondition = completion.service == .commandComplete && completion.status == .checkCondition
+        violations.require(
+            checkCondition == !completion.senseBytes.isEmpty, "sense data without CHECK CONDITION, or the reverse")
+        if completion.service == .commandComplete, completion.status == .good {
+            violations.require(
+                completion.buffer.suffix(completion.dataInResidual).allSatisfy { $0 == Self.untouched },
+                "a data-in buffer was filled beyond what the residual says")
+        }
+    }
+
+    private func retire(_ transfer: Transfer) {
+        transfer.dataOut.poison()
+        transfer.dataIn.poison()
+        retired.append(transfer.dataOut)
+        retired.append(transfer.dataIn)
+    }
+
+    fileprivate func answered(_ cookie: UInt64, _ response: UInt8) {
+        let response = TaskManagementResponse(rawValue: response)!
+        answers.append((cookie: cookie, response: response))
+        journal.entries.append(.answered(port: name, cookie: cookie, response))
+        whenAnswered?(cookie, response)
+    }
+
+    fileprivate func reported(_ event: scsi_target_event) {
+        var lun = event.lun
+        let field = unsafe withUnsafeBytes(of: &lun) { unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)) }
+        let code = UInt16(event.additional_sense_code) << 8 | UInt16(event.additional_sense_code_qualifier)
+        journal.entries.append(.event(port: name, kind: event.kind, code: code, lun: field))
+    }
+}

@@ -1,0 +1,248 @@
+// ScriptedBackstore: a medium in memory whose requests complete when, in what order and how the test says.
+//
+// Owns: the content, the requests in flight. Called by: the core through the backstore seam; tests and the simulator.
+// Must not know: SCSI.
+
+public import CBackstore
+import CIOVector
+import CTarget
+import Glibc
+public import SCSICore
+
+/// A request that the core has handed over, as tests look at it.
+public struct BackstoreRequest: Equatable, CustomStringConvertible, Sendable {
+    /// What it asks for.
+    public enum Operation: UInt8, Sendable {
+        case read = 1, write, flush, discard, writeZeroes
+    }
+
+    /// What it asks for.
+    public let operation: Operation
+    /// Whether it must be stable before it completes.
+    public let forcesUnitAccess: Bool
+    /// In bytes.
+    public let offset: UInt64
+    /// In bytes.
+    public let length: UInt64
+
+    /// "read 512+1024", "write fua 0+512".
+    public var description: String {
+        operation == .flush ? "flush" : "\(operation)\(forcesUnitAccess ? " fua" : "") \(offset)+\(length)"
+    }
+}
+
+/// The vtable of all scripted backstores.
+private nonisolated(unsafe) let backstoreOperations: UnsafePointer<scsi_backstore_operations> = {
+    let operations = UnsafeMutablePointer<scsi_backstore_operations>.allocate(capacity: 1)
+    unsafe operations.initialize(
+        to: scsi_backstore_operations(
+            struct_size: UInt32(MemoryLayout<scsi_backstore_operations>.size),
+            abi_version: SCSI_BACKSTORE_ABI_VERSION,
+            get_geometry: { context, geometry in
+                let backstore = unsafe Unmanaged<ScriptedBackstore>.fromOpaque(context!).takeUnretainedValue()
+                let size = unsafe geometry!.pointee.struct_size
+                unsafe geometry!.pointee = backstore.geometry
+                unsafe geometry!.pointee.struct_size = size
+            },
+            submit: { context, request in
+                unsafe Unmanaged<ScriptedBackstore>.fromOpaque(context!).takeUnretainedValue().submit(request!)
+            },
+            cancel: { context, request in
+                unsafe Unmanaged<ScriptedBackstore>.fromOpaque(context!).takeUnretainedValue().cancel(request!)
+            }))
+    return unsafe UnsafePointer(operations)
+}()
+
+/// A medium that a script completes.
+@safe
+public final class ScriptedBackstore {
+    /// What the medium says of itself.
+    public var geometry: scsi_backstore_geometry
+    /// How many requests fit; one more is refused with EAGAIN.
+    public var capacity = Int.max
+    /// Whether a cancelled request ends with ECANCELED and without effect when it is completed without an error.
+    public var honoursCancel = true
+    /// Everything that was accepted, in order.
+    public private(set) var accepted: [BackstoreRequest] = []
+    /// How often a request was refused because the backstore was full.
+    public private(set) var refusals = 0
+    /// How often a request was asked to be cancelled.
+    public private(set) var cancellations = 0
+    /// Whether writes are stable on completion; else a flush or a write with FUA makes them so.
+    public private(set) var unstable: Set<UInt64> = []
+
+    private let violations: Violations
+    private var blocks: [UInt64: [UInt8]] = [:]
+    private var inFlight: [InFlight] = []
+
+    @safe
+    private struct InFlight {
+        let request: UnsafeMutablePointer<scsi_backstore_request>
+        let summary: BackstoreRequest
+        var isCancelled = false
+    }
+
+    /// A medium of zeros with every capability but a rotating one.
+    public init(blocks: UInt64 = 4096, blockLength: UInt32 = 512, violations: Violations) {
+        self.violations = violations
+        geometry = scsi_backstore_geometry()
+        geometry.size = blocks * UInt64(blockLength)
+        geometry.logical_block_size = blockLength
+        geometry.physical_block_size = 4096
+        geometry.capabilities = UInt32(
+            SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_VOLATILE_CACHE | SCSI_BACKSTORE_CAN_DISCARD
+                | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS)
+    }
+
+    /// The handle that a logical unit takes. The backstore must live as long as the unit.
+    public var handle: BackstoreHandle {
+        unsafe BackstoreHandle(operations: backstoreOperations, context: Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    /// Requests that are neither completed nor refused, oldest first.
+    public var pending: [BackstoreRequest] { inFlight.map(\.summary) }
+
+    /// Whether the backstore has the request of the task with this public head.
+    public func holds(_ head: UnsafeRawPointer) -> Bool {
+        inFlight.contains { unsafe UnsafeRawPointer($0.request.pointee.owner) == head }
+    }
+
+    private var blockLength: Int { Int(geometry.logical_block_size) }
+
+    /// What a block holds.
+    public func block(_ address: UInt64) -> [UInt8] { blocks[address] ?? Array(repeating: 0, count: blockLength) }
+
+    /// Changes what a block holds, from outside.
+    public func setBlock(_ address: UInt64, _ bytes: [UInt8]) {
+        precondition(bytes.count == blockLength)
+        blocks[address] = bytes
+    }
+
+    // MARK: The script
+
+    /// Completes a request.
+    ///
+    /// - Parameters:
+    ///   - index: Which of `pending`.
+    ///   - error: The errno value; with one other than 0 only the first `partial` bytes have been transferred.
+    ///   - errorOffset: The first byte that could not be transferred, if known.
+    public func complete(_ index: Int = 0, error: Int32 = 0, errorOffset: UInt64? = nil, partial: Int = 0) {
+        let entry = inFlight.remove(at: index)
+        var error = error
+        if error == 0, entry.isCancelled, honoursCancel { error = ECANCELED }
+        let request = unsafe entry.request
+        if error == 0, unsafe request.pointee.offset &+ request.pointee.length > geometry.size { error = EIO }
+        unsafe perform(request, limit: error == 0 ? .max : partial)
+        if let errorOffset { unsafe request.pointee.error_offset = errorOffset }
+        // The core may hand the memory out again inside: nothing of it is used after this call.
+        unsafe request.pointee.complete(request, error)
+    }
+
+    /// Completes everything, oldest first, and what follows from it.
+    public func completeAll() { while !inFlight.isEmpty { complete() } }
+
+    private func perform(_ request: UnsafeMutablePointer<scsi_backstore_request>, limit: Int) {
+        let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation)!
+        let first = unsafe request.pointee.offset / UInt64(blockLength)
+        let count = unsafe request.pointee.length / UInt64(blockLength)
+        let stable = unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_FUA) != 0
+        switch operation {
+        case .flush: if limit == .max { unstable = [] }
+        case .read: unsafe read(request, first, count, limit)
+        case .write: unsafe write(request, first, count, limit, stable)
+        case .discard, .writeZeroes:
+            guard limit == .max else { return }
+            if count > 1 << 20 {
+                blocks = blocks.filter { $0.key < first || $0.key - first >= count }
+            } else {
+                for address in first..<first + count { blocks[address] = nil }
+            }
+        }
+    }
+
+    private func read(
+        _ request: UnsafeMutablePointer<scsi_backstore_request>, _ first: UInt64, _ count: UInt64, _ limit: Int
+    ) {
+        var bytes = (first..<first + count).flatMap { block($0) }[...].prefix(limit)
+        for index in unsafe 0..<Int(request.pointee.segment_count) {
+            let segment = unsafe request.pointee.segments[index]
+            let piece = unsafe bytes.prefix(segment.iov_len)
+            if !piece.isEmpty {
+                unsafe UnsafeMutableRawBufferPointer(start: segment.iov_base, count: piece.count).copyBytes(from: piece)
+            }
+            bytes = bytes.dropFirst(piece.count)
+        }
+    }
+
+    private func write(
+        _ request: UnsafeMutablePointer<scsi_backstore_request>, _ first: UInt64, _ count: UInt64, _ limit: Int,
+        _ stable: Bool
+    ) {
+        var bytes: [UInt8] = []
+        for index in unsafe 0..<Int(request.pointee.segment_count) {
+            let segment = unsafe request.pointee.segments[index]
+            unsafe bytes += Array(UnsafeRawBufferPointer(start: segment.iov_base, count: segment.iov_len))
+        }
+        for address in first..<first + count {
+            let start = Int(address - first) * blockLength
+            guard start + blockLength <= min(limit, bytes.count) else { return }
+            blocks[address] = Array(bytes[start..<start + blockLength])
+            if stable { unstable.remove(address) } else { unstable.insert(address) }
+        }
+    }
+
+    // MARK: What the core calls
+
+    fileprivate func submit(_ request: UnsafeMutablePointer<scsi_backstore_request>) -> Int32 {
+        guard inFlight.count < capacity else {
+            refusals += 1
+            return EAGAIN
+        }
+        unsafe check(request)
+        guard let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation) else {
+            return EINVAL
+        }
+        let summary = BackstoreRequest(
+            operation: operation, forcesUnitAccess: unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_FUA) != 0,
+            offset: unsafe request.pointee.offset, length: unsafe request.pointee.length)
+        accepted.append(summary)
+        unsafe inFlight.append(InFlight(request: request, summary: summary))
+        return 0
+    }
+
+    private func check(_ request: UnsafeMutablePointer<scsi_backstore_request>) {
+        let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation)
+        violations.require(operation != nil, "a request with an unknown operation")
+        violations.require(
+            !inFlight.contains { unsafe $0.request == request }, "a request was submitted that is in flight")
+        violations.require(
+            unsafe request.pointee.struct_size >= UInt32(MemoryLayout<scsi_backstore_request>.size), "struct_size")
+        violations.require(unsafe request.pointee.error_offset == .max, "error_offset is not UINT64_MAX at submit")
+        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
+        let block = UInt64(blockLength)
+        violations.require(offset % block == 0 && length % block == 0, "a request that is not a whole number of blocks")
+        violations.require(operation == .flush || length > 0, "a request for nothing")
+        let limit: UInt64
+        switch operation {
+        case .read, .write: limit = geometry.maximum_transfer
+        case .discard: limit = geometry.maximum_discard
+        case .writeZeroes: limit = geometry.maximum_write_zeroes
+        case .flush, nil: limit = 0
+        }
+        violations.require(limit == 0 || length <= limit, "\(length) bytes in a request, \(limit) is the maximum")
+        var sum: UInt64 = 0
+        for index in unsafe 0..<Int(request.pointee.segment_count) {
+            unsafe sum += UInt64(request.pointee.segments[index].iov_len)
+        }
+        let expected = operation == .read || operation == .write ? length : 0
+        violations.require(sum == expected, "segments of \(sum) bytes for a transfer of \(expected)")
+    }
+
+    fileprivate func cancel(_ request: UnsafeMutablePointer<scsi_backstore_request>) {
+        cancellations += 1
+        guard let index = inFlight.firstIndex(where: { unsafe $0.request == request }) else {
+            return violations.report("a request was cancelled that is not in flight")
+        }
+        inFlight[index].isCancelled = true
+    }
+}
