@@ -110,7 +110,10 @@ let package = Package(
             name: "xen-target", dependencies: ["XenFront", "Backstores", "Reactor", "SCSICore"],
             path: "Tests/Support/xen-target", swiftSettings: settings),
         .testTarget(
-            name: "XenFrontTests", dependencies: ["XenFront", "SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            name: "XenFrontTests",
+            dependencies: [
+                "XenFront", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
+            ],
             swiftSettings: settings),
     ]
 )
