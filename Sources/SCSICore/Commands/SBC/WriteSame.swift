@@ -33,7 +33,7 @@ extension SBC {
             unsafe staging.initializeMemory(as: UInt8.self, repeating: 0)
         } else {
             unsafe task.gather(into: staging, from: 0)
-            unsafe task.response.data_out_residual = 0
+            task.response.data_out_residual = 0
         }
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
