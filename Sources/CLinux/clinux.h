@@ -10,6 +10,7 @@
 #endif
 
 #include "clinux_io.h"
+#include "clinux_peer.h"
 #include "../CIOVector/io_vector.h"
 
 #include <liburing.h>
