@@ -106,8 +106,14 @@ let package = Package(
         .target(
             name: "XenFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
             swiftSettings: settings),
+        .executableTarget(
+            name: "xen-target", dependencies: ["XenFront", "Backstores", "Reactor", "SCSICore"],
+            path: "Tests/Support/xen-target", swiftSettings: settings),
         .testTarget(
-            name: "XenFrontTests", dependencies: ["XenFront", "SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            name: "XenFrontTests",
+            dependencies: [
+                "XenFront", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
+            ],
             swiftSettings: settings),
     ]
 )
