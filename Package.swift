@@ -36,7 +36,9 @@ let package = Package(
         .systemLibrary(name: "CTarget"),
         .systemLibrary(name: "CLinux"),
 
-        .target(name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], swiftSettings: settings),
+        .target(
+            name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], exclude: ["README.md"],
+            swiftSettings: settings),
         .target(name: "Reactor", dependencies: ["CLinux", "CIOVector"], swiftSettings: settings),
         .target(
             name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector"],
@@ -92,8 +94,8 @@ let package = Package(
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
-                "VirtioFront", "VhostUserInitiator", "Backstores", "Reactor", "SCSICore", "CTarget", "CLinux",
-                "CIOVector",
+                "VirtioFront", "VhostUserInitiator", "CoreTestSupport", "Reactor", "SCSICore", "CBackstore", "CTarget",
+                "CLinux", "CIOVector",
             ],
             swiftSettings: settings),
         .testTarget(
