@@ -208,8 +208,10 @@ final class Simulation {
         drain()
         if failures.isEmpty { checkEnd() }
         for port in ports { port.mutateCompletion = nil }
-        for port in ports { port.whenCompleted = nil }
-        violations.collects = true
+        for port in ports {
+            port.whenCompleted = nil
+            port.whenAnswered = nil
+        }
         for medium in media { medium.capacity = .max }
         finishAnyway()
     }
@@ -728,6 +730,7 @@ final class Simulation {
         if blocks != entry.blocks {
             for nexus in ports.indices { entry.model.establish(0x2a09, for: nexus) }
         }
+        note("LUN \(entry.lun!.number) has \(blocks) blocks and had \(entry.blocks)")
         entry.blocks = blocks
         entry.wasResized = true
         entry.medium.geometry.size = blocks * 512
@@ -807,7 +810,9 @@ final class Simulation {
         if waits == task.isEnabled, task.mark == nil {
             fail("command \(task.tag) \(task.attribute) is \(waits ? "dormant" : "enabled") and should not be")
         }
-        if task.isEnabled, task.attention != nil { fail("a unit attention condition was not reported") }
+        if task.isEnabled, task.attention != nil {
+            fail("unit attention \(String(task.attention!, radix: 16)) was not reported to command \(task.tag)")
+        }
         if task.mark != nil, handle.state != .transferring {
             fail("an aborted command is \(handle.state) and not with the medium, and has not ended")
         }

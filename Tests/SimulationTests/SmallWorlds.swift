@@ -84,8 +84,9 @@ final class SmallWorld {
 
     private func begin() {
         for port in [world.a, world.b] {
-            repeat { _ = world.run(CDB.requestSense(), dataIn: 18, on: port) }
-                while Sense(port.completions.last!.data)?.key != 0
+            repeat {
+                _ = world.run(CDB.requestSense(), dataIn: 18, on: port)
+            } while Sense(port.completions.last!.data)?.key != 0
         }
         world.setTAS(shape.hasTAS)
         model = ModelUnit()
@@ -215,7 +216,9 @@ extension TestTarget {
 @Suite("Small worlds")
 struct SmallWorldTests {
     /// How many commands at once: TARGETD_SMALL_WORLD, 3 if it is not set.
-    private static var limit: Int { unsafe getenv("TARGETD_SMALL_WORLD").flatMap { unsafe Int(String(cString: $0)) } ?? 3 }
+    private static var limit: Int {
+        unsafe getenv("TARGETD_SMALL_WORLD").flatMap { unsafe Int(String(cString: $0)) } ?? 3
+    }
 
     private static func attributes(_ count: Int) -> [[TaskAttribute]] {
         count == 0 ? [[]] : attributes(count - 1).flatMap { rest in TaskAttribute.allCases.map { rest + [$0] } }
@@ -226,7 +229,9 @@ struct SmallWorldTests {
         (-1..<count).map { other in (0..<count).map { $0 == other } }
     }
 
-    @Test("Every schedule of one and two commands with a function at each point", arguments: TaskManagementFunction.allCases)
+    @Test(
+        "Every schedule of one and two commands with a function at each point",
+        arguments: TaskManagementFunction.allCases)
     func upToTwo(function: TaskManagementFunction) {
         for hasTAS in [false, true] {
             var shape = SmallWorldShape(
@@ -250,7 +255,8 @@ struct SmallWorldTests {
         }
     }
 
-    @Test("Three commands in the task set, every order of ends, with a function at each point",
+    @Test(
+        "Three commands in the task set, every order of ends, with a function at each point",
         arguments: TaskManagementFunction.allCases)
     func three(function: TaskManagementFunction) {
         for count in 3...max(3, Self.limit) {
@@ -265,9 +271,9 @@ struct SmallWorldTests {
                 shape.isFromB = senders
                 shape.overlaps = senders.last!
                 if let wrong = world.exhaust(shape) {
-                            Issue.record("\(wrong)")
-                            return
-                        }
+                    Issue.record("\(wrong)")
+                    return
+                }
             }
         }
     }
