@@ -38,7 +38,13 @@ final class MemoryRegion {
         if status.st_mode & S_IFMT == S_IFREG, UInt64(status.st_size) < sums[2].partialValue {
             throw .invalid("a memory region of \(size) bytes at offset \(offset) in a file of \(status.st_size) bytes")
         }
-        mappingSize = Int(sums[2].partialValue)
+        // Huge pages are mapped and unmapped in whole ones only.
+        let block = max(UInt64(status.st_blksize), 4096)
+        let end = sums[2].partialValue.addingReportingOverflow(block - 1)
+        guard !end.overflow, end.partialValue <= UInt64(Int.max) else {
+            throw .invalid("a memory region of \(size) bytes at offset \(offset)")
+        }
+        mappingSize = Int(end.partialValue / block * block)
         guard let mapped = unsafe clinux_map_shared(mappingSize, descriptor) else {
             throw .invalid("a memory region of \(size) bytes that cannot be mapped (errno \(errno))")
         }

@@ -146,12 +146,12 @@ public final class VhostUserSCSIServer {
                 context: Unmanaged.passUnretained(self).toOpaque()))
     }
 
-    /// Stops listening, ends the connection, removes the socket, and calls `stopped` when nothing is in flight any more,
-    /// maybe before this returns. The server must live until then.
+    /// Stops listening, removes the socket, answers what is in flight, ends the connection, and calls `stopped` then, maybe
+    /// before this returns. What the guest makes available meanwhile stays in its rings. The server must live until then.
     public func stop(_ stopped: @escaping () -> Void) {
         whenStopped = stopped
         closeListener()
-        session?.end(nil)
+        session?.finish()
         checkStopped()
     }
 
@@ -259,30 +259,21 @@ public final class VhostUserSCSIServer {
         guard let session else { return }
         self.session = nil
         lifetime = session.device.statistics
-        if !session.device.isDrained {
-            ended.append(session)
-            session.device.onDrained = { [weak self] in self?.drainedLater() }
-        }
+        if !session.device.isDrained { ended.append(session) }
         report(.disconnected(reason: reason))
         checkStopped()
-    }
-
-    /// A completion of an ended session has just been given back; the session is let go in the mailbox's turn, because the
-    /// caller is inside it.
-    private func drainedLater() {
-        let reference = UnsafeSendableReference(self)
-        reactor.post { reference.object.checkStopped() }
     }
 
     // MARK: The reactor's side
 
     private func poll() -> Bool { session?.device.poll() ?? false }
-    private func flush() { session?.device.flush() }
-    private func prepareToSleep() -> Bool { session?.device.prepareToSleep() ?? false }
-}
 
-/// Carries a reference into the reactor's own mailbox: both ends are on the same thread.
-private struct UnsafeSendableReference: @unchecked Sendable {
-    let object: VhostUserSCSIServer
-    init(_ object: VhostUserSCSIServer) { self.object = object }
+    private func flush() {
+        session?.device.flush()
+        guard !ended.isEmpty else { return }
+        for session in ended { session.device.flush() }
+        checkStopped()
+    }
+
+    private func prepareToSleep() -> Bool { session?.device.prepareToSleep() ?? false }
 }

@@ -3,9 +3,10 @@
 // Owns: the connection, the memory table, what the front-end has said about each ring, the device. Called by:
 // VhostUserSCSIServer. Must not know: SCSI, virtio-scsi structures.
 //
-// A ring is served while its size, addresses, base and kick descriptor are known, it is enabled, and GET_VRING_BASE has not
-// stopped it. Front-ends say these in different orders (SPDK's enables rings before it has described them), so after each
-// message the session compares what should run with what does.
+// A ring comes into service when its size, addresses and kick descriptor are known and it is enabled, and stays there until
+// GET_VRING_BASE; meanwhile it may be disabled and enabled again, and its memory may move. Front-ends say these in different
+// orders (SPDK's enables rings before it has described them), so after each message the session compares what should run
+// with what does.
 
 import CLinux
 import Glibc
@@ -22,7 +23,15 @@ private struct RingState {
     var call: Int32 = -1
     var error: Int32 = -1
     var kickToken: DescriptorToken?
+    /// It could not come into service as it was described; tried again when the description changes.
     var isBroken = false
+}
+
+/// The context of a ring's kick handler.
+@safe
+private struct KickContext {
+    unowned(unsafe) let session: VhostUserSession
+    let index: Int
 }
 
 /// What goes wrong in a session: said to the front-end by the acknowledgement of its message, and to the operator.
@@ -31,6 +40,7 @@ private enum SessionFault: Error {
     case refused(String)
 }
 
+@safe
 final class VhostUserSession {
     private let connection: VhostUserConnection
     private let reactor: Reactor
@@ -47,6 +57,11 @@ final class VhostUserSession {
     /// A ring whose GET_VRING_BASE waits for its last requests; no message is read until it is answered.
     private var awaitedRing: (index: Int, queue: DeviceQueue)?
     private(set) var isConnected = true
+    /// The server stops: the connection ends when nothing is in flight.
+    private var isFinishing = false
+    private let kickContexts: UnsafeMutablePointer<KickContext>
+    /// Messages handled in one turn: a front-end that sends without end must not keep the reactor.
+    private static let messagesPerTurn = 32
     /// Called once, when the connection has ended.
     var onEnd: ((String?) -> Void)?
 
@@ -60,16 +75,29 @@ final class VhostUserSession {
         self.device = device
         self.report = report
         rings = Array(repeating: RingState(), count: queueCapacity)
+        unsafe kickContexts = .allocate(capacity: queueCapacity)
+        for index in 0..<queueCapacity {
+            unsafe (kickContexts + index).initialize(to: KickContext(session: self, index: index))
+        }
     }
+
+    deinit { unsafe kickContexts.deallocate() }
 
     /// Begins to serve the connection.
     func start() throws(ReactorError) {
         device.onDrained = { [unowned self] in drained() }
         socketToken = unsafe try reactor.watch(
             connection.socket, events: EPOLLIN.rawValue,
-            { context, _ in
-                unsafe Unmanaged<VhostUserSession>.fromOpaque(context).takeUnretainedValue().readable()
+            { context, events in
+                unsafe Unmanaged<VhostUserSession>.fromOpaque(context).takeUnretainedValue().readable(events)
             }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    /// Ends the connection after all that is in flight has been answered.
+    func finish() {
+        isFinishing = true
+        device.pause()
+        // The end comes with the device's flush in this turn or a later one.
     }
 
     /// Ends the connection: rings stop, nexuses are lost; requests in flight end without a word to the guest.
@@ -94,9 +122,17 @@ final class VhostUserSession {
 
     // MARK: Messages
 
-    private func readable() {
+    private func readable(_ events: UInt32) {
+        if awaitedRing != nil {
+            // Nothing is read meanwhile, but a front-end that is gone is not waited for.
+            if events & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { end(nil) }
+            return
+        }
         do {
-            while isConnected, awaitedRing == nil, let message = try connection.nextMessage() { try handle(message) }
+            for _ in 0..<Self.messagesPerTurn {
+                guard isConnected, awaitedRing == nil, let message = try connection.nextMessage() else { return }
+                try handle(message)
+            }
         } catch {
             switch error {
             case .closed: end(nil)
@@ -167,7 +203,7 @@ final class VhostUserSession {
         case .getVringBase: return try getBase(message)
         case .setVringKick: try setKick(&message)
         case .setVringCall: try setCall(&message)
-        case .setVringError: try replace(\.error, ring(message, byte: true), message.takeDescriptor())
+        case .setVringError: replace(\.error, try ring(message, byte: true), try descriptor(&message))
         case .setVringEnable: rings[try ring(message)].isEnabled = message.uint32(4) & 1 != 0
         case .setLogBase, .setLogDescriptor: throw SessionFault.refused("dirty logging was not offered")
         }
@@ -178,6 +214,9 @@ final class VhostUserSession {
         guard features & ~VirtioFeature.offered == 0 else {
             throw SessionFault.refused(
                 "features \(String(features & ~VirtioFeature.offered, radix: 16)) were not offered")
+        }
+        guard features == self.features || rings.indices.allSatisfy({ device.queue($0) == nil }) else {
+            throw SessionFault.refused("features cannot change while rings are in service")
         }
         self.features = features
         device.setFeatures(features)
@@ -244,7 +283,7 @@ final class VhostUserSession {
         retired.removeAll { $0.references == 0 }
         if memory.references > 0 { retired.append(memory) }
         memory = table
-        for index in rings.indices where device.queue(index) != nil { restart(index) }
+        for index in rings.indices { move(index) }
     }
 
     // MARK: Rings
@@ -272,7 +311,7 @@ final class VhostUserSession {
         let index = try ring(message)
         guard message.uint32(4) == 0 else { throw SessionFault.refused("ring logging was not offered") }
         rings[index].addresses = (message.uint64(8), message.uint64(16), message.uint64(24))
-        if device.queue(index) != nil { restart(index) }
+        move(index)
     }
 
     private func getBase(_ message: VhostUserMessage) throws -> [UInt8]? {
@@ -285,16 +324,23 @@ final class VhostUserSession {
         rings[index].base = queue.ring.lastAvailable
         if queue.ring.inFlight > 0 {
             awaitedRing = (index, queue)
+            if let socketToken { reactor.change(socketToken, events: 0) }
             return nil
         }
         notifyGuest(queue)
         return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
     }
 
-    /// Requests of stopped queues have ended: answers GET_VRING_BASE if it waited for them.
+    /// Requests in flight have ended: answers GET_VRING_BASE if it waited for them, ends the session if that did.
     private func drained() {
+        answerAwaited()
+        if isFinishing && isConnected && device.requestsInFlight == 0 { end(nil) }
+    }
+
+    private func answerAwaited() {
         guard let (index, queue) = awaitedRing, queue.ring.inFlight == 0 else { return }
         awaitedRing = nil
+        if let socketToken { reactor.change(socketToken, events: EPOLLIN.rawValue) }
         notifyGuest(queue)
         let payload =
             VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
@@ -304,7 +350,6 @@ final class VhostUserSession {
         } catch {
             return end(nil)
         }
-        // The socket is level-triggered: what came meanwhile is read in the next turn.
     }
 
     private func notifyGuest(_ queue: DeviceQueue) {
@@ -313,22 +358,34 @@ final class VhostUserSession {
 
     private func setKick(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
+        let kick = try descriptor(&message)
         unwatchKick(index)
-        try replace(\.kick, index, message.takeDescriptor())
+        replace(\.kick, index, kick)
+        if kick != nil { try watchKick(index) }
+        device.queue(index)?.mustPoll = kick == nil
         rings[index].isStarted = true
         rings[index].isBroken = false
-        if rings[index].kick >= 0 { try watchKick(index) }
     }
 
     private func setCall(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
-        try replace(\.call, index, message.takeDescriptor())
+        replace(\.call, index, try descriptor(&message))
         device.queue(index)?.call = rings[index].call
         // What was used before there was a way to say so.
         if rings[index].call >= 0 { _ = eventfd_write(rings[index].call, 1) }
     }
 
-    private func replace(_ field: WritableKeyPath<RingState, Int32>, _ index: Int, _ descriptor: Int32?) throws {
+    /// The descriptor of a message that has one, or bit 8 set and none. The caller closes it.
+    private func descriptor(_ message: inout VhostUserMessage) throws -> Int32? {
+        let hasNone = message.uint64(0) & 0x100 != 0
+        guard message.descriptors.count == (hasNone ? 0 : 1) else {
+            throw SessionFault.refused(
+                "\(message.descriptors.count) file descriptors came where \(hasNone ? "none" : "one") was announced")
+        }
+        return message.takeDescriptor()
+    }
+
+    private func replace(_ field: WritableKeyPath<RingState, Int32>, _ index: Int, _ descriptor: Int32?) {
         if rings[index][keyPath: field] >= 0 { close(rings[index][keyPath: field]) }
         rings[index][keyPath: field] = descriptor ?? -1
         if let descriptor { _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK) }
@@ -336,11 +393,17 @@ final class VhostUserSession {
 
     private func watchKick(_ index: Int) throws {
         // The queues are polled after every wake-up; the handler only empties the counter.
-        rings[index].kickToken = unsafe try reactor.watch(
-            rings[index].kick, events: EPOLLIN.rawValue,
-            { context, _ in
-                unsafe Unmanaged<VhostUserSession>.fromOpaque(context).takeUnretainedValue().kicked()
-            }, Unmanaged.passUnretained(self).toOpaque())
+        do {
+            rings[index].kickToken = unsafe try reactor.watch(
+                rings[index].kick, events: EPOLLIN.rawValue,
+                { context, _ in
+                    let kick = unsafe context.assumingMemoryBound(to: KickContext.self)
+                    unsafe kick.pointee.session.kicked(kick.pointee.index)
+                }, UnsafeMutableRawPointer(kickContexts + index))
+        } catch {
+            replace(\.kick, index, nil)
+            throw SessionFault.refused("its kick descriptor cannot be watched: \(error)")
+        }
     }
 
     private func unwatchKick(_ index: Int) {
@@ -348,56 +411,65 @@ final class VhostUserSession {
         rings[index].kickToken = nil
     }
 
-    private func kicked() {
+    private func kicked(_ index: Int) {
         var value: eventfd_t = 0
-        for ring in rings where ring.kickToken != nil { _ = unsafe eventfd_read(ring.kick, &value) }
-        device.deliverEvents()
+        errno = 0
+        if unsafe eventfd_read(rings[index].kick, &value) != 0, errno != EAGAIN, errno != EINTR {
+            // It would wake us without end.
+            unwatchKick(index)
+            return report("The kick descriptor of ring \(index) is no eventfd; give it one.")
+        }
+        if index == VirtioSCSIDevice.eventQueue { device.deliverEvents() }
     }
 
     /// Makes what runs equal to what the front-end has said.
     private func reconcile() {
         for index in rings.indices {
             let ring = rings[index]
-            let wanted = ring.isStarted && ring.isEnabled && !ring.isBroken && ring.size != nil && ring.addresses != nil
-            if wanted, device.queue(index) == nil {
+            if device.queue(index) != nil {
+                device.setEnabled(index, ring.isEnabled)
+            } else if ring.isStarted, ring.isEnabled, !ring.isBroken, ring.size != nil, ring.addresses != nil {
                 putIntoService(index)
-            } else if !wanted, let queue = device.stop(index) {
-                rings[index].base = queue.ring.lastAvailable
             }
         }
     }
 
     private func putIntoService(_ index: Int) {
-        guard let size = rings[index].size, let addresses = rings[index].addresses else { return }
-        let areas = Virtqueue.areas(size: size)
+        guard let size = rings[index].size else { return }
+        guard let areas = areas(index) else {
+            rings[index].isBroken = true
+            return fault(index, VirtqueueFault.areas.rawValue)
+        }
+        let ring = Virtqueue(size: size, memory: memory, areas: areas, base: rings[index].base, features: features)
+        // A driver may have made buffers available before we were there to be notified.
+        _ = ring.wantNotifications()
+        device.start(index, ring: ring, call: rings[index].call, mustPoll: rings[index].kick < 0)
+    }
+
+    /// Where the areas of a ring lie in the current memory.
+    private func areas(_ index: Int) -> Virtqueue.Areas? {
+        guard let size = rings[index].size, let addresses = rings[index].addresses else { return nil }
+        let sizes = Virtqueue.areas(size: size)
         guard
             let descriptors = unsafe memory.ring(
-                userAddress: addresses.descriptors, length: areas.descriptors, alignment: 16),
+                userAddress: addresses.descriptors, length: sizes.descriptors, alignment: 16),
             let available = unsafe memory.ring(
-                userAddress: addresses.available, length: areas.available, alignment: 2),
-            let used = unsafe memory.ring(userAddress: addresses.used, length: areas.used, alignment: 4)
-        else { return fault(index, "its areas do not lie in the memory that was shared") }
-        let ring = unsafe Virtqueue(
-            size: size, memory: memory, descriptors: descriptors, available: available, used: used,
-            base: rings[index].base, features: features)
-        device.start(index, ring: ring, call: rings[index].call)
-        if index == VirtioSCSIDevice.eventQueue {
-            _ = ring.wantNotifications()
-            device.deliverEvents()
-        }
+                userAddress: addresses.available, length: sizes.available, alignment: 2),
+            let used = unsafe memory.ring(userAddress: addresses.used, length: sizes.used, alignment: 4)
+        else { return nil }
+        return unsafe Virtqueue.Areas(descriptors: descriptors, available: available, used: used)
     }
 
-    /// The ring's memory or addresses have changed: goes on where it was.
-    private func restart(_ index: Int) {
-        guard let queue = device.stop(index) else { return }
-        rings[index].base = queue.ring.lastAvailable
-        notifyGuest(queue)
-        putIntoService(index)
+    /// The memory or the ring's addresses have changed: it goes on there, with what is in flight.
+    private func move(_ index: Int) {
+        rings[index].isBroken = false
+        guard let queue = device.queue(index), !queue.isBroken else { return }
+        guard let areas = areas(index) else { return device.breakQueue(queue, .areas) }
+        queue.ring.move(to: memory, areas: areas)
     }
 
-    /// Takes a ring out of service because the driver broke the rules.
+    /// Says that a ring is out of service because the driver broke the rules.
     func fault(_ index: Int, _ why: String) {
-        rings[index].isBroken = true
         report("Ring \(index) is out of service until the driver resets the device: \(why).")
         if rings[index].error >= 0 { _ = eventfd_write(rings[index].error, 1) }
     }

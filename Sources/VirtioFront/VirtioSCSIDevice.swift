@@ -38,7 +38,14 @@ final class DeviceQueue {
     unowned(unsafe) let device: VirtioSCSIDevice
     /// Where each slot's response goes.
     let responses: UnsafeMutablePointer<ResponsePieces?>
+    /// Which target each slot's task management function waits for; used on the control queue only.
+    let functions: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
+    /// The driver broke the rules: it is not served any more, what is in flight is still answered.
     var isBroken = false
+    /// Whether the front-end wants it served (SET_VRING_ENABLE).
+    var isEnabled = true
+    /// The front-end has no way to notify us: the queue is looked at without pause.
+    var mustPoll = false
 
     init(ring: Virtqueue, call: Int32, index: Int, device: VirtioSCSIDevice) {
         self.ring = ring
@@ -48,10 +55,15 @@ final class DeviceQueue {
         pool = TaskPool(capacity: ring.size, segmentsPerTask: 1)
         unsafe responses = .allocate(capacity: ring.size)
         unsafe responses.initialize(repeating: nil, count: ring.size)
+        unsafe functions = .allocate(capacity: ring.size)
+        unsafe functions.initialize(repeating: nil, count: ring.size)
         unsafe ring.owner = Unmanaged.passUnretained(self)
     }
 
-    deinit { unsafe responses.deallocate() }
+    deinit {
+        unsafe responses.deallocate()
+        unsafe functions.deallocate()
+    }
 }
 
 /// A target of the device, at the address that the port seam has as its context.
@@ -83,13 +95,20 @@ final class VirtioSCSIDevice {
     /// The running queues as the poll reads them.
     private let polled: UnsafeMutablePointer<Unmanaged<DeviceQueue>>
     private var polledCount = 0
+    /// All queues that may have something to tell the guest.
+    private let flushed: UnsafeMutablePointer<Unmanaged<DeviceQueue>>
+    private var flushedCount = 0
+    /// Set when nothing more is to be taken from the queues: the server stops.
+    private var isPaused = false
+    /// Detached targets for which task management functions wait; the core does not answer those of a lost nexus.
+    private var leaving: [UnsafeMutablePointer<DeviceTarget>] = unsafe []
     private var features: UInt64 = 0
     private var events: [(event: UInt32, lun: UInt64, reason: UInt32)] = []
     private var eventsMissed = false
     private(set) var statistics: VirtioFrontStatistics
     /// Called when a queue breaks.
     private let onFault: (Int, VirtqueueFault) -> Void
-    /// Called after a completion while `waitsForDrain` is set.
+    /// Called at the end of each turn while something waits for requests in flight, and never from a completion.
     var onDrained: (() -> Void)?
     private var waitsForDrain = false
 
@@ -103,6 +122,7 @@ final class VirtioSCSIDevice {
         self.initiatorPort = initiatorPort
         running = Array(repeating: nil, count: queueCapacity)
         unsafe polled = .allocate(capacity: queueCapacity)
+        unsafe flushed = .allocate(capacity: queueCapacity)
         unsafe self.targets = .allocate(capacity: 256)
         unsafe self.targets.initialize(repeating: nil, count: 256)
         for (number, target) in targets { connect(target, number) }
@@ -129,6 +149,7 @@ final class VirtioSCSIDevice {
         for index in unsafe detached.indices { unsafe detached[index].entry.deallocate() }
         unsafe targets.deallocate()
         unsafe polled.deallocate()
+        unsafe flushed.deallocate()
     }
 
     // MARK: Targets
@@ -147,6 +168,7 @@ final class VirtioSCSIDevice {
         unsafe targets[Int(number)] = nil
         unsafe detached.append((entry, target))
         unsafe target.loseNexus(entry.pointee.nexus)
+        unsafe leaving.append(entry)
         announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
     }
 
@@ -171,8 +193,26 @@ final class VirtioSCSIDevice {
     func queue(_ index: Int) -> DeviceQueue? { running[index] }
 
     /// Puts a queue into service.
-    func start(_ index: Int, ring: Virtqueue, call: Int32) {
-        running[index] = DeviceQueue(ring: ring, call: call, index: index, device: self)
+    func start(_ index: Int, ring: Virtqueue, call: Int32, mustPoll: Bool) {
+        let queue = DeviceQueue(ring: ring, call: call, index: index, device: self)
+        queue.mustPoll = mustPoll
+        running[index] = queue
+        refreshPolled()
+        if index == Self.eventQueue { deliverEvents() }
+    }
+
+    /// Serves a queue, or leaves it alone for a while. What is in flight is answered in any case.
+    func setEnabled(_ index: Int, _ isEnabled: Bool) {
+        guard let queue = running[index], queue.isEnabled != isEnabled else { return }
+        queue.isEnabled = isEnabled
+        refreshPolled()
+        if index == Self.eventQueue { deliverEvents() }
+    }
+
+    /// Takes nothing more from any queue; `onDrained` is called until all that is in flight has been answered.
+    func pause() {
+        isPaused = true
+        waitsForDrain = true
         refreshPolled()
     }
 
@@ -190,7 +230,11 @@ final class VirtioSCSIDevice {
 
     private func refreshPolled() {
         polledCount = 0
-        for queue in running.compactMap({ $0 }) where !queue.isBroken && queue.index != Self.eventQueue {
+        flushedCount = 0
+        for queue in running.compactMap({ $0 }) {
+            unsafe flushed[flushedCount] = unsafe Unmanaged.passUnretained(queue)
+            flushedCount += 1
+            guard queue.isEnabled, !queue.isBroken, !isPaused, queue.index != Self.eventQueue else { continue }
             unsafe polled[polledCount] = unsafe Unmanaged.passUnretained(queue)
             polledCount += 1
         }
@@ -207,16 +251,39 @@ final class VirtioSCSIDevice {
             guard let entry = unsafe targets[number] else { continue }
             unsafe entry.pointee.target._withUnsafeGuaranteedRef { unsafe $0.loseNexus(entry.pointee.nexus) }
         }
+        // The core answers no function of a nexus that is lost, and nobody waits for one.
+        unsafe leaving.removeAll()
+        for queue in stopped where queue.index == Self.controlQueue { queue.ring.abandon() }
+        stopped.removeAll { $0.ring.inFlight == 0 }
     }
 
     /// Whether what was in flight when its queue stopped has ended.
     var isDrained: Bool { stopped.isEmpty }
 
-    private func requestEnded() {
+    /// Lets go of queues that have stopped and whose requests have ended. Not at the completion itself: that runs on
+    /// memory of the queue.
+    private func settle() {
+        for queue in stopped { notify(queue) }
         stopped.removeAll { $0.ring.inFlight == 0 }
-        if stopped.isEmpty {
-            waitsForDrain = false
-            onDrained?()
+        waitsForDrain = !stopped.isEmpty || isPaused
+        onDrained?()
+    }
+
+    /// Answers the functions that wait for a target that is gone, once none of its tasks can touch the guest's memory.
+    private func answerLeaving() {
+        let gone = unsafe leaving.filter { entry in
+            unsafe entry.pointee.target._withUnsafeGuaranteedRef {
+                unsafe $0.tasksInFlight(entry.pointee.nexus) == 0
+            }
+        }
+        guard unsafe !gone.isEmpty else { return }
+        unsafe leaving.removeAll { unsafe gone.contains($0) }
+        for queue in running.compactMap({ $0 }) + stopped where queue.index == Self.controlQueue {
+            for head in 0..<queue.ring.size {
+                guard let entry = unsafe queue.functions[head] else { continue }
+                guard unsafe gone.contains(entry) else { continue }
+                unsafe finishControl(queue.ring.slot(head), [VirtioSCSIResponse.badTarget.rawValue])
+            }
         }
     }
 
@@ -234,8 +301,9 @@ final class VirtioSCSIDevice {
 
     /// Notifies the guest of what was used in this turn, once a queue.
     func flush() {
-        for index in 0..<polledCount { unsafe polled[index]._withUnsafeGuaranteedRef { notify($0) } }
-        if !stopped.isEmpty { for queue in stopped { notify(queue) } }
+        if unsafe !leaving.isEmpty { answerLeaving() }
+        for index in 0..<flushedCount { unsafe flushed[index]._withUnsafeGuaranteedRef { notify($0) } }
+        if waitsForDrain { settle() }
     }
 
     private func notify(_ queue: DeviceQueue) {
@@ -247,7 +315,8 @@ final class VirtioSCSIDevice {
     func prepareToSleep() -> Bool {
         var found = false
         for index in 0..<polledCount {
-            if unsafe polled[index]._withUnsafeGuaranteedRef({ $0.ring.wantNotifications() }) { found = true }
+            let hasWork = unsafe polled[index]._withUnsafeGuaranteedRef { $0.ring.wantNotifications() || $0.mustPoll }
+            if hasWork { found = true }
         }
         return found
     }
@@ -274,7 +343,9 @@ final class VirtioSCSIDevice {
         return true
     }
 
-    private func breakQueue(_ queue: DeviceQueue, _ fault: VirtqueueFault) {
+    /// Takes a queue out of service because the driver broke the rules.
+    func breakQueue(_ queue: DeviceQueue, _ fault: VirtqueueFault) {
+        guard !queue.isBroken else { return }
         queue.isBroken = true
         statistics.brokenQueues += 1
         refreshPolled()
@@ -296,6 +367,11 @@ final class VirtioSCSIDevice {
             let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: header.loadUnaligned(as: UInt64.self)))
             guard let target = unsafe target(lun) else {
                 unsafe refuse(queue, slot, response, .badTarget)
+                return nil
+            }
+            // INOUT is not offered: a command moves data one way (5.6.6.1).
+            if unsafe slot.pointee.readableLength > 0 && slot.pointee.writableLength > 0 {
+                unsafe refuse(queue, slot, response, .failure)
                 return nil
             }
             let head = unsafe Int(slot.pointee.head)
@@ -332,7 +408,7 @@ final class VirtioSCSIDevice {
     ) {
         let residual = unsafe UInt32(clamping: slot.pointee.writableLength + slot.pointee.readableLength)
         response.writeCommand(code, status: 0, qualifier: 0, residual: residual)
-        unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.responseHeader))
+        unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.response))
     }
 
     /// A command has ended: its response goes to the guest.
@@ -365,7 +441,6 @@ final class VirtioSCSIDevice {
             }
         }
         unsafe ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.response) &+ UInt32(truncatingIfNeeded: written))
-        if waitsForDrain { requestEnded() }
     }
 
     // MARK: Control queue
@@ -412,7 +487,8 @@ final class VirtioSCSIDevice {
         if let answer {
             unsafe finishControl(slot, [answer.rawValue])
         } else {
-            let entry = unsafe entry.unsafelyUnwrapped
+            let entry = unsafe entry!
+            unsafe queue.functions[Int(slot.pointee.head)] = entry
             unsafe entry.pointee.target._withUnsafeGuaranteedRef {
                 unsafe $0.receive(request, nexus: entry.pointee.nexus)
             }
@@ -449,24 +525,20 @@ final class VirtioSCSIDevice {
 
     private func finishControl(_ slot: UnsafeMutablePointer<VirtqueueSlot>, _ bytes: [UInt8]) {
         unsafe slot.pointee.queue._withUnsafeGuaranteedRef { ring in
-            let pieces = unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef {
-                unsafe $0.responses[Int(slot.pointee.head)]
+            let pieces = unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { queue in
+                unsafe queue.functions[Int(slot.pointee.head)] = nil
+                return unsafe queue.responses[Int(slot.pointee.head)]
             }
             if !ring.isDetached { unsafe bytes.withUnsafeBytes { unsafe pieces?.write($0) } }
             unsafe ring.pushUsed(slot, length: UInt32(bytes.count))
         }
-        if waitsForDrain { requestEnded() }
     }
 
     // MARK: Event queue
 
     /// An event of a target for the guest (5.6.6.3), if the driver has negotiated that kind.
     fileprivate func report(_ event: scsi_target_event, from number: UInt8) {
-        var lunBytes = event.lun
-        let samField = unsafe withUnsafeBytes(of: &lunBytes) {
-            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
-        }
-        let lun = VirtioSCSILUN.bytes(target: number, samField: samField)
+        let lun = VirtioSCSILUN.bytes(target: number, samField: LUN.field(event.lun))
         let hotplug = features & VirtioFeature.hotplug != 0
         switch Int32(event.kind) {
         case Int32(SCSI_EVENT_LOGICAL_UNIT_ADDED) where hotplug:
@@ -492,11 +564,14 @@ final class VirtioSCSIDevice {
 
     /// Gives pending events to the driver as long as it has buffers.
     func deliverEvents() {
-        guard let queue = running[Self.eventQueue], !queue.isBroken else { return }
+        guard let queue = running[Self.eventQueue], queue.isEnabled, !queue.isBroken, !isPaused else { return }
         defer { notify(queue) }
         while !events.isEmpty || eventsMissed {
             switch queue.ring.pop() {
-            case .nothing: return
+            case .nothing:
+                // Buffers wake us only if they are asked for behind those that were taken.
+                if queue.ring.wantNotifications() { continue }
+                return
             case .broken(let fault): return breakQueue(queue, fault)
             case .chain(let slot):
                 guard let response = unsafe slot.pointee.takeResponse(VirtioSCSILayout.event) else {

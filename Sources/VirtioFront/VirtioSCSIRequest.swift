@@ -44,9 +44,9 @@ struct VirtioSCSILUN {
     /// The single level LUN structure as SAM-6 4.7 writes it.
     var samField: UInt64 { isReportLUNsWellKnown ? bytes : bytes << 16 }
 
-    /// The bytes that address a unit of a target, as the driver writes them: flat space addressing.
+    /// The bytes that address a unit of a target, in the encoding of REPORT LUNS: Linux looks a unit up by them.
     static func bytes(target: UInt8, samField: UInt64) -> UInt64 {
-        1 << 56 | UInt64(target) << 48 | (samField >> 48 & 0x3fff | 0x4000) << 32
+        1 << 56 | UInt64(target) << 48 | (samField >> 48) << 32
     }
 }
 
@@ -75,7 +75,8 @@ extension ResponsePieces {
     /// Writes the response of a command without sense data.
     @inline(__always)
     func writeCommand(_ response: VirtioSCSIResponse, status: UInt8, qualifier: UInt16, residual: UInt32) {
-        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.responseHeader, alignment: 8) { bytes in
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.response, alignment: 8) { bytes in
+            unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
             unsafe Self.header(
                 bytes, response, status: status, qualifier: qualifier, residual: residual, senseLength: 0)
             unsafe write(UnsafeRawBufferPointer(bytes))

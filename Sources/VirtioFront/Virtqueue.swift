@@ -16,12 +16,13 @@ enum VirtqueueFault: String {
     case headIndex = "a descriptor index outside of the table"
     case headInFlight = "a descriptor chain made available again before it was used"
     case nextIndex = "a next field outside of the table"
-    case loop = "a descriptor chain longer than its table"
+    case loop = "a descriptor chain that is a loop, or longer than the queue"
     case address = "a descriptor that leads outside of the guest's memory"
     case order = "a device-readable descriptor behind a device-writable one"
     case indirect = "an indirect table that is nested, empty, of wrong length, or not negotiated"
     case segments = "a descriptor chain in too many pieces"
     case header = "a chain too short for its request or response"
+    case areas = "its areas do not lie in the memory that was shared"
 }
 
 /// A descriptor chain as host addresses. Lives in the queue from `pop` to `pushUsed`.
@@ -54,13 +55,13 @@ final class Virtqueue {
 
     /// Descriptors of the ring, a power of two.
     let size: Int
-    let memory: GuestMemory
-    private let hotMemory: Unmanaged<GuestMemory>
+    private(set) var memory: GuestMemory
+    private var hotMemory: Unmanaged<GuestMemory>
     private let eventIndex: Bool
     private let indirect: Bool
-    private let descriptors: UnsafeMutableRawPointer
-    private let available: UnsafeMutableRawPointer
-    private let used: UnsafeMutableRawPointer
+    private var descriptors: UnsafeMutableRawPointer
+    private var available: UnsafeMutableRawPointer
+    private var used: UnsafeMutableRawPointer
     private let slots: UnsafeMutablePointer<VirtqueueSlot>
     private let segments: UnsafeMutablePointer<iovec>
     private let segmentsPerSlot: Int
@@ -82,21 +83,26 @@ final class Virtqueue {
         (UInt64(16 * size), UInt64(6 + 2 * size), UInt64(6 + 8 * size))
     }
 
-    init(
-        size: Int, memory: GuestMemory, descriptors: UnsafeMutableRawPointer, available: UnsafeMutableRawPointer,
-        used: UnsafeMutableRawPointer, base: UInt16, features: UInt64
-    ) {
+    /// Where the three areas lie.
+    @safe
+    struct Areas {
+        let descriptors: UnsafeMutableRawPointer
+        let available: UnsafeMutableRawPointer
+        let used: UnsafeMutableRawPointer
+    }
+
+    init(size: Int, memory: GuestMemory, areas: Areas, base: UInt16, features: UInt64) {
         self.size = size
         self.memory = memory
         unsafe hotMemory = Unmanaged.passUnretained(memory)
         eventIndex = features & VirtioFeature.eventIndex != 0
         indirect = features & VirtioFeature.indirectDescriptors != 0
-        unsafe self.descriptors = descriptors
-        unsafe self.available = available
-        unsafe self.used = used
+        unsafe descriptors = areas.descriptors
+        unsafe available = areas.available
+        unsafe used = areas.used
         lastAvailable = base
         // What the driver has been told so far stands in the ring: after a restart of the back-end, too.
-        usedIndex = unsafe clinux_load16_relaxed(used + 2)
+        usedIndex = unsafe clinux_load16_relaxed(areas.used + 2)
         signalled = usedIndex
         // A chain as long as the ring; a piece more where a descriptor spans regions, and one for splitting the response.
         segmentsPerSlot = size + 16
@@ -114,6 +120,31 @@ final class Virtqueue {
         precondition(inFlight == 0, "a virtqueue went away with requests in flight")
         unsafe slots.deallocate()
         unsafe segments.deallocate()
+    }
+
+    /// Goes on in other memory: the front-end has changed its memory map, or where the ring lies, while requests are in
+    /// flight. The positions stay, and requests in flight keep the memory that they lead into.
+    func move(to memory: GuestMemory, areas: Areas) {
+        self.memory = memory
+        unsafe hotMemory = Unmanaged.passUnretained(memory)
+        unsafe descriptors = areas.descriptors
+        unsafe available = areas.available
+        unsafe used = areas.used
+    }
+
+    /// Ends what is in flight without a word to the guest; the queue must be detached.
+    func abandon() {
+        precondition(isDetached)
+        for head in 0..<size {
+            let slot = unsafe slots + head
+            if unsafe slot.pointee.inFlight { unsafe release(slot) }
+        }
+    }
+
+    /// The slot of a descriptor index.
+    func slot(_ head: Int) -> UnsafeMutablePointer<VirtqueueSlot> {
+        precondition(head >= 0 && head < size)
+        return unsafe slots + head
     }
 
     // MARK: Available ring
@@ -157,20 +188,21 @@ final class Virtqueue {
         var steps = 0
         var isIndirect = false
         while true {
+            // A chain is no longer than the queue (2.7.5.3.1), also in an indirect table; this ends a loop, too.
             steps += 1
-            guard steps <= limit else { return .loop }
+            guard steps <= size + 1 else { return .loop }
             let address = unsafe clinux_load64_relaxed(table + 16 * next)
             let rest = unsafe clinux_load64_relaxed(table + 16 * next + 8)
             let length = UInt64(UInt32(truncatingIfNeeded: rest))
             let flags = Int32(truncatingIfNeeded: rest >> 32 & 0xffff)
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 guard indirect, !isIndirect, flags & VRING_DESC_F_NEXT == 0, length > 0, length % 16 == 0,
-                    length / 16 <= UInt64(UInt16.max),
+                    length / 16 <= UInt64(UInt16.max) + 1,
                     let piece = unsafe memory.piece(address, length), UInt64(piece.count) == length
                 else { return .indirect }
                 unsafe table = UnsafeRawPointer(piece.baseAddress!)
                 limit = Int(length / 16)
-                (next, steps, isIndirect) = (0, 0, true)
+                (next, isIndirect) = (0, true)
                 continue
             }
             if let fault = walk.append(address, length, writable: flags & VRING_DESC_F_WRITE != 0) { return fault }
