@@ -2,6 +2,7 @@
 //
 // Called by: swift test. Must not know: the server's inside.
 
+import Backstores
 import Testing
 import VhostUserInitiator
 

@@ -2,6 +2,7 @@
 //
 // Called by: swift test. Must not know: the server's inside.
 
+import Backstores
 import CLinux
 import Glibc
 import Testing
@@ -116,7 +117,7 @@ struct EndToEndManagementTests {
         try withDaemon { daemon in
             let frontEnd = try VhostUserFrontEnd.ready(daemon)
             let buffer = frontEnd.events.offerEventBuffer()
-            daemon.perform { $0.target.remove(at: $0.target.logicalUnits[1].lun, drained: {}) }
+            daemon.removeUnit(1)
             try frontEnd.events.wait(for: buffer)
             #expect(WireBytes.read(UInt32.self, buffer.written, at: 0) == 1)
             #expect(Array(buffer.written[4..<12]) == unit(1).bytes)

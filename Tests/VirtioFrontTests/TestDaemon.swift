@@ -134,6 +134,11 @@ final class TestDaemon: Sendable {
         perform { $0.faults[unit].inject(FaultInjectionBackstore.Fault(action, times: times)) }
     }
 
+    /// Takes a logical unit away from the target.
+    func removeUnit(_ number: Int) {
+        perform { _ = $0.target.remove(at: LUN(number)!, drained: {}) }
+    }
+
     /// Waits until the disk of a logical unit holds so many requests.
     func waitForHeld(_ count: Int, unit: Int = 0) throws(InitiatorError) {
         try eventually("\(count) requests to be held") { $0.faults[unit].heldCount == count }
@@ -240,11 +245,6 @@ func pattern(_ count: Int, seed: UInt8) -> [UInt8] {
 }
 
 extension VhostUserFrontEnd {
-    /// The control queue, the event queue, and the first request queue.
-    var control: DriverQueue { queues[0] }
-    var events: DriverQueue { queues[1] }
-    var requests: DriverQueue { queues[2] }
-
     /// A started front-end whose unit attentions of units 0 and 1 are over.
     static func ready(_ daemon: TestDaemon, socket: Int = 0, options: Options = Options()) throws -> VhostUserFrontEnd {
         let frontEnd = try VhostUserFrontEnd.started(path: daemon.paths[socket], options: options)
