@@ -25,6 +25,7 @@ import VirtioFront
     @Test(arguments: layouts.indices, [1, 3])
     func dataSurvivesEveryLayoutOfTheChain(_ layout: Int, _ regions: Int) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.memoryRegions = regions
         let frontEnd = try VhostUserFrontEnd.ready(world, options)
@@ -46,6 +47,7 @@ import VirtioFront
         ] as [(UInt64, Bool)])
     func aDriverWithoutAFeatureIsServed(_ missing: UInt64, _ several: Bool) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.features &= ~missing
         let frontEnd = try VhostUserFrontEnd.ready(world, options)
@@ -57,6 +59,7 @@ import VirtioFront
 
     @Test func theLogicalUnitIsFoundInBothFormats() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         world.perform {
             $0.addUnit(at: 3)
             $0.addUnit(at: 300)
@@ -75,6 +78,7 @@ import VirtioFront
 
     @Test func anAbsentTargetIsABadTargetAndAnAbsentUnitIsNot() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         for bytes in [[1, 1, 0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]] as [[UInt8]] {
             let result = try frontEnd.requests.run(SCSICommand(VirtioSCSIAddress(bytes: bytes), [0]))
@@ -89,6 +93,7 @@ import VirtioFront
 
     @Test func aRequestHeaderThatIsTooShortIsAFailure() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let chain = frontEnd.requests.submit(readable: [UInt8](repeating: 1, count: 50), writable: 108)
         try frontEnd.requests.wait(for: chain)
@@ -97,6 +102,7 @@ import VirtioFront
 
     @Test func aCommandWithDataBothWaysIsAFailure() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let command = SCSICommand(unit0, [0], dataOut: [1], dataIn: 1)
         #expect(try frontEnd.requests.run(command).response == UInt8(VIRTIO_SCSI_S_FAILURE))
@@ -104,6 +110,7 @@ import VirtioFront
 
     @Test func aReadThatAsksForMoreThanTheBuffersHoldIsAnOverrun() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let result = try frontEnd.requests.run(SCSICommand(unit0, CDB.read(.ten, 0, 2), dataIn: 512))
         #expect(result.response == UInt8(VIRTIO_SCSI_S_OVERRUN))
@@ -111,6 +118,7 @@ import VirtioFront
 
     @Test func whatIsNotUsedOfABufferIsItsResidual() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let result = try frontEnd.requests.run(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 4096))
         #expect(result.isGood && result.residual == 4096 - 512)
@@ -120,6 +128,7 @@ import VirtioFront
 
     @Test func theSenseFieldIsWrittenWholeWhetherThereIsSenseOrNot() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let bad = try frontEnd.requests.run(SCSICommand(unit0, [0xff]))
         #expect(bad.status == 2 && bad.senseKey == 5 && bad.additionalSense == 0x2000)
@@ -133,6 +142,7 @@ import VirtioFront
 
     @Test func anAbortedCommandIsAnsweredBeforeItsAbort() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         var command = SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512)
@@ -154,6 +164,7 @@ import VirtioFront
 
     @Test func aCommandEndedByAResetSaysSo() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let request = frontEnd.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -168,6 +179,7 @@ import VirtioFront
 
     @Test func taskManagementAnswersByTheSpecification() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let absent = VirtioSCSIAddress.flat(target: 7, lun: 0)
         let noUnit = VirtioSCSIAddress.flat(target: 0, lun: 7)
@@ -189,6 +201,7 @@ import VirtioFront
 
     @Test func asynchronousNotificationsAreNotSupportedAndSaidToBeSo() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         for type in [VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE] {
             let answer = try frontEnd.control.asynchronousNotification(type, unit0, events: 0x7e)
@@ -200,6 +213,7 @@ import VirtioFront
 
     @Test func aControlRequestOfUnknownTypeComesBackEmpty() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let chain = frontEnd.control.submit(readable: WireBytes.of(UInt32(77), 0, 0, 0, 0, 0), writable: 5)
         try frontEnd.control.wait(for: chain)
@@ -209,6 +223,7 @@ import VirtioFront
 
     @Test func aFunctionThatWaitsForATargetThatGoesAwayIsAnsweredAfterItsTasks() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let request = frontEnd.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -227,6 +242,7 @@ import VirtioFront
 
     @Test func aStopDoesNotWaitForAFunctionOfAFrontEndThatIsGone() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         _ = frontEnd.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -241,6 +257,7 @@ import VirtioFront
 
     @Test func manyCommandsOnSeveralQueuesAreAllAnswered() throws {
         let world = try ServerWorld(requestQueues: 4, pollMicroseconds: 20)
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.queues = 6
         let frontEnd = try VhostUserFrontEnd.ready(world, options)

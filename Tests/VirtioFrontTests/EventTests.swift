@@ -23,6 +23,7 @@ import VirtioFront
 
     @Test func aUnitThatComesAndGoesIsAnnouncedInTheEncodingOfReportLUNs() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let buffers = (0..<3).map { _ in frontEnd.events.offerEventBuffer() }
         world.perform { $0.addUnit(at: 1) }
@@ -35,6 +36,7 @@ import VirtioFront
 
     @Test func aChangedCapacityIsAParameterChange() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let buffer = frontEnd.events.offerEventBuffer()
         world.perform {
@@ -47,6 +49,7 @@ import VirtioFront
     @Test(arguments: [VirtioFeatureBit.eventIndex, 0])
     func eventsWaitForBuffersAndComeInOrder(_ missing: UInt64) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.features &= ~missing
         let frontEnd = try VhostUserFrontEnd.ready(world, options)
@@ -60,6 +63,7 @@ import VirtioFront
 
     @Test func moreEventsThanAreKeptEndInEventsMissed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let kept = 64
         world.perform { objects in for lun in 1...kept + 5 { objects.addUnit(at: lun) } }
@@ -73,6 +77,7 @@ import VirtioFront
 
     @Test func aDriverWithoutHotplugIsNotTold() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.features &= ~VirtioFeatureBit.hotplug
         let frontEnd = try VhostUserFrontEnd.ready(world, options)
@@ -88,6 +93,7 @@ import VirtioFront
 
     @Test func aTargetThatGoesAwayIsAnnouncedWithAllItsUnits() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         world.perform { $0.addUnit(at: 5) }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let buffers = (0..<2).map { _ in frontEnd.events.offerEventBuffer() }

@@ -64,6 +64,7 @@ private struct Tracer {
     func aMessageThatMakesNoSenseIsRefusedAndTheConnectionLives(_ index: Int) throws {
         let (request, payload, _) = Self.refused[index]
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         let error = #expect(throws: InitiatorError.self) { try frontEnd.tell(request, payload) }
         guard case .refused = error else {
@@ -81,6 +82,7 @@ private struct Tracer {
     func aRefusalThatNobodyAskedForEndsTheConnection(_ index: Int) throws {
         let (request, payload, _) = Self.refused[index]
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         try channel.send(request, payload)
         try channel.waitForClose()
@@ -90,6 +92,7 @@ private struct Tracer {
     @Test(arguments: 1...18)
     func aPayloadOfWrongSizeEndsTheConnection(_ number: Int) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         try channel.send(.number(UInt32(number)), [UInt8](repeating: 0, count: 7 + (number == 7 ? 20 : 0)))
         try channel.waitForClose()
@@ -99,6 +102,7 @@ private struct Tracer {
     @Test(arguments: [[0, 0], [2, 0], [5, 0], [1, 0xffff_ffff], [1, 1 << 20]] as [[UInt32]])
     func aHeaderOfAnotherVersionOrSizeEndsTheConnection(_ fields: [UInt32]) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         try channel.sendRaw(WireBytes.of(1, fields[0], fields[1]))
         try channel.waitForClose()
@@ -106,6 +110,7 @@ private struct Tracer {
 
     @Test func descriptorsThatAMessageHasNoUseForAreClosed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         let tracer = Tracer()
         try frontEnd.tell(.setVringBase, WireBytes.of(UInt32(2), 0), descriptors: [tracer.writer, tracer.writer])
@@ -114,6 +119,7 @@ private struct Tracer {
 
     @Test func descriptorsOfARefusedMessageAreClosed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         let tracer = Tracer()
         #expect(throws: InitiatorError.self) {
@@ -124,6 +130,7 @@ private struct Tracer {
 
     @Test func moreDescriptorsThanAMessageCanHaveAreClosed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         let tracer = Tracer()
         try channel.send(
@@ -134,6 +141,7 @@ private struct Tracer {
 
     @Test func descriptorsOfAMessageThatNeverEndsAreClosed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         let tracer = Tracer()
         let bytes = VhostUserChannel.message(.setVringKick, WireBytes.of(UInt64(2)))
@@ -144,6 +152,7 @@ private struct Tracer {
 
     @Test func aKickDescriptorThatIsAFileIsRefused() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         let file = unsafe open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
         defer { close(file) }
@@ -158,6 +167,7 @@ private struct Tracer {
 
     @Test func aKickDescriptorThatIsAClosedPipeDoesNotKeepTheServerAwake() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         var ends: [Int32] = [-1, -1]
         precondition(unsafe pipe2(&ends, Int32(O_CLOEXEC)) == 0)
@@ -176,6 +186,7 @@ private struct Tracer {
         ] as [(UInt64, UInt64, UInt64, UInt64)])
     func aRegionThatDoesNotFitItsFileOrItsAddressesIsRefused(_ region: (UInt64, UInt64, UInt64, UInt64)) throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try acknowledging(world)
         let memory = try SharedMemory(size: 1 << 20, guestAddress: 0x4000_0000)
         let error = #expect(throws: InitiatorError.self) {
@@ -192,6 +203,7 @@ private struct Tracer {
 
     @Test func overlappingRegionsAreRefusedAndTheOldTableStays() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let memory = try SharedMemory(size: 1 << 20, guestAddress: frontEnd.memories[0].guestAddress + 4096)
         #expect(throws: InitiatorError.self) { try frontEnd.addRegion(memory) }
@@ -201,6 +213,7 @@ private struct Tracer {
 
     @Test func aPeerThatSendsByteByByteIsServed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let channel = try VhostUserChannel(path: world.socketPath)
         for byte in VhostUserChannel.message(.getFeatures, []) { try channel.sendRaw([byte]) }
         #expect(try channel.receive().number != nil)
@@ -208,6 +221,7 @@ private struct Tracer {
 
     @Test func aPeerThatDisconnectsAtAnyByteLeavesNothingBehind() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         // What a front-end says in its life, as it said it.
         let whole = try VhostUserFrontEnd.ready(world)
         let sent = whole.channel.sent
@@ -233,6 +247,7 @@ private struct Tracer {
 
     @Test func aSecondFrontEndIsTurnedAwayAndTheFirstGoesOn() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let first = try VhostUserFrontEnd.ready(world)
         let second = try VhostUserChannel(path: world.socketPath)
         try second.waitForClose()
@@ -241,6 +256,7 @@ private struct Tracer {
 
     @Test func spdksOrderOfMessagesWorks() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         // GET_FEATURES is its barrier: no acknowledgements; rings are enabled before they are described.
         options.protocolFeatures = VhostUserProtocolBit.multiqueue

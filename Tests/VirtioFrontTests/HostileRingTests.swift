@@ -95,6 +95,7 @@ struct RingAttack: CustomTestStringConvertible, Sendable {
 
 @Suite struct HostileRingTests {
     private func check(_ world: ServerWorld, _ queue: Int, _ attack: RingAttack) throws {
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let victim = frontEnd.queues[queue]
         let base = victim.ring.availableIndex
@@ -132,6 +133,7 @@ struct RingAttack: CustomTestStringConvertible, Sendable {
 
     @Test func aHeadMadeAvailableTwiceBreaksTheRingAndTheFirstIsStillAnswered() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let first = frontEnd.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -145,6 +147,7 @@ struct RingAttack: CustomTestStringConvertible, Sendable {
 
     @Test func anIndirectTableWithoutTheFeatureBreaksTheRing() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         var options = VhostUserFrontEnd.Options()
         options.features &= ~VirtioFeatureBit.indirectDescriptors
         let frontEnd = try VhostUserFrontEnd.ready(world, options)
@@ -156,6 +159,7 @@ struct RingAttack: CustomTestStringConvertible, Sendable {
 
     @Test func anEventBufferThatIsTooShortBreaksTheEventRingOnly() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         _ = frontEnd.events.submit(readable: [], writable: 15)
         world.perform { $0.addUnit(at: 1) }
@@ -165,6 +169,7 @@ struct RingAttack: CustomTestStringConvertible, Sendable {
 
     @Test func aRingOutsideOfTheSharedMemoryIsNotServedUntilItsAddressIsRight() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let queue = frontEnd.requests
         _ = try frontEnd.stop(queue)
