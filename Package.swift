@@ -36,7 +36,9 @@ let package = Package(
         .systemLibrary(name: "CTarget"),
         .systemLibrary(name: "CLinux"),
 
-        .target(name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], swiftSettings: settings),
+        .target(
+            name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], exclude: ["README.md"],
+            swiftSettings: settings),
         .target(name: "Reactor", dependencies: ["CLinux", "CIOVector"], swiftSettings: settings),
         .target(
             name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector"],
@@ -106,8 +108,14 @@ let package = Package(
         .target(
             name: "XenFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
             swiftSettings: settings),
+        .executableTarget(
+            name: "xen-target", dependencies: ["XenFront", "Backstores", "Reactor", "SCSICore"],
+            path: "Tests/Support/xen-target", swiftSettings: settings),
         .testTarget(
-            name: "XenFrontTests", dependencies: ["XenFront", "SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            name: "XenFrontTests",
+            dependencies: [
+                "XenFront", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
+            ],
             swiftSettings: settings),
     ]
 )

@@ -67,28 +67,31 @@ public struct BackstoreError: Error, Equatable, CustomStringConvertible {
         case .invalidPath: "not a path; give the path of a file or a block device"
         case .invalidBlockSize(let size): "a logical block size of \(size) bytes; choose 512 or 4096"
         case .blockSizeTooSmall(let configured, let device):
-            "a logical block size of \(configured) bytes, but the device's is \(device); choose \(device) or leave it out"
+            "a logical block size of \(configured) bytes, but the device's is \(device); "
+                + "choose \(device) or leave it out"
         case .sizeZero: "a size of 0 bytes; give the size that the disk is to have"
         case .sizeNotMultiple(let size, let blockSize):
             "a size of \(size) bytes is no multiple of the logical block size of \(blockSize); choose "
-                + "\(size / UInt64(blockSize) * UInt64(blockSize)) or \((size / UInt64(blockSize) + 1) * UInt64(blockSize))"
+                + "\(size / UInt64(blockSize) * UInt64(blockSize)) or "
+                + "\((size / UInt64(blockSize) + 1) * UInt64(blockSize))"
         case .sizeTooLarge(let size): "a size of \(size) bytes is too large for this medium; choose a smaller one"
         case .sizeDiffers(let configured, let actual):
-            "the configured size is \(configured) bytes but the file has \(actual); change the configuration, or resize "
-                + "the file yourself (targetd never does it by accident)"
+            "the configured size is \(configured) bytes but the file has \(actual); change the configuration, or "
+                + "resize the file yourself (targetd never does it by accident)"
         case .missing: "no such file; create it, or allow it to be created by giving a size"
         case .missingSize: "no such file, and no size to create it with; give a size"
         case .createReadOnly: "no such file, and a read-only one is not created; create it, or drop read-only"
         case .missingDirectory: "its directory does not exist; create the directory, or correct the path"
         case .locked: "locked by another process (another targetd or QEMU?); stop the other user, `lslocks` shows it"
         case .deviceBusy:
-            "the device is mounted or in use; unmount it or stop the other user, `lsblk` and `lslocks` help"
+            "the device is mounted or in use; unmount it or stop the other user (`lsblk` shows mounts)"
         case .deviceReadOnly: "the device is write-protected; configure the backstore read-only"
         case .notRegularFile: "not a regular file; use a block device backstore for a device, or correct the path"
         case .notBlockDevice: "not a block device; use a file backstore for a file, or correct the path"
         case .systemCall(let call, let code): "\(call): \(errorText(code))\(Self.advice(code))"
         case .flushFailed(let code):
-            "the last flush failed: \(errorText(code)); completed writes may be lost: check the medium and the data on it"
+            "the last flush failed: \(errorText(code)); completed writes may be lost: check the "
+                + "medium and the data on it"
         }
     }
 

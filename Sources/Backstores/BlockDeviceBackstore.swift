@@ -1,7 +1,7 @@
 // BlockDeviceBackstore: a disk on a block device of the host: a partition, a logical volume, a whole disk.
 //
-// Owns: how the device is opened and what it is asked for. Called by: the daemon (open, close), a logical unit through the
-// handle. Must not know: SCSI; how requests are served (DescriptorIO).
+// Owns: how the device is opened and what it is asked for. Called by: the daemon (open, close), a logical unit through
+// the handle. Must not know: SCSI; how requests are served (DescriptorIO).
 
 import CBackstore
 import CLinux
@@ -77,8 +77,8 @@ public final class BlockDeviceBackstore {
 
     /// Looks at the device's size again.
     ///
-    /// - Returns: Whether the device has grown, and the geometry with it. One that became smaller keeps its geometry, and
-    ///   what lies past its end gives EIO.
+    /// - Returns: Whether the device has grown, and the geometry with it. One that became smaller keeps its geometry,
+    ///   and what lies past its end gives EIO.
     public func refreshGeometry() -> Bool {
         var bytes: UInt64 = 0
         guard unsafe clinux_block_size(io.descriptor, &bytes) == 0 else { return false }
@@ -180,8 +180,8 @@ private struct DeviceQueue {
     init(_ descriptor: Int32) {
         var status = stat()
         _ = unsafe fstat(descriptor, &status)
-        let device =
-            "/sys/dev/block/\(clinux_device_major(UInt64(status.st_rdev))):\(clinux_device_minor(UInt64(status.st_rdev)))"
+        let number = UInt64(status.st_rdev)
+        let device = "/sys/dev/block/\(clinux_device_major(number)):\(clinux_device_minor(number))"
         // A partition has no queue of its own: its disk's is one level up.
         let queue = unsafe access(device + "/queue", F_OK) == 0 ? device + "/queue" : device + "/../queue"
         discardMaximum = UInt64(Self.text(queue + "/discard_max_bytes")) ?? 0

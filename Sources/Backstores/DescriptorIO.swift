@@ -6,7 +6,8 @@
 //          ── WRITE ZEROES ► punching ─► zeroing ─► writingZeros (each if the one before is not supported)
 //
 // Owns: the descriptor, the bounce buffers, the lists of requests that wait. Called by: FileBackstore and
-// BlockDeviceBackstore, a logical unit through the vtable, the reactor. Must not know: SCSI, paths, how a medium is opened.
+// BlockDeviceBackstore, a logical unit through the vtable, the reactor. Must not know: SCSI, paths, how a medium is
+// opened.
 
 import CBackstore
 import CLinux

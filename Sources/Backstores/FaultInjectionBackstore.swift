@@ -11,8 +11,8 @@ public import SCSICore
 
 /// Wraps a backstore and makes chosen requests fail, come late, come torn, come in another order, or never.
 ///
-/// A request without a fault goes through unchanged. Faults are tried in the order in which they were injected; the first
-/// that matches has its way.
+/// A request without a fault goes through unchanged. Faults are tried in the order in which they were injected; the
+/// first that matches has its way.
 @safe
 public final class FaultInjectionBackstore {
     /// A fault: which requests, and what becomes of them.

@@ -1,7 +1,7 @@
 // FileBackstore: a disk in a file.
 //
-// Owns: how the file is created, opened, locked and measured. Called by: the daemon (open, close), a logical unit through
-// the handle. Must not know: SCSI; how requests are served (DescriptorIO).
+// Owns: how the file is created, opened, locked and measured. Called by: the daemon (open, close), a logical unit
+// through the handle. Must not know: SCSI; how requests are served (DescriptorIO).
 
 import CBackstore
 import CLinux
@@ -83,8 +83,8 @@ public final class FileBackstore {
 
     /// Looks at the file's size again.
     ///
-    /// - Returns: Whether the file has grown, and the geometry with it. A file that became shorter keeps its geometry, and
-    ///   what lies past its end gives EIO.
+    /// - Returns: Whether the file has grown, and the geometry with it. A file that became shorter keeps its geometry,
+    ///   and what lies past its end gives EIO.
     public func refreshGeometry() -> Bool {
         var status = stat()
         guard unsafe fstat(io.descriptor, &status) == 0 else { return false }

@@ -1,7 +1,7 @@
 // RAMBackstore: a disk in memory. What was never written takes no memory; everything is lost at the end.
 //
-// Owns: the memory and the requests that are done and not yet reported. Called by: a logical unit through its handle, the
-// reactor through a work source. Must not know: SCSI.
+// Owns: the memory and the requests that are done and not yet reported. Called by: a logical unit through its handle,
+// the reactor through a work source. Must not know: SCSI.
 
 import CBackstore
 import CLinux
@@ -11,8 +11,8 @@ public import SCSICore
 
 /// A sparse disk in memory.
 ///
-/// The data is copied in `submit`; completions come from the reactor's next look at the list. The memory is not reserved:
-/// if the machine runs out of it, the kernel's out-of-memory killer decides.
+/// The data is copied in `submit`; completions come from the reactor's next look at the list. The memory is not
+/// reserved: if the machine runs out of it, the kernel's out-of-memory killer decides.
 @safe
 public final class RAMBackstore {
     /// The backstore as a logical unit uses it. Valid until `close`.

@@ -1,6 +1,6 @@
 /*
  * clinux_io.h: asynchronous I/O and block devices, for Reactor and Backstores: what is a macro, a variadic function or
- * an access to a ring shared with the kernel. Static inline functions and no state.
+ * an access to a ring shared with the kernel. Static inline functions and no state. Must not know: SCSI, Swift.
  */
 #ifndef CLINUX_IO_H
 #define CLINUX_IO_H
@@ -59,8 +59,9 @@ static inline int clinux_ring_next(struct io_uring *ring, struct clinux_completi
 
 /* libaio --------------------------------------------------------------------------------------------------------- */
 
-/* The completion ring that io_setup maps into the process (linux/aio.c). It is no published header's, but its layout
- * has been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a turn. */
+/* The completion ring that io_setup maps into the process (linux/aio.c). It stands in no published header, but its
+ * layout has been the same since Linux 2.5, carries a magic number for exactly this use, and saves a system call a
+ * turn. */
 struct clinux_aio_ring {
     uint32_t id;
     uint32_t nr;

@@ -11,8 +11,8 @@ public struct DescriptorToken: Sendable, Equatable {
     let generation: UInt32
 }
 
-/// The watched descriptors. A token carries a generation, so an event that was already fetched for a descriptor that has
-/// been removed since is told apart from one for its successor in the table.
+/// The watched descriptors. A token carries a generation, so an event that was already fetched for a descriptor that
+/// has been removed since is told apart from one for its successor in the table.
 @safe
 struct DescriptorTable: ~Copyable {
     @unsafe

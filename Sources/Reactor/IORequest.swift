@@ -12,7 +12,8 @@ public struct IORequest {
     /// cannot name a Swift structure: the first argument is the address of the request.)
     public typealias Completion = @convention(c) (UnsafeMutableRawPointer, Int) -> Void
 
-    /// A blocking call for `Reactor.offload`. Runs on a helper thread; must touch nothing but what the request leads to.
+    /// A blocking call for `Reactor.offload`. Runs on a helper thread; must touch nothing but what the request leads
+    /// to.
     public typealias Function = @convention(c) (UnsafeMutableRawPointer) -> Int
 
     /// Called at the end of the operation.

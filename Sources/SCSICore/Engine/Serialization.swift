@@ -39,6 +39,7 @@ enum Serialization {
         case .pass: return false
         case .wait: return true
         case .overlap:
+            guard younger.blocks > 0 else { return false }
             // Ranges are [address, address + blocks); no sum, because CDB fields are not checked against the medium yet.
             return younger.address >= older.address
                 ? younger.address &- older.address < older.blocks : older.address &- younger.address < younger.blocks

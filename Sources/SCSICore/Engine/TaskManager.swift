@@ -76,11 +76,7 @@ final class TaskManager {
             return .ends(.everything(nexus: nexus))
         default: break
         }
-        var field = request.lun
-        let lunField = unsafe withUnsafeBytes(of: &field) {
-            unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self))
-        }
-        guard case .unit(let lun) = LUN.parse(lunField), let unit = target.unit(lun) else {
+        guard case .unit(let lun) = LUN.parse(LUN.field(request.lun)), let unit = target.unit(lun) else {
             return .answered(.incorrectLogicalUnitNumber)
         }
         let tag = request.tag

@@ -23,8 +23,9 @@ public enum Limits {
     /// gets INVALID FIELD IN CDB (SBC-5 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.
     public static let transferBytes: UInt64 = 32 << 20
 
-    /// Bytes of one WRITE SAME: the medium clears this quickly, and an abort is not kept waiting longer than that.
-    public static let writeSameBytes: UInt64 = 4 << 30
+    /// Bytes of one WRITE SAME: MAXIMUM WRITE SAME LENGTH. One that is neither zeros nor a deallocation is written from a
+    /// staging buffer in as many pieces as this holds of them; the bound is for how long it keeps the buffer from others.
+    public static let writeSameBytes: UInt64 = 16 << 20
 
     /// Block descriptors of one UNMAP parameter list: MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
     public static let unmapDescriptors = 256

@@ -1,6 +1,6 @@
-// media-bench: the reactor and the backstores alone, through the backstore seam: 4 KiB at a queue depth of 32, without a
-// guest and without the core. Prints nanoseconds for each I/O; gates.py runs it under valgrind and counts instructions and
-// allocations.
+// media-bench: the reactor and the backstores alone, through the backstore seam: 4 KiB at a queue depth of 32, without
+// a guest and without the core. Prints nanoseconds for each I/O; gates.py runs it under valgrind and counts
+// instructions and allocations.
 //
 // Called by: developers, the gates. Must not know: the inside of the reactor and of the backstores.
 //

@@ -43,7 +43,8 @@ class Result:
         """The output, if the status is one of these (0 if none is given)."""
         if self.status not in (statuses or (0,)):
             meaning = " (killed: it took too long)" if self.status == 137 else ""
-            shown = "\n".join(self.output.strip().splitlines()[-30:])
+            lines = self.output.strip().splitlines()
+            shown = "\n".join(lines if len(lines) <= 40 else lines[:12] + ["…"] + lines[-28:])
             raise CommandFailed(f"'{self.command}' in the guest ended with status {self.status}{meaning}:\n{shown}")
         return self.output
 

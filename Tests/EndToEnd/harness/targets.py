@@ -129,7 +129,7 @@ class Daemon(Target):
     """Our daemon, given a configuration file and attached by the very arguments that it prints."""
 
     is_ours = True
-    executable = os.path.join(image.ROOT, ".build", "release", "targetd")
+    executable = os.path.join(image.ROOT, ".build", os.environ.get("TARGETD_BUILD", "release"), "targetd")
     command: list[str] = []
     process: subprocess.Popen | None = None
     runs = 0

@@ -25,6 +25,22 @@ public struct Completion: Sendable {
 
     /// The parameter or medium data that was returned.
     public var data: [UInt8] { Array(buffer.dropLast(dataInResidual)) }
+    /// The same with another end: a test of the tests.
+    public func replacing(status: SCSIStatus, sense: [UInt8]) -> Completion {
+        Completion(
+            tag: tag, service: service, status: status, senseBytes: sense, buffer: buffer,
+            dataInResidual: dataInResidual, dataOutResidual: dataOutResidual)
+    }
+
+    /// The same with a byte of the data replaced: a test of the tests.
+    public func replacing(byte: Int, with value: UInt8) -> Completion {
+        var changed = buffer
+        changed[byte] = value
+        return Completion(
+            tag: tag, service: service, status: status, senseBytes: senseBytes, buffer: changed,
+            dataInResidual: dataInResidual, dataOutResidual: dataOutResidual)
+    }
+
     /// The decoded sense data.
     public var sense: Sense? { Sense(senseBytes) }
 
@@ -106,6 +122,8 @@ public final class MockPort {
     public var whenCompleted: ((Completion) -> Void)?
     /// Called when a task management function was answered.
     public var whenAnswered: ((UInt64, TaskManagementResponse) -> Void)?
+    /// Called when an event was reported: its additional sense code and LUN field.
+    public var whenReported: ((UInt16, UInt64) -> Void)?
     /// Whether the public head of a task is still known to a medium; no task may come back while it is.
     public var isHeldByMedium: ((UnsafeRawPointer) -> Bool)?
     /// Test of the tests: what the port makes of a completion before it is recorded: none, one, or several.
@@ -116,6 +134,7 @@ public final class MockPort {
     private var inFlight: [Int: Transfer] = [:]
     private var retired: [SegmentedBuffer] = []
     private var nextTag: UInt64 = 1
+    private var free: [Int]
 
     /// The buffers of a command.
     private struct Transfer {
@@ -138,6 +157,7 @@ public final class MockPort {
         self.journal = journal
         self.violations = violations
         pool = TaskPool(capacity: tasks, segmentsPerTask: segmentsPerTask)
+        free = Array((0..<tasks).reversed())
     }
 
     /// Establishes the nexus.
@@ -156,6 +176,11 @@ public final class MockPort {
 
     /// Commands that have not come back.
     public var tagsInFlight: Set<UInt64> { Set(inFlight.values.map(\.tag)) }
+
+    /// The task of a command that has not come back.
+    public func task(_ tag: UInt64) -> TaskHandle? {
+        inFlight.first { $0.value.tag == tag }.map { pool[$0.key] }
+    }
 
     /// Whether one more command can be sent.
     public var hasFreeTask: Bool { inFlight.count < pool.capacity }
@@ -185,7 +210,7 @@ public final class MockPort {
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
-        let index = (0..<pool.capacity).first { inFlight[$0] == nil }!
+        let index = free.removeLast()
         let task = pool[index]
         violations.require(task.isFree, "a task that had come back is not free")
         let transfer = Transfer(
@@ -245,6 +270,7 @@ public final class MockPort {
         guard let transfer = inFlight.removeValue(forKey: task.index) else {
             return violations.report("a command came back twice, or was never sent")
         }
+        free.append(task.index)
         violations.require(task.isFree, "a task came back that is not free")
         if let isHeldByMedium = unsafe isHeldByMedium {
             unsafe violations.require(
@@ -274,7 +300,7 @@ public final class MockPort {
     private func check(_ completion: Completion, _ transfer: Transfer) {
         violations.require(transfer.dataOut.guardsAreIntact, "memory beside a data-out buffer was touched")
         violations.require(transfer.dataIn.guardsAreIntact, "memory beside a data-in buffer was touched")
-        violations.require(transfer.dataOut.bytes == transfer.sent, "a data-out buffer was written to")
+        violations.require(transfer.dataOut.holds(transfer.sent), "a data-out buffer was written to")
         violations.require(
             completion.dataInResidual <= transfer.dataIn.length
                 && completion.dataOutResidual <= transfer.dataOut.length,
@@ -308,5 +334,6 @@ public final class MockPort {
         let field = unsafe withUnsafeBytes(of: &lun) { unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)) }
         let code = UInt16(event.additional_sense_code) << 8 | UInt16(event.additional_sense_code_qualifier)
         journal.entries.append(.event(port: name, kind: event.kind, code: code, lun: field))
+        whenReported?(code, field)
     }
 }

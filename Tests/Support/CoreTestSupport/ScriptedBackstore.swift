@@ -68,12 +68,17 @@ public final class ScriptedBackstore {
     public private(set) var refusals = 0
     /// How often a request was asked to be cancelled.
     public private(set) var cancellations = 0
+    /// Test of the tests: writes that complete without having been done.
+    public var losesWrite: ((BackstoreRequest) -> Bool)?
+    /// Test of the tests: a byte is written to the memory of a READ after it has completed.
+    public var touchesMemoryLate = false
     /// Whether writes are stable on completion; else a flush or a write with FUA makes them so.
     public private(set) var unstable: Set<UInt64> = []
 
     private let violations: Violations
     private var blocks: [UInt64: [UInt8]] = [:]
     private var inFlight: [InFlight] = []
+    private var owners: Set<Int> = []
 
     @safe
     private struct InFlight {
@@ -104,7 +109,7 @@ public final class ScriptedBackstore {
 
     /// Whether the backstore has the request of the task with this public head.
     public func holds(_ head: UnsafeRawPointer) -> Bool {
-        inFlight.contains { unsafe UnsafeRawPointer($0.request.pointee.owner) == head }
+        owners.contains(Int(bitPattern: head))
     }
 
     private var blockLength: Int { Int(geometry.logical_block_size) }
@@ -128,14 +133,17 @@ public final class ScriptedBackstore {
     ///   - errorOffset: The first byte that could not be transferred, if known.
     public func complete(_ index: Int = 0, error: Int32 = 0, errorOffset: UInt64? = nil, partial: Int = 0) {
         let entry = inFlight.remove(at: index)
+        unsafe owners.remove(Int(bitPattern: entry.request.pointee.owner))
         var error = error
         if error == 0, entry.isCancelled, honoursCancel { error = ECANCELED }
         let request = unsafe entry.request
         if error == 0, unsafe request.pointee.offset &+ request.pointee.length > geometry.size { error = EIO }
-        unsafe perform(request, limit: error == 0 ? .max : partial)
+        let late = unsafe touchesMemoryLate ? request.pointee.segments?.pointee.iov_base : nil
+        if !(losesWrite?(entry.summary) ?? false) { unsafe perform(request, limit: error == 0 ? .max : partial) }
         if let errorOffset { unsafe request.pointee.error_offset = errorOffset }
         // The core may hand the memory out again inside: nothing of it is used after this call.
         unsafe request.pointee.complete(request, error)
+        if let late = unsafe late, entry.summary.operation == .read { unsafe late.storeBytes(of: 1, as: UInt8.self) }
     }
 
     /// Completes everything, oldest first, and what follows from it.
@@ -207,6 +215,7 @@ public final class ScriptedBackstore {
             offset: unsafe request.pointee.offset, length: unsafe request.pointee.length)
         accepted.append(summary)
         unsafe inFlight.append(InFlight(request: request, summary: summary))
+        unsafe owners.insert(Int(bitPattern: request.pointee.owner))
         return 0
     }
 
@@ -214,7 +223,8 @@ public final class ScriptedBackstore {
         let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation)
         violations.require(operation != nil, "a request with an unknown operation")
         violations.require(
-            !inFlight.contains { unsafe $0.request == request }, "a request was submitted that is in flight")
+            unsafe !owners.contains(Int(bitPattern: request.pointee.owner)), "a request was submitted that is in flight"
+        )
         violations.require(
             unsafe request.pointee.struct_size >= UInt32(MemoryLayout<scsi_backstore_request>.size), "struct_size")
         violations.require(unsafe request.pointee.error_offset == .max, "error_offset is not UINT64_MAX at submit")

@@ -3,6 +3,7 @@
 // Owns: the memory. Called by: MockPort. Must not know: commands.
 
 import CIOVector
+import Glibc
 
 /// The buffers of one data transfer. Bytes around the pieces are guards that nobody may touch.
 @safe
@@ -40,13 +41,36 @@ final class SegmentedBuffer {
     }
 
     var bytes: [UInt8] {
-        get { pieces.flatMap { unsafe Array(memory[$0]) } }
-        set {
-            var source = newValue[...]
-            for piece in pieces {
-                for index in piece { unsafe memory[index] = source.removeFirst() }
+        get {
+            unsafe [UInt8](unsafeUninitializedCapacity: length) { buffer, count in
+                for piece in pieces where !piece.isEmpty {
+                    unsafe memcpy(buffer.baseAddress! + count, memory.baseAddress! + piece.lowerBound, piece.count)
+                    count += piece.count
+                }
             }
         }
+        set {
+            var done = 0
+            for piece in pieces where !piece.isEmpty {
+                unsafe newValue.withUnsafeBytes { source in
+                    _ = unsafe memcpy(memory.baseAddress! + piece.lowerBound, source.baseAddress! + done, piece.count)
+                }
+                done += piece.count
+            }
+        }
+    }
+
+    /// Whether the pieces hold these bytes.
+    func holds(_ bytes: [UInt8]) -> Bool {
+        var done = 0
+        for piece in pieces where !piece.isEmpty {
+            let isSame = unsafe bytes.withUnsafeBytes {
+                unsafe memcmp(memory.baseAddress! + piece.lowerBound, $0.baseAddress! + done, piece.count) == 0
+            }
+            if !isSame { return false }
+            done += piece.count
+        }
+        return true
     }
 
     func fill(_ byte: UInt8) {
@@ -59,14 +83,19 @@ final class SegmentedBuffer {
     /// The initiator reuses the memory for something else: whoever writes to it now destroys that.
     func poison() { fill(Self.poisonByte) }
 
-    var isPoisoned: Bool {
-        pieces.allSatisfy { piece in unsafe memory[piece].allSatisfy { $0 == Self.poisonByte } }
+    var isPoisoned: Bool { pieces.allSatisfy { isFilled($0, with: Self.poisonByte) } }
+
+    /// Whether all bytes of a range are the same as its first, which is `byte`.
+    private func isFilled(_ range: Range<Int>, with byte: UInt8) -> Bool {
+        guard let start = unsafe memory.baseAddress, !range.isEmpty else { return true }
+        let first = unsafe start + range.lowerBound
+        return unsafe first.load(as: UInt8.self) == byte && memcmp(first, first + 1, range.count - 1) == 0
     }
 
     var guardsAreIntact: Bool {
         var offset = 0
         for piece in pieces + [unsafe memory.count..<memory.count] {
-            for index in offset..<piece.lowerBound where unsafe memory[index] != Self.guardByte { return false }
+            if !isFilled(offset..<piece.lowerBound, with: Self.guardByte) { return false }
             offset = piece.upperBound
         }
         return true

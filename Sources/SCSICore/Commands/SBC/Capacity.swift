@@ -8,7 +8,8 @@ import CTarget
 extension SBC {
     /// READ CAPACITY(10): FFFFFFFFh sends the initiator to READ CAPACITY(16).
     static func readCapacity10(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
-        DeviceServer.parameterData(task, unit.shard, allocationLength: 8) { writer in
+        guard unit.medium.blocks.value > 0 else { return .failed(SenseData(.notReady, .mediumNotPresent)) }
+        return DeviceServer.parameterData(task, unit.shard, allocationLength: 8) { writer in
             writer.uint32(UInt32(clamping: unit.medium.blocks.value - 1))
             writer.uint32(unit.geometry.logical_block_size)
         }
@@ -16,7 +17,8 @@ extension SBC {
 
     /// READ CAPACITY(16).
     static func readCapacity16(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(10)) { writer in
+        guard unit.medium.blocks.value > 0 else { return .failed(SenseData(.notReady, .mediumNotPresent)) }
+        return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(10)) { writer in
             writer.uint64(unit.medium.blocks.value - 1)
             writer.uint32(unit.geometry.logical_block_size)
             writer.byte(0)

@@ -22,14 +22,18 @@ extension SBC {
         guard unit.medium.contains(address, BlockCount(task.blocks)) else {
             return .failed(.lbaOutOfRange(address, field: field.addressByte))
         }
-        guard unsafe noDataOut || block.value <= task.command.data_out_length else { return .overrun }
+        // The data-out buffer is one block by definition, not by a field of the CDB. Another length means that the
+        // initiator takes the blocks for longer or shorter than they are, and would have the wrong pattern written.
+        guard unsafe noDataOut || block.value == task.command.data_out_length else {
+            return .failed(SenseData(.illegalRequest, .invalidFieldInCDB))
+        }
         guard unit.shard.takeStaging(task) else { return .needsStaging }
         let staging = unsafe UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Int(block.value)])
         if noDataOut {
             unsafe staging.initializeMemory(as: UInt8.self, repeating: 0)
         } else {
             unsafe task.gather(into: staging, from: 0)
-            unsafe task.response.data_out_residual = task.command.data_out_length - block.value
+            task.response.data_out_residual = 0
         }
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue

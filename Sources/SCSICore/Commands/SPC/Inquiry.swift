@@ -46,7 +46,7 @@ enum SPC {
     ) {
         writer.byte(peripheral)
         writer.byte(0x00)
-        writer.byte(0x07)  // SPC-5
+        writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
         writer.byte(0x12)  // HISUP, response data format 2
         writer.byte(91)
         writer.byte(0x00)
@@ -56,7 +56,7 @@ enum SPC {
         writer.text(Array(product.utf8), width: 16)
         writer.text(Array(revision.utf8), width: 4)
         writer.zeros(22)
-        for version in [0x00c0, 0x05c0, 0x0600] as [UInt16] { writer.uint16(version) }  // SAM-6, SPC-5, SBC-4
+        for version in [0x00a0, 0x0460, 0x04c0] as [UInt16] { writer.uint16(version) }  // SAM-5, SPC-4, SBC-3
         writer.zeros(96 - writer.length)
     }
 

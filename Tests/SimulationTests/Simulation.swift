@@ -1,0 +1,803 @@
+// Simulation: initiators on mock ports, logical units on scripted media, one seed, virtual time; every step is compared
+// with the reference model.
+//
+// Called by: SimulationTests. Must not know: the engine, save the state in which it holds a task.
+
+import CBackstore
+import CoreTestSupport
+
+@testable import SCSICore
+
+/// What a run may do. Each run switches random features off, because rare combinations are found by runs that do little
+/// else.
+struct SimulationFeatures {
+    var attributes = true, management = true, nexusLoss = true, resize = true, removal = true
+    var errors = true, full = true, ignoresCancel = true, reorder = true, staging = true, anyCDB = true
+    var modeSelect = true, startStop = true, reentrant = true, smallTransfers = true, shortBuffers = true
+
+    init(_ random: inout SplitMix64) {
+        let paths: [WritableKeyPath<Self, Bool>] = [
+            \.attributes, \.management, \.nexusLoss, \.resize, \.removal, \.errors, \.full, \.ignoresCancel, \.reorder,
+            \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers,
+        ]
+        for path in paths { self[keyPath: path] = random.chance(1, in: 2) }
+    }
+}
+
+/// A mistake planted outside of the engine, to show that the simulator finds its like.
+enum PlantedBug: CaseIterable {
+    case lostCompletion, doubledCompletion, lostUnitAttention, doubledUnitAttention, earlyAnswer, lostWrite, wrongData
+    case lateTouch
+}
+
+/// One run.
+final class Simulation {
+    let seed: UInt64
+    private(set) var failures: [String] = []
+    private(set) var commands = 0
+    private var random: SplitMix64
+    private let features: SimulationFeatures
+    private let planted: PlantedBug?
+    private let isVerbose: Bool
+    private let mistake: ModelMistake?
+
+    private let shard = Shard()
+    private let target: TargetDevice
+    private let violations = Violations()
+    private let journal = Journal()
+    private var ports: [MockPort] = []
+    private var units: [Unit] = []
+    private var media: [ScriptedBackstore] = []
+    private var tracked: [Key: Tracked] = [:]
+    private var functions: [UInt64: Function] = [:]
+    private var step = 0
+    private var nextID = 0
+    private var nextValue: UInt64 = 1
+    private var nextCookie: UInt64 = 1
+    /// The engine is carrying out something of which the model learns when it returns; no command is sent meanwhile.
+    private var isBusy = false
+    private var depth = 0
+    private var hasPlanted = false
+    private var attentionToRepeat: (key: Int, sense: [UInt8])?
+
+    private struct Key: Hashable {
+        let port: Int
+        let tag: UInt64
+    }
+
+    /// A unit, mapped or draining.
+    private final class Unit {
+        let unit: LogicalUnit
+        let medium: ScriptedBackstore
+        var lun: LUN?
+        var model = ModelUnit()
+        var history = BlockHistory()
+        var blocks: UInt64
+        var wasResized = false
+        var isDrained = false
+        init(_ unit: LogicalUnit, _ medium: ScriptedBackstore, _ blocks: UInt64) {
+            self.unit = unit
+            self.medium = medium
+            self.blocks = blocks
+        }
+    }
+
+    /// A command in flight and what is known of it.
+    private final class Tracked {
+        let id: Int
+        let cdb: [UInt8]
+        let sentAt: Int
+        let unit: Unit?
+        let address: UInt64
+        let blocks: UInt64
+        let fits: Bool
+        var writes: [BlockWrite] = []
+        var isRandom = false
+        init(id: Int, cdb: [UInt8], sentAt: Int, unit: Unit?, address: UInt64, blocks: UInt64, fits: Bool) {
+            self.id = id
+            self.cdb = cdb
+            self.sentAt = sentAt
+            self.unit = unit
+            self.address = address
+            self.blocks = blocks
+            self.fits = fits
+        }
+    }
+
+    /// A task management function that has not been answered.
+    private struct Function {
+        let port: Int
+        var waitsFor: Set<Int>
+        let expected: TaskManagementResponse
+    }
+
+    private static let passing: Set<UInt8> = [0x03, 0x12, 0xa0]
+    private static let knownCodes: [UInt8] = [
+        0x00, 0x03, 0x08, 0x12, 0x15, 0x1a, 0x1b, 0x25, 0x28, 0x2f, 0x35, 0x55, 0x5a, 0x88, 0x8f, 0x91, 0x9e, 0xa0,
+        0xa3, 0xa8, 0xaf,
+    ]
+
+    init(seed: UInt64, planted: PlantedBug? = nil, mistake: ModelMistake? = nil, isVerbose: Bool = false) {
+        self.seed = seed
+        self.isVerbose = isVerbose
+        self.planted = planted
+        self.mistake = mistake
+        random = SplitMix64(seed: seed)
+        features = SimulationFeatures(&random)
+        violations.collects = true
+        target = TargetDevice(name: 0x3000_0000_0000_0001, shard: shard)
+        for number in 0..<1 + random.below(3) { addUnit(at: LUN(number)!) }
+        for _ in 0..<1 + random.below(4) { addPort() }
+    }
+
+    // MARK: The world
+
+    private func addUnit(at lun: LUN) {
+        let blocks = UInt64(random.pick([16, 64, 600]))
+        let medium = ScriptedBackstore(blocks: blocks, violations: violations)
+        if features.smallTransfers {
+            medium.geometry.maximum_transfer = 2048
+            medium.geometry.maximum_discard = 1024
+            medium.geometry.maximum_write_zeroes = 1536
+        }
+        if random.chance(1, in: 3) { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_CAN_WRITE_ZEROES) }
+        if random.chance(1, in: 3) { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
+        if planted == .lostWrite {
+            medium.losesWrite = { [unowned self] request in
+                guard request.operation == .write, !self.hasPlanted, self.step > 20 else { return false }
+                self.hasPlanted = true
+                return true
+            }
+        }
+        medium.touchesMemoryLate = planted == .lateTouch
+        let unit = LogicalUnit(
+            configuration: LogicalUnitConfiguration(name: 0x3000_0000_0000_0002, serial: "S"), backstore: medium.handle,
+            shard: shard)
+        media.append(medium)
+        let entry = Unit(unit, medium, blocks)
+        entry.model.mistake = mistake
+        let hasCache = medium.geometry.capabilities & UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) != 0
+        entry.model.defaultModePages = [0x0a: Self.controlPage(0, 0), 0x08: Self.cachingPage(hasCache)]
+        entry.model.modePages = entry.model.defaultModePages
+        units.append(entry)
+        map(entry, at: lun)
+    }
+
+    private func map(_ entry: Unit, at lun: LUN) {
+        for other in units where other.lun != nil {
+            for nexus in ports.indices { other.model.establish(0x3f0e, for: nexus) }
+        }
+        entry.lun = lun
+        note("LUN \(lun.number) is added")
+        entry.isDrained = false
+        for nexus in ports.indices { entry.model.attention[nexus] = [0x2901] }
+        if !target.add(entry.unit, at: lun) { fail("a free LUN was refused") }
+    }
+
+    private func addPort() {
+        let index = ports.count
+        let port = MockPort(
+            name: "I\(index)", target: target, journal: journal, violations: violations, tasks: 24, segmentsPerTask: 24)
+        unsafe port.isHeldByMedium = { [unowned self] head in self.media.contains { unsafe $0.holds(head) } }
+        port.whenCompleted = { [unowned self] in self.completed($0, on: index) }
+        port.whenAnswered = { [unowned self] in self.answered($0, $1, on: index) }
+        if planted != nil { port.mutateCompletion = { [unowned self] in self.plant($0, on: index) } }
+        ports.append(port)
+        for entry in units where entry.lun != nil { entry.model.attention[index] = [0x2901] }
+        port.connect()
+    }
+
+    /// What the ports were called with, in order.
+    var trace: [String] { journal.lines }
+
+    private func fail(_ reason: String) {
+        failures.append("step \(step): \(reason)")
+    }
+
+    // MARK: The run
+
+    /// Runs `steps` steps, then lets everything end, and compares at every step.
+    func run(steps: Int = 150) {
+        while step < steps, failures.isEmpty {
+            step += 1
+            shard.now += 1000
+            act()
+            settle()
+        }
+        drain()
+        if failures.isEmpty { checkEnd() }
+        for port in ports { port.mutateCompletion = nil }
+        for port in ports { port.whenCompleted = nil }
+        violations.collects = true
+        for medium in media { medium.capacity = .max }
+        finishAnyway()
+    }
+
+    /// After a failure the world must still come down without a task in flight.
+    private func finishAnyway() {
+        repeat {
+            shard.retryWaiting()
+            for medium in media { medium.completeAll() }
+        } while shard.hasWaiting || media.contains { !$0.pending.isEmpty }
+    }
+
+    private func drain() {
+        for medium in media { medium.capacity = .max }
+        var budget = 10_000
+        while failures.isEmpty, budget > 0, shard.hasWaiting || media.contains(where: { !$0.pending.isEmpty }) {
+            budget -= 1
+            step += 1
+            shard.retryWaiting()
+            settle()
+            if failures.isEmpty, let medium = media.first(where: { !$0.pending.isEmpty }) { complete(medium) }
+            settle()
+        }
+        if budget == 0 { fail("the target does not come to rest") }
+    }
+
+    private func checkEnd() {
+        if !tracked.isEmpty { fail("\(tracked.count) commands never came back") }
+        if !functions.isEmpty { fail("\(functions.count) task management functions were never answered") }
+        if shard.hasWaiting { fail("tasks wait that nobody has sent") }
+        for entry in units {
+            if entry.unit.tasksInFlight != 0 { fail("the task set is not empty at the end") }
+            if entry.lun == nil, !entry.isDrained { fail("a removed unit was not reported as drained") }
+        }
+        checkStaging()
+    }
+
+    /// All staging buffers are back: that many VERIFY are with the medium at once.
+    private func checkStaging() {
+        guard let entry = units.first(where: { $0.lun != nil && $0.blocks > 0 && $0.medium.geometry.size > 0 }) else {
+            return
+        }
+        let port = ports.last!
+        if port.nexus == nil { return }
+        for port in ports { port.whenCompleted = nil }
+        let run: ([UInt8]) -> Void = { cdb in
+            port.send(cdb, lun: entry.lun!.field, dataIn: cdb[0] == 0x03 ? 252 : 0)
+            entry.medium.completeAll()
+        }
+        repeat {
+            run(CDB.requestSense())
+            if Sense(port.completions.last!.data)?.key == 2 { run(CDB.startStopUnit(start: true)) }
+        } while Sense(port.completions.last!.data)?.key != 0
+        for _ in 0..<Limits.stagingBuffers { port.send(CDB.verify(.ten, 0, 1), lun: entry.lun!.field) }
+        if entry.medium.pending.count != Limits.stagingBuffers { fail("a staging buffer was not given back") }
+        entry.medium.completeAll()
+    }
+
+    /// What the run did, for people who replay it.
+    private func note(_ text: @autoclosure () -> String) { if isVerbose { print("  \(step): \(text())") } }
+
+    private func act() {
+        let port = random.below(ports.count)
+        switch random.below(20) {
+        case 0 where features.management: manage(port)
+        case 1 where features.nexusLoss && random.chance(1, in: 4): loseOrEstablish(port)
+        case 2 where features.resize && random.chance(1, in: 3): resize()
+        case 3 where features.removal && random.chance(1, in: 4): removeOrAdd()
+        case 4 where features.full: random.pick(media).capacity = random.pick([0, 1, 2, 5, .max])
+        case 5: shard.retryWaiting()
+        case 6..<13:
+            if let medium = media.filter({ !$0.pending.isEmpty }).randomElement(using: &random) { complete(medium) }
+        default: send(port)
+        }
+    }
+
+    private func complete(_ medium: ScriptedBackstore) {
+        if features.ignoresCancel { medium.honoursCancel = random.chance(1, in: 2) }
+        let index = features.reorder ? random.below(medium.pending.count) : 0
+        let error: Int32 = features.errors && random.chance(1, in: 8) ? random.pick([5, 28, 110, 121]) : 0
+        let place = random.chance(1, in: 2) ? medium.pending[index].offset : nil
+        medium.complete(index, error: error, errorOffset: error == 0 ? nil : place, partial: random.below(5) * 300)
+    }
+
+    // MARK: Commands
+
+    private func send(_ index: Int) {
+        let port = ports[index]
+        guard port.nexus != nil, port.hasFreeTask else { return }
+        let mapped = units.filter { $0.lun != nil }
+        let entry = random.chance(1, in: 20) ? nil : mapped.randomElement(using: &random)
+        let lun = entry?.lun?.field ?? random.pick([77 << 48, 0xc101 << 48, 0x8000 << 48, 1])
+        let attribute: TaskAttribute =
+            features.attributes
+            ? random.pick([.simple, .simple, .simple, .simple, .ordered, .headOfQueue, .aca]) : .simple
+        commands += 1
+        let command = choose(entry)
+        let tag = nextCookie
+        nextCookie += 1
+        nextID += 1
+        let key = Key(port: index, tag: tag)
+        let record = Tracked(
+            id: nextID, cdb: command.cdb, sentAt: step, unit: entry, address: command.address, blocks: command.blocks,
+            fits: command.fits)
+        record.isRandom = command.isRandom
+        if let entry, !command.values.isEmpty {
+            record.writes = entry.history.begin(command.address, command.values, at: step)
+        }
+        tracked[key] = record
+        note("I\(index) sends \(tag) \(attribute) \(command.cdb.map { String($0, radix: 16) }) to \(lun >> 48)")
+        if let entry { insert(record, key, attribute, entry, command.modePage) }
+        let layout = random.chance(1, in: 3) ? split(command.dataIn) : nil
+        let outLayout = random.chance(1, in: 3) ? split(command.dataOut.count) : nil
+        port.send(
+            command.cdb, lun: lun, attribute: attribute, dataOut: command.dataOut, outLayout: outLayout,
+            dataIn: command.dataIn, inLayout: layout, tag: tag)
+    }
+
+    private func insert(
+        _ record: Tracked, _ key: Key, _ attribute: TaskAttribute, _ entry: Unit,
+        _ modePage: (code: UInt8, bytes: [UInt8])?
+    ) {
+        entry.model.tasks.append(
+            ModelTask(
+                id: record.id, nexus: key.port, tag: key.tag, attribute: attribute,
+                access: ModelAccess(cdb: record.cdb),
+                passesUnitAttention: Self.passing.contains(record.cdb[0]), modePage: modePage))
+        entry.model.enable(entry.model.tasks.count - 1)
+    }
+
+    private func split(_ length: Int) -> [Int] {
+        var layout: [Int] = []
+        var left = length
+        while left > 0, layout.count < 10 {
+            let piece = random.pick([0, 1, 3, 511, 512, 513, left])
+            layout.append(min(piece, left))
+            left -= min(piece, left)
+        }
+        return left > 0 ? layout + [left] : layout
+    }
+
+    private struct Command {
+        var cdb: [UInt8]
+        var dataOut: [UInt8] = []
+        var dataIn = 0
+        var address: UInt64 = 0
+        var blocks: UInt64 = 0
+        var values: [UInt64] = []
+        var fits = true
+        var isRandom = false
+        var modePage: (code: UInt8, bytes: [UInt8])?
+    }
+
+    private func choose(_ entry: Unit?) -> Command {
+        let size = entry?.blocks ?? 16
+        let edge = random.pick([0, 0, 1, 2, size / 2, size &- 2, size &- 1])
+        let address = random.chance(1, in: 40) ? random.pick([size, size + 1, 0x1f_ffff]) : edge
+        let blocks = random.pick([1, 1, 1, 2, 3, 4]) as UInt64
+        switch random.below(24) {
+        case 0..<7: return read(address, blocks)
+        case 7..<14: return write(address, blocks)
+        case 14 where features.staging: return verify(entry, address, blocks)
+        case 15 where features.staging: return writeSame(address, random.pick([1, 3, 7, 13]))
+        case 16 where features.staging: return unmap(size)
+        case 17: return Command(cdb: CDB.synchronizeCache(.ten, 0, 0))
+        case 18:
+            return Command(cdb: CDB.requestSense(), dataIn: features.shortBuffers ? random.pick([4, 18, 252]) : 18)
+        case 19: return Command(cdb: CDB.reportLUNs(), dataIn: features.shortBuffers ? random.pick([4, 64]) : 64)
+        case 20 where features.modeSelect: return modeSelect(entry)
+        case 21 where features.startStop: return Command(cdb: CDB.startStopUnit(start: random.chance(3, in: 4)))
+        case 22 where features.anyCDB: return anything()
+        default: return Command(cdb: CDB.testUnitReady)
+        }
+    }
+
+    private func form(_ address: UInt64) -> CoreTestSupport.CDB.Form {
+        random.pick(address < 1 << 21 ? [.six, .ten, .twelve, .sixteen] : [.ten, .twelve, .sixteen])
+    }
+
+    private func read(_ address: UInt64, _ blocks: UInt64) -> Command {
+        let form = form(address)
+        let flags: UInt8 = form != .six && random.chance(1, in: 6) ? 8 : 0
+        let short = features.shortBuffers && random.chance(1, in: 10)
+        let length = Int(blocks) * 512 + (short ? -1 : random.pick([0, 0, 0, 1, 512]))
+        return Command(
+            cdb: CDB.read(form, address, blocks, flags: flags), dataIn: length, address: address, blocks: blocks,
+            fits: !short)
+    }
+
+    /// A block of a value: its bytes say which.
+    private func block(_ value: UInt64) -> [UInt8] {
+        var bytes = CDB.bytes(value, 8)
+        while bytes.count < 512 { bytes += bytes }
+        return bytes
+    }
+
+    private func newValue() -> UInt64 {
+        nextValue += 1
+        return nextValue
+    }
+
+    private func write(_ address: UInt64, _ blocks: UInt64) -> Command {
+        let form = form(address)
+        let flags: UInt8 = form != .six && random.chance(1, in: 6) ? 8 : 0
+        let values = (0..<blocks).map { _ in newValue() }
+        var data = values.flatMap(block)
+        let short = features.shortBuffers && random.chance(1, in: 10)
+        if short { data.removeLast() }
+        return Command(
+            cdb: CDB.write(form, address, blocks, flags: flags), dataOut: data, address: address, blocks: blocks,
+            values: values, fits: !short)
+    }
+
+    /// Mostly compares with what the medium holds at this moment.
+    private func verify(_ entry: Unit?, _ address: UInt64, _ blocks: UInt64) -> Command {
+        let content = (0..<blocks).flatMap { entry?.medium.block(address &+ $0) ?? block(0) }
+        let check = random.pick([0, 1, 1]) as UInt8
+        return Command(
+            cdb: CDB.verify(random.pick([.ten, .twelve, .sixteen]), address, blocks, byteCheck: check),
+            dataOut: check == 0 ? [] : content, address: address, blocks: blocks)
+    }
+
+    private func writeSame(_ address: UInt64, _ blocks: UInt64) -> Command {
+        let zero = random.chance(1, in: 2)
+        let value = zero ? 0 : newValue()
+        let flags: UInt8 = random.chance(1, in: 2) ? 8 : 0
+        return Command(
+            cdb: CDB.writeSame(random.pick([.ten, .sixteen]), address, blocks, flags: flags), dataOut: block(value),
+            address: address, blocks: blocks, values: Array(repeating: value, count: Int(blocks)))
+    }
+
+    private func unmap(_ size: UInt64) -> Command {
+        let blocks = UInt64(random.below(6))
+        let address = random.pick([0, 3, size / 2, size &- 1]) as UInt64
+        let list = CDB.unmapList([(address, blocks)])
+        return Command(
+            cdb: CDB.unmap(listLength: list.count), dataOut: list, address: address, blocks: blocks,
+            values: Array(repeating: 0, count: Int(blocks)))
+    }
+
+    private static func controlPage(_ senseFormat: UInt8, _ abortedStatus: UInt8) -> [UInt8] {
+        [0x0a, 10, senseFormat, 0x10, 0, abortedStatus, 0, 0, 0xff, 0xff, 0, 0]
+    }
+
+    private static func cachingPage(_ isEnabled: Bool) -> [UInt8] {
+        [0x08, 18, isEnabled ? 4 : 0] + Array(repeating: 0, count: 17)
+    }
+
+    /// Changes D_SENSE, TAS or WCE, or nothing.
+    private func modeSelect(_ entry: Unit?) -> Command {
+        let hasCache = (entry?.medium.geometry.capabilities ?? 0) & UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) != 0
+        let page: [UInt8] =
+            random.chance(1, in: 2)
+            ? Self.controlPage(random.pick([0, 4]), random.pick([0, 0x40]))
+            : Self.cachingPage(hasCache && random.chance(1, in: 2))
+        let list = [0, 0, 0, 0] + page
+        return Command(
+            cdb: CDB.modeSelect6(listLength: list.count), dataOut: list, modePage: (code: page[0], bytes: page))
+    }
+
+    /// A row of the table that does not change the medium, with random fields.
+    private func anything() -> Command {
+        var cdb = [random.pick(Self.knownCodes)]
+        let lengths: [UInt8: Int] = [0: 6, 1: 10, 2: 10, 4: 16, 5: 12]
+        while cdb.count < lengths[cdb[0] >> 5]! {
+            cdb.append(random.chance(2, in: 3) ? 0 : random.pick([1, 2, 0x10, 0x3f, 0x7f, 0x80, 0xff]))
+        }
+        if cdb[0] == 0x1b { cdb[4] |= 1 }
+        return Command(
+            cdb: cdb, dataOut: cdb[0] == 0x15 || cdb[0] == 0x55 ? Array(repeating: 0, count: 300) : [],
+            dataIn: random.pick([0, 8, 255, 4096]), isRandom: true)
+    }
+
+    // MARK: What the ports were called with
+
+    private func completed(_ completion: Completion, on index: Int) {
+        let key = Key(port: index, tag: completion.tag)
+        note("I\(index) \(completion.tag) \(completion.summary)")
+        guard let record = tracked.removeValue(forKey: key) else { return fail("command \(key) came back twice") }
+        if let entry = record.unit { leave(entry, record, completion, index) }
+        judge(record, completion, index)
+        for cookie in functions.keys { functions[cookie]!.waitsFor.remove(record.id) }
+        if features.reentrant, !isBusy, depth == 0, failures.isEmpty, random.chance(1, in: 6) {
+            depth += 1
+            send(index)
+            depth -= 1
+        }
+    }
+
+    /// The command leaves the model's task set: it must have been enabled, or have been ended.
+    private func leave(_ entry: Unit, _ record: Tracked, _ completion: Completion, _ nexus: Int) {
+        guard let position = entry.model.tasks.firstIndex(where: { $0.id == record.id }) else {
+            return fail("a command came back that is not in the model")
+        }
+        let refused = entry.lun == nil && completion.summary == "5/2500"
+        if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused {
+            entry.model.enable(through: record.id)
+            if !entry.model.tasks[position].isEnabled {
+                fail("command \(completion.tag) ended \(completion.summary) before it could be enabled")
+            }
+        }
+        let task = entry.model.tasks.remove(at: position)
+        if refused { return }
+        if let attention = task.attention {
+            let expected = "6/" + String(UInt32(attention) | 0x10000, radix: 16).dropFirst()
+            if completion.summary != expected {
+                fail("unit attention \(expected) was due, and the command ended \(completion.summary)")
+            }
+            reportedAttention(attention, entry, nexus)
+        } else if completion.summary.hasPrefix("6/") {
+            fail("unit attention \(completion.summary) is not pending")
+        }
+        if let mark = task.mark {
+            if completion.summary != mark { fail("an aborted command ended \(completion.summary) and not \(mark)") }
+        } else if ["aborted", "reset", "taskAborted"].contains(completion.summary) {
+            fail("command \(completion.tag) ended \(completion.summary), and nobody had aborted it")
+        }
+    }
+
+    private func reportedAttention(_ code: UInt16, _ entry: Unit, _ nexus: Int) {
+        entry.model.clear(code, for: nexus)
+        if code == 0x3f0e { for other in units where other.lun != nil { other.model.clear(code, for: nexus) } }
+    }
+
+    /// Whether the end of a command is one that it can have.
+    private func judge(_ record: Tracked, _ completion: Completion, _ nexus: Int) {
+        let summary = completion.summary
+        if summary == "good", record.cdb[0] == 0x03 { judgeRequestSense(record, completion, nexus) }
+        if summary == "good", record.cdb[0] == 0xa0 {
+            for entry in units where entry.lun != nil { entry.model.clear(0x3f0e, for: nexus) }
+        }
+        judgeData(record, completion)
+        guard !record.isRandom, let entry = record.unit else { return }
+        let ended = ["aborted", "reset", "taskAborted", "good"].contains(summary) || summary.hasPrefix("6/")
+        if summary == "good", !record.fits { fail("a command whose buffers are too short ended with GOOD") }
+        if ended { return }
+        let outside = record.address > entry.blocks || record.blocks > entry.blocks - record.address
+        let allowed: Bool =
+            switch summary {
+            case "overrun": !record.fits || features.shortBuffers && [0x03, 0xa0].contains(record.cdb[0])
+            case "2/0402": features.startStop || features.anyCDB
+            case "5/2500": features.removal
+            case "5/2400 CDB 4", "5/2400 CDB 7", "5/2400 CDB 6", "5/2400 CDB 10":
+                features.smallTransfers && record.blocks > 4
+            case "e/1d00": [0x2f, 0xaf, 0x8f].contains(record.cdb[0])
+            default:
+                summary.hasPrefix("5/2100")
+                    ? outside || entry.wasResized : features.errors || entry.wasResized && summary.hasPrefix("3/")
+            }
+        if !allowed { fail("command \(record.cdb) ended \(summary)") }
+    }
+
+    private func judgeRequestSense(_ record: Tracked, _ completion: Completion, _ nexus: Int) {
+        guard let entry = record.unit else { return }
+        let pending = entry.model.attention[nexus]?.first
+        guard !record.isRandom, let sense = Sense(completion.data) else {
+            // Cut by its allocation length, as the initiator wished: it counts as reported.
+            if let pending { reportedAttention(pending, entry, nexus) }
+            return
+        }
+        if sense.key == 6 {
+            if sense.code != pending {
+                fail("REQUEST SENSE reported \(sense), pending is \(String(describing: pending))")
+            }
+            reportedAttention(sense.code, entry, nexus)
+        } else if pending != nil {
+            fail("REQUEST SENSE reported \(sense) and not the unit attention condition that is pending")
+        }
+    }
+
+    private func judgeData(_ record: Tracked, _ completion: Completion) {
+        let isRead = [0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) && !record.isRandom
+        let isCompare = [0x2f, 0xaf, 0x8f].contains(record.cdb[0]) && !record.isRandom
+        let reached =
+            completion.service != .commandComplete || completion.status == .taskAborted
+            || ["3", "4", "b", "7"].contains(completion.summary.prefix(1))
+        for write in record.writes {
+            write.finish(completion.summary == "good" ? .certain : reached ? .possible : .none, at: step)
+        }
+        guard completion.summary == "good", isRead, !isCompare, let entry = record.unit else { return }
+        guard completion.data.count == Int(record.blocks) * 512 else { return fail("a READ returned too few bytes") }
+        for offset in 0..<record.blocks {
+            let bytes = completion.data[Int(offset) * 512..<Int(offset + 1) * 512]
+            let value = bytes.prefix(8).reduce(0) { $0 << 8 | UInt64($1) }
+            if Array(bytes) != block(value) { return fail("a block is made of several writes") }
+            if let wrong = entry.history.check(record.address + offset, value, begin: record.sentAt, end: step) {
+                fail(wrong)
+            }
+        }
+    }
+
+    private func answered(_ cookie: UInt64, _ response: TaskManagementResponse, on port: Int) {
+        guard let function = functions.removeValue(forKey: cookie), function.port == port else {
+            return fail("task management function \(cookie) was answered twice, or to the wrong port")
+        }
+        if response != function.expected { fail("a function was answered \(response) and not \(function.expected)") }
+        if !function.waitsFor.isEmpty { fail("a function was answered before the commands that it ended") }
+    }
+
+    // MARK: Task management, nexus loss, changes of the target
+
+    private func mark(_ entry: Unit, _ select: (ModelTask) -> String?) {
+        for index in entry.model.tasks.indices where entry.model.tasks[index].mark == nil {
+            entry.model.tasks[index].mark = select(entry.model.tasks[index])
+        }
+    }
+
+    private func marked(_ entry: Unit, _ select: (ModelTask) -> Bool = { _ in true }) -> Set<Int> {
+        Set(entry.model.tasks.filter { $0.mark != nil && select($0) }.map(\.id))
+    }
+
+    private func manage(_ index: Int) {
+        let port = ports[index]
+        guard port.nexus != nil else { return }
+        let function = random.pick(TaskManagementFunction.allCases)
+        let entry = random.chance(1, in: 15) ? nil : units.filter { $0.lun != nil }.randomElement(using: &random)
+        let victims = tracked.keys.filter { $0.port == index }.sorted { $0.tag < $1.tag }
+        let tag = victims.randomElement(using: &random)?.tag ?? 999_999
+        let cookie = nextCookie
+        nextCookie += 1
+        var waitsFor: Set<Int> = []
+        var expected = TaskManagementResponse.functionComplete
+        var afterwards: [() -> Void] = []
+        let anybody = units.filter { !$0.model.tasks.isEmpty || $0.lun != nil }
+        switch function {
+        case .clearACA, .queryAsynchronousEvent: expected = .functionRejected
+        case .targetReset:
+            for entry in anybody { waitsFor.formUnion(reset(entry, by: index, &afterwards)) }
+        case .nexusReset:
+            for entry in anybody {
+                mark(entry) { $0.nexus == index ? "reset" : nil }
+                waitsFor.formUnion(marked(entry) { $0.nexus == index })
+                afterwards.append { entry.model.establish(0x2907, for: index) }
+            }
+        default:
+            if let entry {
+                (waitsFor, expected) = perform(function, entry, index, tag, &afterwards)
+            } else {
+                expected = .incorrectLogicalUnitNumber
+            }
+        }
+        functions[cookie] = Function(port: index, waitsFor: waitsFor, expected: expected)
+        note("I\(index) \(function) lun \(entry?.lun?.number ?? 77) tag \(tag)")
+        isBusy = true
+        port.manage(function, lun: entry?.lun?.field ?? 77 << 48, tag: tag, cookie: cookie)
+        isBusy = false
+        if planted == .earlyAnswer, functions[cookie] != nil { answered(cookie, expected, on: index) }
+        for effect in afterwards { effect() }
+    }
+
+    private func reset(_ entry: Unit, by index: Int, _ afterwards: inout [() -> Void]) -> Set<Int> {
+        let status = entry.model.modePages[0x0a]![5] & 0x40 != 0
+        mark(entry) { status && $0.nexus != index ? "taskAborted" : "reset" }
+        afterwards.append { [unowned self] in
+            entry.model.modePages = entry.model.defaultModePages
+            for nexus in self.ports.indices { entry.model.establish(0x2903, for: nexus) }
+        }
+        return marked(entry)
+    }
+
+    private func perform(
+        _ function: TaskManagementFunction, _ entry: Unit, _ index: Int, _ tag: UInt64, _ afterwards: inout [() -> Void]
+    ) -> (Set<Int>, TaskManagementResponse) {
+        switch function {
+        case .abortTask:
+            mark(entry) { $0.nexus == index && $0.tag == tag ? "aborted" : nil }
+            return (marked(entry) { $0.nexus == index && $0.tag == tag }, .functionComplete)
+        case .abortTaskSet:
+            mark(entry) { $0.nexus == index ? "aborted" : nil }
+            return (marked(entry) { $0.nexus == index }, .functionComplete)
+        case .clearTaskSet:
+            let status = entry.model.modePages[0x0a]![5] & 0x40 != 0
+            let others = Set(entry.model.tasks.filter { $0.nexus != index && $0.mark == nil }.map(\.nexus))
+            mark(entry) { $0.nexus != index && status ? "taskAborted" : "aborted" }
+            if !status {
+                afterwards.append { for nexus in others { entry.model.establish(0x2f00, for: nexus) } }
+            }
+            return (marked(entry), .functionComplete)
+        case .logicalUnitReset: return (reset(entry, by: index, &afterwards), .functionComplete)
+        case .queryTask:
+            let found = entry.model.tasks.contains { $0.nexus == index && $0.tag == tag && $0.mark == nil }
+            return ([], found ? .functionSucceeded : .functionComplete)
+        default:
+            let found = entry.model.tasks.contains { $0.nexus == index && $0.mark == nil }
+            return ([], found ? .functionSucceeded : .functionComplete)
+        }
+    }
+
+    private func loseOrEstablish(_ index: Int) {
+        let port = ports[index]
+        note("I\(index) \(port.nexus == nil ? "comes back" : "is lost")")
+        if port.nexus != nil {
+            for entry in units { mark(entry) { $0.nexus == index ? "aborted" : nil } }
+            functions = functions.filter { $0.value.port != index }
+            isBusy = true
+            port.disconnect()
+            isBusy = false
+        } else if port.tagsInFlight.isEmpty {
+            for entry in units where entry.lun != nil { entry.model.establish(0x2907, for: index) }
+            port.connect()
+        } else if ports.count < 12 {
+            addPort()
+        }
+    }
+
+    private func resize() {
+        guard let entry = units.filter({ $0.lun != nil }).randomElement(using: &random) else { return }
+        let blocks = random.pick([8, 16, 64, 600, 601]) as UInt64
+        if blocks != entry.blocks {
+            for nexus in ports.indices { entry.model.establish(0x2a09, for: nexus) }
+        }
+        entry.blocks = blocks
+        entry.wasResized = true
+        entry.medium.geometry.size = blocks * 512
+        entry.unit.backstoreGeometryChanged()
+    }
+
+    private func removeOrAdd() {
+        let free = LUN(random.below(4))!
+        if random.chance(1, in: 2), let entry = units.filter({ $0.lun != nil }).randomElement(using: &random) {
+            let lun = entry.lun!
+            entry.lun = nil
+            for other in units where other.lun != nil {
+                for nexus in ports.indices { other.model.establish(0x3f0e, for: nexus) }
+            }
+            note("LUN \(lun.number) is removed")
+            isBusy = true
+            target.remove(at: lun) { entry.isDrained = true }
+            isBusy = false
+        } else if !units.contains(where: { $0.lun == free }) {
+            if let drained = units.first(where: { $0.lun == nil && $0.isDrained }) {
+                map(drained, at: free)
+            } else if units.count < 6 {
+                addUnit(at: free)
+            }
+        }
+    }
+
+    // MARK: What holds after each step
+
+    private func settle() {
+        for entry in units {
+            entry.model.enable()
+            for task in entry.model.tasks { check(task, entry) }
+            if entry.lun == nil, entry.isDrained != entry.model.tasks.isEmpty {
+                fail("a removed unit is \(entry.isDrained ? "" : "not ")drained with \(entry.model.tasks.count) tasks")
+            }
+        }
+        for (cookie, function) in functions where function.waitsFor.isEmpty {
+            fail("task management function \(cookie) has nothing to wait for and is not answered")
+        }
+        if step % 8 == 0 { for port in ports { port.checkRetiredMemory() } }
+        for rule in violations.found { fail(rule) }
+    }
+
+    /// The engine must hold a command in the state that the model gives it.
+    private func check(_ task: ModelTask, _ entry: Unit) {
+        guard let handle = ports[task.nexus].task(task.tag) else { return fail("a command came back without a trace") }
+        let waits = handle.state == .dormant && handle.waitsFor == .order
+        if waits == task.isEnabled, task.mark == nil {
+            fail("command \(task.tag) \(task.attribute) is \(waits ? "dormant" : "enabled") and should not be")
+        }
+        if task.isEnabled, task.attention != nil { fail("a unit attention condition was not reported") }
+        if task.mark != nil, handle.state != .transferring {
+            fail("an aborted command is \(handle.state) and not with the medium, and has not ended")
+        }
+    }
+
+    // MARK: Planted bugs
+
+    private func plant(_ completion: Completion, on port: Int) -> [Completion] {
+        if let repeated = attentionToRepeat, repeated.key == port, completion.summary == "good", !hasPlanted {
+            hasPlanted = true
+            return [completion.replacing(status: .checkCondition, sense: repeated.sense)]
+        }
+        guard step > 20, !hasPlanted else { return [completion] }
+        switch planted {
+        case .lostCompletion: hasPlanted = true; return []
+        case .doubledCompletion: hasPlanted = true; return [completion, completion]
+        case .lostUnitAttention where completion.summary.hasPrefix("6/"):
+            hasPlanted = true
+            return [completion.replacing(status: .good, sense: [])]
+        case .doubledUnitAttention where completion.summary.hasPrefix("6/"):
+            attentionToRepeat = (key: port, sense: completion.senseBytes)
+            return [completion]
+        case .wrongData where completion.data.count >= 512 && completion.summary == "good":
+            hasPlanted = true
+            return [completion.replacing(byte: 5, with: 0x77)]
+        default: return [completion]
+        }
+    }
+}
