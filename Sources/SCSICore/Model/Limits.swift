@@ -47,4 +47,7 @@ public enum Limits {
 
     /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block.
     public static let stagingBytes = 1 << 20
+
+    /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
+    public static let pieceBytes = 256 << 10
 }
