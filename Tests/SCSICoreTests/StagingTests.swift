@@ -183,10 +183,11 @@ struct WriteSameTests {
         #expect(end.summary == "5/2400 CDB \(form == .ten ? 7 : 10)")
     }
 
-    @Test("An extent beyond the medium is LBA OUT OF RANGE; too little data is an overrun")
+    @Test("An extent beyond the medium is LBA OUT OF RANGE; data that is not one block is INVALID FIELD IN CDB")
     func edges() {
         #expect(world.run(CDB.writeSame(.ten, 4095, 2), dataOut: block).summary == "5/2100 CDB 2")
-        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: [1]).summary == "overrun")
+        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: [1]).summary == "5/2400")
+        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: block + block).summary == "5/2400")
         #expect(world.run(CDB.writeSame(.sixteen, .max, 2), dataOut: block).summary == "5/2100 CDB 2")
         #expect(world.backstore.accepted.isEmpty)
     }
