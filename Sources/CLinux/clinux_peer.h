@@ -19,7 +19,8 @@
 #define CLINUX_PEER_DESCRIPTORS 253
 
 /* Sends bytes with file descriptors, without SIGPIPE. Returns what sendmsg returns. */
-static inline ssize_t clinux_peer_send(int socket, const void *bytes, size_t length, const int *descriptors, int count) {
+static inline ssize_t clinux_peer_send(
+    int socket, const void *bytes, size_t length, const int *descriptors, int count) {
     union { char bytes[CMSG_SPACE(sizeof(int) * CLINUX_PEER_DESCRIPTORS)]; struct cmsghdr align; } control;
     struct iovec vector = { .iov_base = (void *)bytes, .iov_len = length };
     struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1 };

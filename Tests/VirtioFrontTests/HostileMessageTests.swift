@@ -58,7 +58,8 @@ struct BadMessage: CustomTestStringConvertible, Sendable {
         BadMessage("SET_VRING_NUM of ring 2^32-1", .setVringNumber, WireBytes.of(UInt32.max, 128)),
         BadMessage("SET_VRING_BASE of a ring that is not there", .setVringBase, WireBytes.of(UInt32(6), 0)),
         BadMessage("SET_VRING_ENABLE of a ring that is not there", .setVringEnable, WireBytes.of(UInt32(6), 1)),
-        BadMessage("SET_VRING_KICK of a ring that is not there", .setVringKick, WireBytes.of(UInt64(6)), descriptors: 1),
+        BadMessage(
+            "SET_VRING_KICK of a ring that is not there", .setVringKick, WireBytes.of(UInt64(6)), descriptors: 1),
         BadMessage("SET_VRING_KICK without a descriptor", .setVringKick, WireBytes.of(UInt64(3))),
         BadMessage("SET_VRING_CALL without a descriptor", .setVringCall, WireBytes.of(UInt64(3))),
         BadMessage("SET_VRING_ERR without a descriptor", .setVringError, WireBytes.of(UInt64(3))),
@@ -71,7 +72,8 @@ struct BadMessage: CustomTestStringConvertible, Sendable {
         BadMessage("SET_MEM_TABLE of 2^32-1 regions", .setMemoryTable, WireBytes.of(UInt32.max, 0)),
         BadMessage("SET_MEM_TABLE without its descriptor", .setMemoryTable, table((0x1000, 4096, 0x1000, 0))),
         BadMessage("SET_MEM_TABLE with an eventfd", .setMemoryTable, table((0x1000, 4096, 0x1000, 0)), descriptors: 1),
-        BadMessage("a region longer than its file", .setMemoryTable, table((0x1000, 1 << 40, 0x1000, 0)), descriptors: -1),
+        BadMessage(
+            "a region longer than its file", .setMemoryTable, table((0x1000, 1 << 40, 0x1000, 0)), descriptors: -1),
         BadMessage(
             "a region whose end is no address", .setMemoryTable, table((UInt64.max - 4095, 8192, 0x1000, 0)),
             descriptors: -1),
@@ -86,7 +88,8 @@ struct BadMessage: CustomTestStringConvertible, Sendable {
         BadMessage("REM_MEM_REG of no region", .removeMemoryRegion, region((0x1000, 4096, 0x1000, 0))),
         BadMessage("SET_LOG_BASE", .setLogBase, WireBytes.of(UInt64(4096), 0), descriptors: -1),
         BadMessage(
-            "SET_VRING_ADDR with logging", .setVringAddress, WireBytes.of(UInt32(3), 1) + [UInt8](repeating: 0, count: 32)),
+            "SET_VRING_ADDR with logging", .setVringAddress,
+            WireBytes.of(UInt32(3), 1) + [UInt8](repeating: 0, count: 32)),
     ]
 
     private typealias Region = (guest: UInt64, size: UInt64, user: UInt64, offset: UInt64)
@@ -323,7 +326,8 @@ struct HostileMessageTests {
             for address in [0, end - 16, end, UInt64.max, memory.userAddress + 1] {
                 let payload = WireBytes.of(UInt32(2), 0) + WireBytes.of(address, address, address, 0)
                 try frontEnd.tell(.setVringAddress, payload)
-                try frontEnd.tell(.setVringKick, WireBytes.of(UInt64(2)), descriptors: [frontEnd.requests.kickDescriptor])
+                try frontEnd.tell(
+                    .setVringKick, WireBytes.of(UInt64(2)), descriptors: [frontEnd.requests.kickDescriptor])
                 try frontEnd.requests.waitForError()
             }
             frontEnd.requests.reset()
