@@ -9,11 +9,14 @@
 #define _GNU_SOURCE
 #endif
 
+#include <linux/kcmp.h>
 #include <linux/virtio_blk.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 /* File descriptors that one message can carry: the kernel's limit (SCM_MAX_FD). */
 #define CLINUX_PEER_DESCRIPTORS 253
@@ -36,6 +39,12 @@ static inline ssize_t clinux_peer_send(
         memcpy(CMSG_DATA(c), descriptors, size);
     }
     return sendmsg(socket, &message, MSG_NOSIGNAL);
+}
+
+/* Whether two descriptors of this process share one open file description: 1 or 0, or -1 if the kernel does not say. */
+static inline int clinux_peer_same_file(int first, int second) {
+    long order = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, first, second);
+    return order < 0 ? -1 : order == 0;
 }
 
 #endif
