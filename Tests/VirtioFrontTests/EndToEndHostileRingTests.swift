@@ -13,13 +13,17 @@ struct SpoiltRing: CustomTestStringConvertible, Sendable {
     /// Writes into the ring and the memory, and publishes.
     let spoil: @Sendable (SplitRing, SharedMemory) -> Void
 
+    /// Whether it spoils what only the request queues have.
+    var isAboutCommands: Bool { testDescription.contains("no response") || testDescription.contains("too short") }
+
     private init(_ name: String, _ spoil: @escaping @Sendable (SplitRing, SharedMemory) -> Void) {
         testDescription = name
         self.spoil = spoil
     }
 
     /// Descriptor 0 and 1 are a TEST UNIT READY; `change` spoils them.
-    private static func command(_ name: String, _ change: @escaping @Sendable (SplitRing, SharedMemory) -> Void) -> Self {
+    private static func command(_ name: String, _ change: @escaping @Sendable (SplitRing, SharedMemory) -> Void) -> Self
+    {
         Self(name) { ring, memory in
             let header = memory.allocate(64)
             let response = memory.allocate(128)
@@ -145,10 +149,12 @@ struct SpoiltRing: CustomTestStringConvertible, Sendable {
 
 @Suite
 struct EndToEndHostileRingTests {
-    /// The spoilt ring is out of service and the driver learns of it; the guest's other queues, another guest and the daemon
-    /// go on; after a reset the ring serves again.
+    /// The spoilt ring is out of service and the driver learns of it; the guest's other queues, another guest and the
+    /// daemon go on; after a reset the ring serves again.
     @Test(arguments: SpoiltRing.all, [2, 0])
     func aSpoiltRingStopsAloneAndComesBackAfterAReset(spoilt: SpoiltRing, index: Int) throws {
+        // What these send is no request of the control queue.
+        if index == 0, spoilt.isAboutCommands { return }
         try withDaemon(sockets: 2) { daemon in
             var options = VhostUserFrontEnd.Options()
             options.queues = 4
@@ -218,7 +224,8 @@ struct EndToEndHostileRingTests {
     @Test(arguments: [4, 7, 23])
     func aTruncatedTaskManagementRequestIsAFailureOfThatRequest(length: Int) throws {
         try withDaemon { daemon in
-            let control = try VhostUserFrontEnd.ready(daemon).control
+            let frontEnd = try VhostUserFrontEnd.ready(daemon)
+            let control = frontEnd.control
             let bytes = [UInt8](repeating: 0, count: length)
             let chain = control.submit(readable: bytes, writable: 1)
             try control.wait(for: chain)
@@ -230,8 +237,10 @@ struct EndToEndHostileRingTests {
     @Test
     func anUnknownControlRequestComesBackUnanswered() throws {
         try withDaemon { daemon in
-            let control = try VhostUserFrontEnd.ready(daemon).control
-            let chain = control.submit(readable: WireBytes.of(UInt32(99)) + [UInt8](repeating: 0, count: 20), writable: 8)
+            let frontEnd = try VhostUserFrontEnd.ready(daemon)
+            let control = frontEnd.control
+            let chain = control.submit(
+                readable: WireBytes.of(UInt32(99)) + [UInt8](repeating: 0, count: 20), writable: 8)
             try control.wait(for: chain)
             #expect(chain.usedLength == 0)
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_QUERY_TASK, unit(0)) == 0)
