@@ -22,10 +22,12 @@ let package = Package(
         .library(name: "VirtioFront", targets: ["VirtioFront"]),
         .library(name: "XenFront", targets: ["XenFront"]),
         .executable(name: "targetd", targets: ["targetd"]),
+        .executable(name: "targetctl", targets: ["targetctl"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
     ],
@@ -48,12 +50,21 @@ let package = Package(
             name: "VirtioFront",
             dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CMemoryGuard"],
             swiftSettings: settings),
+        // What the control API says, for both of its ends.
+        .target(name: "ControlAPI", swiftSettings: settings),
+        .executableTarget(
+            name: "targetctl",
+            dependencies: ["ControlAPI", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: settings),
         .executableTarget(
             name: "targetd",
             dependencies: [
-                "SCSICore", "Reactor", "Backstores", "VirtioFront",
+                "SCSICore", "Reactor", "Backstores", "VirtioFront", "ControlAPI",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "NIOPosix", package: "swift-nio"),
                 .product(name: "Yams", package: "Yams"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "UnixSignals", package: "swift-service-lifecycle"),
@@ -103,7 +114,11 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(
             name: "targetdTests",
-            dependencies: ["targetd", .product(name: "Logging", package: "swift-log")], swiftSettings: settings),
+            dependencies: [
+                "targetd", "targetctl", "ControlAPI", .product(name: "Logging", package: "swift-log"),
+                .product(name: "Yams", package: "Yams"),
+            ],
+            swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
 
         // The Xen front (Debian: libxen-dev).

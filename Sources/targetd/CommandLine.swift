@@ -36,7 +36,7 @@ struct Targetd: AsyncParsableCommand {
             """,
         discussion: """
             At start it prints, for each socket, the QEMU arguments that attach a guest. SIGTERM or SIGINT stop it \
-            cleanly; a second one stops it at once.
+            cleanly; a second one stops it at once. SIGHUP reads the file of --config again and applies it.
 
             Exit codes: 0 stopped as asked, or no error found; 64 wrong command line; 70 stopped with commands in \
             flight; 71 could not start; 74 stopped, but a medium could not be flushed; 78 errors in the configuration.
@@ -65,12 +65,12 @@ struct Targetd: AsyncParsableCommand {
         if let file = source.check {
             throw ExitCode(Self.check(file).rawValue)
         }
-        let loaded = source.config.map(ConfigurationSource.load) ?? ConfigurationSource.load(disk)
+        let loaded = source.config.map { ConfigurationSource.load($0) } ?? ConfigurationSource.load(disk)
         Self.printProblems(loaded)
         guard loaded.isUsable else { throw ExitCode(ExitStatus.configuration.rawValue) }
         let configuration = overrides.applied(to: loaded.configuration)
         StandardErrorLog.bootstrap(level: configuration.effectiveLogLevel)
-        throw ExitCode(await DaemonProcess.run(configuration).rawValue)
+        throw ExitCode(await DaemonProcess.run(configuration, file: source.config, overrides: overrides).rawValue)
     }
 
     private static func check(_ file: String) -> ExitStatus {
@@ -172,10 +172,17 @@ struct OverrideOptions: ParsableArguments {
     @Option(help: "The least severe messages to log: \(LogLevels.names.joined(separator: ", ")) (default: info).")
     var logLevel: LogLevelName?
 
+    @Option(help: "Make this socket, at which targetctl manages the daemon.", completion: .file())
+    var control: String?
+
     func validate() throws {
         if let reactors, !ConfigurationLimits.reactors.contains(reactors) {
             let range = ConfigurationLimits.reactors
             throw ValidationError("--reactors must be from \(range.lowerBound) to \(range.upperBound).")
+        }
+        if let control, !control.hasPrefix("/") || control.utf8.count > ConfigurationLimits.socketPathBytes {
+            throw ValidationError(
+                "--control must be an absolute path of at most \(ConfigurationLimits.socketPathBytes) bytes.")
         }
         if let pollMicroseconds, pollMicroseconds > ConfigurationLimits.pollNanoseconds.upperBound / 1000 {
             throw ValidationError(
@@ -190,6 +197,11 @@ struct OverrideOptions: ParsableArguments {
         if let pollMicroseconds { configuration.pollNanoseconds = pollMicroseconds * 1000 }
         if let reactors { configuration.reactors = reactors }
         if let logLevel { configuration.logLevel = logLevel.rawValue }
+        if let control {
+            let others = configuration.control
+            configuration.control = ControlConfiguration(
+                socket: control, mode: others?.mode, group: others?.group, metrics: others?.metrics)
+        }
         return configuration
     }
 }

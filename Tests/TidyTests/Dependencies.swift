@@ -14,9 +14,11 @@ enum Dependencies {
         "XenFront": ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CXen", "Glibc", "Synchronization"],
         "targetd": [
             "SCSICore", "Reactor", "Backstores", "VirtioFront", "XenFront", "CBackstore", "CTarget", "CLinux", "Glibc",
-            "Synchronization", "ArgumentParser", "Logging", "Yams", "ServiceLifecycle", "UnixSignals",
+            "Synchronization", "ArgumentParser", "Logging", "Yams", "ServiceLifecycle", "UnixSignals", "ControlAPI",
+            "Foundation", "NIOCore", "NIOHTTP1", "NIOPosix",
         ],
-        "targetctl": ["Glibc", "ArgumentParser"],
+        "ControlAPI": ["Foundation", "Glibc"],
+        "targetctl": ["ControlAPI", "Foundation", "ArgumentParser"],
         // Headers only: they hold no Swift.
         "CBackstore": [], "CTarget": [], "CIOVector": [], "CLinux": [], "CXen": [],
     ]

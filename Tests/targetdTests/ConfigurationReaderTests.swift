@@ -48,7 +48,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, backstores, targets, vhost-user-scsi"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
     ),
     (
         "buffered: true", "bufered: true",
@@ -301,7 +301,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, backstores, targets, vhost-user-scsi"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
     ),
 ]
 // swift-format-ignore-end

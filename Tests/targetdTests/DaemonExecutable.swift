@@ -41,8 +41,8 @@ final class RunningDaemon {
     private let errors = Pipe()
 
     /// Starts targetd.
-    init(_ arguments: [String], environment: [String: String] = [:]) throws {
-        process.executableURL = Self.executable
+    init(_ arguments: [String], environment: [String: String] = [:], executable: URL = built("targetd")) throws {
+        process.executableURL = executable
         process.arguments = arguments
         var variables = ProcessInfo.processInfo.environment
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM"] { variables[name] = nil }
@@ -58,10 +58,10 @@ final class RunningDaemon {
         process.waitUntilExit()
     }
 
-    /// The built executable lies beside the one that holds the tests.
-    static var executable: URL {
+    /// The built executables lie beside the one that holds the tests.
+    static func built(_ name: String) -> URL {
         URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
-            .appendingPathComponent("targetd")
+            .appendingPathComponent(name)
     }
 
     /// Waits for the end.

@@ -105,7 +105,7 @@ import Testing
         let daemon = try await Daemon.start(configuration(["a": file("a")]), logger: logger)
         var wanted = configuration(["a": file("a"), "b": file("b")], reactors: 2)
         let error = await #expect(throws: ChangeError.self) { try await daemon.apply(wanted) }
-        #expect(error == ChangeError(text: "reactors: cannot change while targetd runs: restart it"))
+        #expect(error == ChangeError(text: "reactors: cannot change while targetd runs: restart it", kind: .conflict))
         #expect(try !isOpen("b"))
         wanted.reactors = 1
         try await daemon.apply(wanted)

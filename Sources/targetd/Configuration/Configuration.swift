@@ -15,12 +15,37 @@ struct Configuration: Equatable, Sendable {
     var stopTimeoutNanoseconds: UInt64 = 10_000_000_000
     /// The least severe messages that are logged; `nil`: the default, information.
     var logLevel: String?
+    /// Where the daemon is managed; `nil`: nowhere.
+    var control: ControlConfiguration?
     /// The media, by name.
     var backstores: [String: BackstoreConfiguration] = [:]
     /// The target devices, by name.
     var targets: [NAAName: TargetConfiguration] = [:]
     /// The vhost-user sockets.
     var vhostUserFronts: [VhostUserFrontConfiguration] = []
+}
+
+/// The socket of the control API.
+struct ControlConfiguration: Equatable, Sendable {
+    var socket: String
+    /// Permission bits of the socket's file; `nil`: the owner, and the group if one is named.
+    var mode: UInt16?
+    /// The group that may use the socket beside root and the daemon's own user.
+    var group: String?
+    /// Where metrics can be read without the socket.
+    var metrics: MetricsAddress?
+
+    /// The permission bits that the file gets.
+    var effectiveMode: UInt16 { mode ?? (group == nil ? 0o600 : 0o660) }
+}
+
+/// A TCP address: a numeric host and a port.
+struct MetricsAddress: Equatable, Sendable {
+    var host: String
+    var port: Int
+
+    /// `127.0.0.1:9464` or `[::1]:9464`.
+    var text: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 }
 
 /// How reactors do I/O.
@@ -98,6 +123,10 @@ enum ConfigurationLimits {
     static let pollNanoseconds: ClosedRange<UInt64> = 0...1_000_000_000
     /// Ten minutes is beyond what a service manager waits.
     static let stopTimeoutNanoseconds: ClosedRange<UInt64> = 0...600_000_000_000
+    /// Permission bits of a socket's file; those of execution mean nothing there.
+    static let socketMode = 0...0o777
+    /// 0 would be a port that the system chooses, which nobody would know.
+    static let ports = 1...65_535
     /// Bytes of a medium: what file offsets (63 bits) reach, with room for sums.
     static let mediumBytes: UInt64 = 1 << 62
     /// Bytes of a RAM medium: what a process can map (47 bits of addresses) with room for everything else.

@@ -35,9 +35,12 @@ struct ConfigurationReader {
 
     private mutating func readRoot(_ root: Node) {
         let sections = ["backstores", "targets", "vhost-user-scsi"]
-        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
+        if let control = fields["control"], !control.isEmpty {
+            result.configuration.control = readControl(control, at: "control")
+        }
         entries(fields, "backstores", named: "backstores by name") { reader, name, node, key in
             reader.checkName(name, at: key)
             guard let backstore = reader.readBackstore(node, at: key) else { return }
@@ -68,6 +71,17 @@ struct ConfigurationReader {
             result.configuration.stopTimeoutNanoseconds = timeout
         }
         result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+    }
+
+    private mutating func readControl(_ node: Node, at key: String) -> ControlConfiguration? {
+        guard let fields = mapping(node, at: key, allowed: ["socket", "mode", "group", "metrics"]) else { return nil }
+        let mode = mode(fields, "mode")
+        let group = string(fields, "group")
+        let metrics = address(fields, "metrics")
+        guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
+            let socket = path(fields, "socket")
+        else { return nil }
+        return ControlConfiguration(socket: socket, mode: mode, group: group, metrics: metrics)
     }
 
     private mutating func readBackstore(_ node: Node, at key: String) -> BackstoreConfiguration? {
@@ -337,6 +351,36 @@ struct ConfigurationReader {
             report(fields.key(name), "\"\(text)\" \(error.text)")
             return nil
         }
+    }
+
+    private mutating func mode(_ fields: Fields, _ name: String) -> UInt16? {
+        guard let text = string(fields, name) else { return nil }
+        let digits = text.hasPrefix("0o") ? text.dropFirst(2) : text[...]
+        guard digits.allSatisfy({ ("0"..."7").contains($0) }), let mode = Int(digits, radix: 8),
+            ConfigurationLimits.socketMode.contains(mode)
+        else {
+            report(fields.key(name), "cannot be \"\(text)\": write octal permission bits, such as 0660")
+            return nil
+        }
+        return UInt16(mode)
+    }
+
+    private mutating func address(_ fields: Fields, _ name: String) -> MetricsAddress? {
+        guard let text = string(fields, name) else { return nil }
+        let end = text.lastIndex(of: ":") ?? text.endIndex
+        var host = text[..<end]
+        // The brackets keep the colons of the host from the one before the port.
+        let isBracketed = host.hasPrefix("[") && host.hasSuffix("]")
+        if isBracketed { host = host.dropFirst().dropLast() }
+        guard end != text.endIndex, isBracketed == host.contains(":"), NumericAddress.isValid(String(host)),
+            let port = number(String(text[text.index(after: end)...]), in: ConfigurationLimits.ports)
+        else {
+            report(
+                fields.key(name),
+                "cannot be \"\(text)\": write a numeric address and a port, such as 127.0.0.1:9464 or [::1]:9464")
+            return nil
+        }
+        return MetricsAddress(host: String(host), port: port)
     }
 
     private mutating func path(_ fields: Fields, _ name: String) -> String? {

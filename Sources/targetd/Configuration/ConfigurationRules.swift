@@ -11,6 +11,7 @@ struct ConfigurationRules {
     /// All problems, in the order of the file's sections.
     static func check(_ configuration: Configuration, source: SourceMap) -> [Problem] {
         var rules = ConfigurationRules(configuration: configuration, source: source)
+        rules.checkControl()
         rules.checkBackstores()
         rules.checkTargets()
         rules.checkUnitNames()
@@ -26,6 +27,19 @@ struct ConfigurationRules {
 
     private mutating func report(_ key: String, _ text: String, severity: Problem.Severity = .error) {
         problems.append(source.problem(key, text, severity: severity))
+    }
+
+    private mutating func checkControl() {
+        guard let control = configuration.control else { return }
+        checkSocketPath(control.socket, at: "control.socket")
+    }
+
+    private mutating func checkSocketPath(_ path: String, at key: String) {
+        guard path.utf8.count > ConfigurationLimits.socketPathBytes else { return }
+        report(
+            key,
+            "is \(path.utf8.count) bytes long: the path of a socket has at most "
+                + "\(ConfigurationLimits.socketPathBytes)")
     }
 
     private mutating func checkBackstores() {
@@ -102,11 +116,9 @@ struct ConfigurationRules {
             let key = "vhost-user-scsi[\(index)]"
             // One that could not be read has been reported as that.
             if front.socket.isEmpty { continue }
-            if front.socket.utf8.count > ConfigurationLimits.socketPathBytes {
-                report(
-                    "\(key).socket",
-                    "is \(front.socket.utf8.count) bytes long: the path of a socket has at most "
-                        + "\(ConfigurationLimits.socketPathBytes)")
+            checkSocketPath(front.socket, at: "\(key).socket")
+            if front.socket == configuration.control?.socket {
+                report("\(key).socket", "\(front.socket) is already the control socket")
             }
             if let other = sockets.updateValue(index, forKey: front.socket) {
                 report("\(key).socket", "\(front.socket) is already the socket of vhost-user-scsi[\(other)]")

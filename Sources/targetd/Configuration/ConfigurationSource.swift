@@ -17,15 +17,22 @@ enum ConfigurationSource {
     }
 
     /// Reads and checks a file.
-    static func load(_ file: String) -> Loaded {
+    ///
+    /// - Parameter running: What runs and is to be changed; `nil` before a start.
+    static func load(_ file: String, running: Configuration? = nil) -> Loaded {
         let text: String
         switch readText(file) {
         case .success(let read): text = read
         case .failure(let problem):
             return Loaded(configuration: Configuration(), source: SourceMap(source: file), problems: [problem])
         }
-        let read = ConfigurationReader.read(text, name: file)
-        return checked(read.configuration, read.source, read.problems)
+        return load(text: text, name: file, running: running)
+    }
+
+    /// Reads and checks the text of a file.
+    static func load(text: String, name: String, running: Configuration?) -> Loaded {
+        let read = ConfigurationReader.read(text, name: name)
+        return checked(read.configuration, read.source, read.problems, running: running)
     }
 
     /// Checks the disk of the command line.
@@ -61,13 +68,15 @@ enum ConfigurationSource {
     }
 
     /// Applies all rules.
-    private static func checked(_ configuration: Configuration, _ source: SourceMap, _ problems: [Problem]) -> Loaded {
+    private static func checked(
+        _ configuration: Configuration, _ source: SourceMap, _ problems: [Problem], running: Configuration? = nil
+    ) -> Loaded {
         var problems = problems
         problems += ConfigurationRules.check(configuration, source: source).filter { found in
             // Where a part could not be read, what seems unused or missing as a whole may well be there.
             problems.isEmpty || (found.severity == .error && !found.key.isEmpty)
         }
-        problems += EnvironmentRules.check(configuration, source: source)
+        problems += EnvironmentRules.check(configuration, source: source, running: running)
         problems.sort { ($0.line ?? 0) < ($1.line ?? 0) }
         return Loaded(configuration: configuration, source: source, problems: problems)
     }

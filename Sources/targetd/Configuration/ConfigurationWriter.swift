@@ -11,6 +11,7 @@ struct ConfigurationWriter {
     static func yaml(_ configuration: Configuration) -> String {
         var writer = ConfigurationWriter()
         writer.writeSettings(configuration)
+        if let control = configuration.control { writer.writeControl(control) }
         writer.writeBackstores(configuration.backstores)
         writer.writeTargets(configuration.targets)
         writer.writeFronts(configuration.vhostUserFronts)
@@ -28,6 +29,14 @@ struct ConfigurationWriter {
             lines.append("stop-timeout: \(TimeSpan.format(configuration.stopTimeoutNanoseconds))")
         }
         if let level = configuration.logLevel { lines.append("log-level: \(level)") }
+    }
+
+    private mutating func writeControl(_ control: ControlConfiguration) {
+        var fields = [("socket", Self.quoted(control.socket))]
+        if let mode = control.mode { fields.append(("mode", "0" + String(mode, radix: 8))) }
+        if let group = control.group { fields.append(("group", Self.quoted(group))) }
+        if let metrics = control.metrics { fields.append(("metrics", "\"\(metrics.text)\"")) }
+        lines.append("control: \(Self.flow(fields))")
     }
 
     private mutating func writeBackstores(_ backstores: [String: BackstoreConfiguration]) {

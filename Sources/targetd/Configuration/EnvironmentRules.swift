@@ -8,11 +8,16 @@ import Glibc
 /// Checks a configuration against the file system.
 struct EnvironmentRules {
     private let source: SourceMap
+    /// What this daemon serves already: a file of its own may grow.
+    private let running: Configuration?
     private var problems: [Problem] = []
 
     /// All problems, in the order of the file's sections.
-    static func check(_ configuration: Configuration, source: SourceMap) -> [Problem] {
-        var rules = EnvironmentRules(source: source)
+    ///
+    /// - Parameter running: What runs and is to be changed; `nil` before a start.
+    static func check(_ configuration: Configuration, source: SourceMap, running: Configuration? = nil) -> [Problem] {
+        var rules = EnvironmentRules(source: source, running: running)
+        if let control = configuration.control { rules.check(control) }
         var inodes: [FileStatus.Identity: (name: String, path: String)] = [:]
         for (name, backstore) in configuration.backstores.sorted(by: { $0.key < $1.key }) {
             rules.check(backstore, at: "backstores.\(name)", name, &inodes)
@@ -23,10 +28,20 @@ struct EnvironmentRules {
         return rules.problems
     }
 
-    private init(source: SourceMap) { self.source = source }
+    private init(source: SourceMap, running: Configuration?) {
+        self.source = source
+        self.running = running
+    }
 
     private mutating func report(_ key: String, _ text: String) {
         problems.append(source.problem(key, text))
+    }
+
+    private mutating func check(_ control: ControlConfiguration) {
+        checkSocket(control.socket, at: "control.socket")
+        if let group = control.group, GroupDatabase.identifier(of: group) == nil {
+            report("control.group", "there is no group \(group): make it with groupadd, or correct the name")
+        }
     }
 
     private mutating func check(
@@ -36,7 +51,11 @@ struct EnvironmentRules {
         let status: FileStatus?
         switch backstore.medium {
         case .ram: return
-        case .file(let path, let size, _): status = checkFile(path, size: size, backstore, at: key)
+        case .file(let path, let size, _):
+            // A file that runs with a size is resized to what is asked for; what is possible there, the plan knows.
+            let served = running?.usedBackstores[name]
+            let canGrow = served?.path == path && served?.medium.size != nil
+            status = checkFile(path, size: canGrow ? nil : size, backstore, at: key)
         case .blockDevice(let path, _): status = checkBlockDevice(path, at: key)
         }
         // The same medium by two paths, through links. Equal paths were found without looking at the machine.
@@ -122,6 +141,30 @@ struct EnvironmentRules {
                 "the folder \(folder) does not exist: make it, or correct the path, so that \(what) can be made there")
         case .failure(let error): report(key, "the folder \(folder) cannot be looked at: \(error.text)")
         }
+    }
+}
+
+/// The groups of this machine.
+enum GroupDatabase {
+    /// The number of a group; `nil` if there is none of that name.
+    static func identifier(of name: String) -> gid_t? {
+        var entry = unsafe group()
+        var found: UnsafeMutablePointer<group>?
+        // Enough for a group with a few thousand members.
+        var buffer = [CChar](repeating: 0, count: 64 << 10)
+        guard unsafe getgrnam_r(name, &entry, &buffer, buffer.count, &found) == 0, unsafe found != nil else {
+            return nil
+        }
+        return unsafe entry.gr_gid
+    }
+}
+
+/// IP addresses as texts.
+enum NumericAddress {
+    /// Whether the text is an IPv4 or IPv6 address, not a name.
+    static func isValid(_ text: String) -> Bool {
+        var (four, six) = (in_addr(), in6_addr())
+        return unsafe inet_pton(AF_INET, text, &four) == 1 || inet_pton(AF_INET6, text, &six) == 1
     }
 }
 

@@ -3,6 +3,7 @@
 // Owns: the threads, the placement, the configuration that runs, and the order of management operations. Called by: the
 // process, and the control plane. Must not know: signals, files, how operations are asked for.
 
+import ControlAPI
 import Logging
 import Reactor
 
@@ -19,6 +20,10 @@ actor Daemon {
     private let threads: [ReactorThread]
     private let logger: Logger
     private var state: State
+    /// Whether an operation is under way, and those that wait for their turn, in the order in which they came.
+    private var isChanging = false
+    private var waiting: [CheckedContinuation<Void, Never>] = []
+    private var isStopping = false
     private let hurried: AsyncStream<Void>
     private let hurriedContinuation: AsyncStream<Void>.Continuation
 
@@ -69,12 +74,106 @@ actor Daemon {
         return threads
     }
 
+    // MARK: The order of operations
+
+    /// Waits until all operations that came before have ended: two at once never disturb, or refuse, each other.
+    private func begin() async throws(ChangeError) {
+        if !isStopping {
+            await enter()
+            if !isStopping { return }
+            leave()
+        }
+        throw ChangeError(text: "targetd is stopping", kind: .stopping)
+    }
+
+    private func enter() async {
+        guard isChanging else {
+            isChanging = true
+            return
+        }
+        // Whoever leaves hands over: nobody who comes later is before us.
+        await withCheckedContinuation { waiting.append($0) }
+    }
+
+    private func leave() {
+        if waiting.isEmpty { isChanging = false } else { waiting.removeFirst().resume() }
+    }
+
     // MARK: Changes
 
     /// Makes the daemon match a configuration that has no errors, by the smallest set of changes, all or nothing.
-    func apply(_ wanted: Configuration) async throws(ChangeError) {
+    @discardableResult
+    func apply(_ wanted: Configuration) async throws(ChangeError) -> [Change] {
+        try await begin()
+        defer { leave() }
+        return try await change(to: wanted)
+    }
+
+    /// Makes the daemon match what `load` gives when it is this operation's turn.
+    ///
+    /// - Parameter load: Gets the configuration that runs.
+    func apply(_ load: @Sendable (Configuration) -> ConfigurationSource.Loaded) async throws(Failure) -> ChangeReport {
+        do throws(ChangeError) {
+            try await begin()
+        } catch {
+            throw Failure(error)
+        }
+        defer { leave() }
+        let loaded = load(state.configuration)
+        guard loaded.isUsable else { throw Failure(loaded) }
+        do throws(ChangeError) {
+            return ChangeReport(try await change(to: loaded.configuration), loaded)
+        } catch {
+            throw Failure(error)
+        }
+    }
+
+    /// What `apply` would change.
+    func diff(_ load: @Sendable (Configuration) -> ConfigurationSource.Loaded) throws(Failure) -> ChangeReport {
+        let loaded = load(state.configuration)
+        guard loaded.isUsable else { throw Failure(loaded) }
+        let plan = Plan(from: state.configuration, placement: state.placement, to: loaded.configuration)
+        if let refusal = plan.refusals.first { throw Failure(ChangeError(refusal)) }
+        return ChangeReport(plan.changes, loaded)
+    }
+
+    /// Makes the file of a backstore longer. The configuration that runs has the new size from then on.
+    func resize(_ name: String, to size: UInt64) async throws(ChangeError) -> [Change] {
+        try await begin()
+        defer { leave() }
+        guard let backstore = state.configuration.backstores[name] else {
+            throw ChangeError(text: "there is no backstore \(name)", kind: .notFound)
+        }
+        guard case .file(let path, _, let buffered) = backstore.medium, !backstore.readOnly else {
+            throw ChangeError(
+                text: "backstore \(name) cannot be resized: only files can, and only where read-only is not set",
+                kind: .conflict)
+        }
+        guard let index = state.placement.backstores[name] else {
+            throw ChangeError(text: "backstore \(name) is not open: no logical unit has it", kind: .conflict)
+        }
+        let (before, blockSize) = await threads[index].perform { $0.extent(of: name) }
+        guard size % blockSize == 0, size <= ConfigurationLimits.mediumBytes else {
+            throw ChangeError(
+                text: "backstore \(name) cannot have \(size) bytes: write a multiple of its logical block of "
+                    + "\(blockSize) bytes, at most \(Size.format(ConfigurationLimits.mediumBytes))", kind: .conflict)
+        }
+        guard size >= before else {
+            throw ChangeError(
+                text: "backstore \(name) would shrink from \(Size.format(before)) to \(Size.format(size)), which "
+                    + "loses what is at the end", kind: .conflict)
+        }
+        var new = state
+        new.configuration.backstores[name]?.medium = .file(path: path, size: size, buffered: buffered)
+        let change = Change.resizeBackstore(name, size: size)
+        if size > before { try await make(change, from: state, to: new) }
+        state = new
+        return size > before ? [change] : []
+    }
+
+    private func change(to wanted: Configuration) async throws(ChangeError) -> [Change] {
         let plan = Plan(from: state.configuration, placement: state.placement, to: wanted)
-        if let refusal = plan.refusals.first { throw ChangeError(text: "\(refusal.key): \(refusal.text)") }
+        if let refusal = plan.refusals.first { throw ChangeError(refusal) }
         let new = State(configuration: wanted, placement: plan.placement)
         var made: [Change] = []
         for change in plan.changes {
@@ -88,6 +187,7 @@ actor Daemon {
             }
         }
         state = new
+        return made
     }
 
     /// Goes back to what was before, the last change first.
@@ -151,6 +251,30 @@ actor Daemon {
 
     // MARK: What runs
 
+    /// The configuration that runs.
+    var configuration: Configuration { state.configuration }
+
+    /// Everything that can be told of this moment.
+    func status() async -> Status {
+        let configured = state.configuration.backstores
+        var status = Status(
+            version: Version.text, ioEngine: threads[0].engine.rawValue, reactors: [], backstores: [], targets: [],
+            fronts: [])
+        for thread in threads {
+            let part = await thread.perform { [index = thread.index] in $0.snapshot(reactor: index) }
+            status.reactors.append(part.reactor)
+            status.backstores += part.backstores
+            status.targets += part.targets
+            status.fronts += part.fronts
+        }
+        let open = Set(status.backstores.map(\.name))
+        status.backstores += configured.filter { !open.contains($0.key) }.map { BackstoreStatus($0, $1, size: nil) }
+        status.backstores.sort { $0.name < $1.name }
+        status.targets.sort { $0.name < $1.name }
+        status.fronts.sort { $0.socket < $1.socket }
+        return status
+    }
+
     /// How many sockets are served.
     var socketCount: Int { state.configuration.vhostUserFronts.count }
 
@@ -166,13 +290,8 @@ actor Daemon {
 
     /// Stops, once: no new commands, those in flight end, media are flushed and closed, sockets are removed.
     func stop() async -> ExitStatus {
-        let errors = await finished { [threads] in
-            var errors: [ChangeError] = []
-            // The files of the sockets are removed at once, however long the rest takes.
-            for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
-            for thread in threads { errors += await thread.performAndWait { $0.close(done: $1) } }
-            return errors
-        }
+        isStopping = true
+        let errors = await finished { [self] in await takeAway() }
         guard let errors else {
             for thread in threads {
                 // A reactor that hangs in a system call would hang us too.
@@ -183,6 +302,18 @@ actor Daemon {
         for thread in threads { thread.stop() }
         for error in errors { logger.error("\(error.text)") }
         return errors.isEmpty ? .success : .flushFailed
+    }
+
+    /// Takes away everything that runs; the errors of the flushes.
+    private func takeAway() async -> [ChangeError] {
+        // A change that is under way ends first; those that wait for their turn are refused in it.
+        await enter()
+        defer { leave() }
+        var errors: [ChangeError] = []
+        // The files of the sockets are removed at once, however long the rest takes.
+        for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
+        for thread in threads { errors += await thread.performAndWait { $0.close(done: $1) } }
+        return errors
     }
 
     /// What `work` returns; `nil` if it takes longer than a stop may take, or somebody hurries.

@@ -2,6 +2,7 @@
 //
 // Owns: what happens when. Called by: the command line. Must not know: what is served.
 
+import ControlAPI
 import Glibc
 import Logging
 import ServiceLifecycle
@@ -10,13 +11,18 @@ import UnixSignals
 /// Runs a daemon until it is told to stop.
 enum DaemonProcess {
     /// Serves a configuration that has no errors.
-    static func run(_ configuration: Configuration) async -> ExitStatus {
+    ///
+    /// - Parameters:
+    ///   - configuration: With the overrides in it.
+    ///   - file: Where it comes from, to be read again on SIGHUP; `nil`: from the command line.
+    ///   - overrides: What the command line says in place of any file.
+    static func run(_ configuration: Configuration, file: String?, overrides: OverrideOptions) async -> ExitStatus {
         let logger = Logger(label: "targetd")
         // A guest that closes its socket while it is written to is an error value, not the end of the process.
         signal(SIGPIPE, SIG_IGN)
         for shortage in ResourceLimits.raise(for: configuration) { logger.warning("\(shortage.text)") }
         // Trapped before anything is opened: a stop during the start is then a clean stop just after it.
-        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint)
+        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint, .sighup)
         let daemon: Daemon
         do {
             daemon = try await Daemon.start(configuration, logger: logger)
@@ -24,16 +30,28 @@ enum DaemonProcess {
             logger.error("\(error.text)")
             return .startFailed
         }
+        let control: ControlServer?
+        do {
+            control = try await startControl(configuration, daemon, overrides, logger)
+        } catch {
+            logger.error("\(error.text)")
+            _ = await daemon.stop()
+            return .startFailed
+        }
         announce(configuration)
 
         let notification = ServiceNotification()
         let stop = StopRequest()
-        let service = DaemonService(daemon: daemon, notification: notification, logger: logger)
+        let service = DaemonService(daemon: daemon, control: control, notification: notification, logger: logger)
+        let reload = Reload(
+            daemon: daemon, file: file, overrides: overrides, notification: notification, logger: logger)
         // Stopped in reverse order: signals are heard to the end.
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: [
-                    .init(service: SignalService(signals: signals, stop: stop, daemon: daemon, logger: logger)),
+                    .init(
+                        service: SignalService(
+                            signals: signals, stop: stop, reload: reload, daemon: daemon, logger: logger)),
                     .init(service: service),
                     .init(service: WatchdogService(daemon: daemon, notification: notification)),
                     .init(service: stop, successTerminationBehavior: .gracefullyShutdownGroup),
@@ -49,6 +67,16 @@ enum DaemonProcess {
             _exit(service.outcome.rawValue)
         }
         return service.outcome
+    }
+
+    private static func startControl(
+        _ configuration: Configuration, _ daemon: Daemon, _ overrides: OverrideOptions, _ logger: Logger
+    ) async throws(ChangeError) -> ControlServer? {
+        guard let control = configuration.control else { return nil }
+        let router = ControlRouter(daemon: daemon, overrides: overrides)
+        return try await ControlServer(
+            control, logger: logger, respond: { await router.respond(to: $0) },
+            respondToAnybody: { await router.respondToAnybody($0) })
     }
 
     /// ServiceLifecycle's own messages are about its inside: only its errors concern an operator.
@@ -85,17 +113,61 @@ struct StopRequest: Service {
     }
 }
 
-/// Hears the signals: the first asks for a stop, the second for a stop at once.
+/// Reads the configuration file again and makes the daemon match it.
+struct Reload: Sendable {
+    let daemon: Daemon
+    let file: String?
+    let overrides: OverrideOptions
+    let notification: ServiceNotification
+    let logger: Logger
+
+    /// Applies the file, or logs why not; then nothing has changed.
+    func run() async {
+        guard let file else {
+            logger.warning("there is no configuration file to read again: targetd was started without --config")
+            return
+        }
+        notification.reloading()
+        do {
+            let report = try await daemon.apply { [overrides] running in
+                var loaded = ConfigurationSource.load(file, running: running)
+                loaded.configuration = overrides.applied(to: loaded.configuration)
+                return loaded
+            }
+            log(report.warnings)
+            logger.info("configuration applied", metadata: ["changes": "\(report.changes.count)"])
+        } catch {
+            log(error.details)
+            logger.error("configuration not applied: \(error.message)", metadata: ["file": "\(file)"])
+        }
+        notification.ready("Serving \(await daemon.socketCount) sockets")
+    }
+
+    private func log(_ problems: [ProblemReport]) {
+        for problem in problems {
+            let place = problem.line.map { "\(file ?? ""):\($0)" } ?? file ?? ""
+            logger.log(
+                level: problem.severity == Problem.Severity.error.rawValue ? .error : .warning,
+                "\(place): \(problem.key): \(problem.text)")
+        }
+    }
+}
+
+/// Hears the signals: the first that asks for a stop gets it, the second a stop at once; SIGHUP asks for a reload.
 struct SignalService: Service {
     let signals: UnixSignalsSequence
     let stop: StopRequest
+    let reload: Reload
     let daemon: Daemon
     let logger: Logger
 
     func run() async throws {
         var isStopping = false
         for await signal in signals.cancelOnGracefulShutdown() {
-            if isStopping {
+            if signal == .sighup {
+                // Not awaited: a stop must be heard while a change waits for commands in flight.
+                if !isStopping { Task { await reload.run() } }
+            } else if isStopping {
                 logger.warning("second signal: stopping without waiting", metadata: ["signal": "\(signal)"])
                 daemon.hurry()
             } else {
@@ -110,13 +182,15 @@ struct SignalService: Service {
 /// The daemon from its readiness to its end.
 final class DaemonService: Service, @unchecked Sendable {
     private let daemon: Daemon
+    private let control: ControlServer?
     private let notification: ServiceNotification
     private let logger: Logger
     /// How it ended; to be read when `run` has returned.
     private(set) var outcome = ExitStatus.success
 
-    init(daemon: Daemon, notification: ServiceNotification, logger: Logger) {
+    init(daemon: Daemon, control: ControlServer?, notification: ServiceNotification, logger: Logger) {
         self.daemon = daemon
+        self.control = control
         self.notification = notification
         self.logger = logger
     }
@@ -127,7 +201,10 @@ final class DaemonService: Service, @unchecked Sendable {
         // Returns when the group is told to stop, or cancelled because another part failed.
         try? await gracefulShutdown()
         notification.stopping()
+        await control?.stopListening()
         outcome = await daemon.stop()
+        // Operations that were under way have ended: whoever asked for them has the answer, or gets it now.
+        if outcome != .abandoned { await control?.stop() }
         logger.info("stopped")
     }
 }

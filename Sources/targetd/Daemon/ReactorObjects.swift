@@ -13,7 +13,19 @@ import VirtioFront
 
 /// Why a change could not be made, for the operator.
 struct ChangeError: Error, Equatable {
+    enum Kind {
+        /// The system refused something.
+        case failed
+        /// What runs cannot be changed in this way.
+        case conflict
+        /// There is nothing of that name.
+        case notFound
+        /// No change begins any more.
+        case stopping
+    }
+
     let text: String
+    var kind = Kind.failed
 }
 
 /// The objects on one reactor.
@@ -24,7 +36,7 @@ final class ReactorObjects {
     /// The logical unit of each backstore that has one.
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
-    private var sockets: [String: VhostUserSCSIServer] = [:]
+    private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
     private let logger: Logger
 
     init(reactor: Reactor, shard: Shard, logger: Logger) {
@@ -146,25 +158,27 @@ final class ReactorObjects {
         } catch {
             return ChangeError(text: "\(error)")
         }
-        sockets[front.socket] = server
+        sockets[front.socket] = (front, server)
         return nil
     }
 
     func attachTarget(_ name: NAAName, number: Int, socket: String) {
-        guard let server = sockets[socket], let target = targets[name] else {
+        guard let server = sockets[socket]?.server, let target = targets[name] else {
             preconditionFailure("target \(name) is attached to \(socket) before what it needs")
         }
+        sockets[socket]?.front.targets[number] = name
         server.attach(target, number: UInt8(number))
     }
 
     func detachTarget(_ number: Int, socket: String) {
-        guard let server = sockets[socket] else { preconditionFailure("no socket \(socket)") }
+        guard let server = sockets[socket]?.server else { preconditionFailure("no socket \(socket)") }
+        sockets[socket]?.front.targets[number] = nil
         server.detach(number: UInt8(number))
     }
 
     /// - Parameter done: Called when the guest is disconnected and none of its commands is in flight.
     func removeSocket(_ path: String, done: @escaping () -> Void) {
-        guard let server = sockets.removeValue(forKey: path) else { preconditionFailure("no socket \(path)") }
+        guard let server = sockets.removeValue(forKey: path)?.server else { preconditionFailure("no socket \(path)") }
         server.stop { [self] in
             later {
                 withExtendedLifetime(server) {}
@@ -181,6 +195,30 @@ final class ReactorObjects {
             done()
         }
     }
+
+    // MARK: What is here
+
+    /// Bytes of an open backstore, and of its logical blocks.
+    func extent(of name: String) -> (size: UInt64, blockSize: UInt64) {
+        guard let medium = backstores[name]?.medium else { preconditionFailure("no backstore \(name)") }
+        return medium.extent
+    }
+
+    /// The media that are open.
+    var openBackstores: [(name: String, configuration: BackstoreConfiguration, size: UInt64)] {
+        backstores.map { ($0.key, $0.value.configuration, $0.value.medium.extent.size) }
+    }
+
+    /// The name of each logical unit's backstore.
+    var unitBackstores: [ObjectIdentifier: String] {
+        Dictionary(uniqueKeysWithValues: units.map { (ObjectIdentifier($0.value), $0.key) })
+    }
+
+    /// The targets by name.
+    var servedTargets: [NAAName: TargetDevice] { targets }
+
+    /// The sockets, as they were asked for and as they are.
+    var servedFronts: [(front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] { Array(sockets.values) }
 
     // MARK: The end
 
@@ -257,6 +295,12 @@ enum OpenBackstore {
         case .file(let backstore): backstore.handle
         case .blockDevice(let backstore): backstore.handle
         }
+    }
+
+    /// Bytes of the medium, and of its logical blocks.
+    var extent: (size: UInt64, blockSize: UInt64) {
+        let geometry = handle.geometry()
+        return (geometry.size, UInt64(geometry.logical_block_size))
     }
 
     /// Closes the medium, which is flushed once more.

@@ -1,0 +1,96 @@
+// Snapshot: what one reactor can tell of what is on it, in the words of the control API.
+//
+// Called by: the daemon, through ReactorThread.perform. Must not know: how it is asked for or shown.
+
+import ControlAPI
+import Reactor
+import SCSICore
+import VirtioFront
+
+/// What one reactor tells.
+struct ReactorSnapshot: Sendable {
+    var reactor: ReactorStatus
+    var backstores: [BackstoreStatus] = []
+    var targets: [TargetStatus] = []
+    var fronts: [FrontStatus] = []
+}
+
+extension ReactorObjects {
+    /// Everything that is here at this moment.
+    ///
+    /// - Parameter reactor: The number of this reactor.
+    func snapshot(reactor index: Int) -> ReactorSnapshot {
+        var snapshot = ReactorSnapshot(reactor: ReactorStatus(index: index, reactor.statistics))
+        let names = unitBackstores
+        snapshot.backstores = openBackstores.map { name, configuration, size in
+            BackstoreStatus(name, configuration, size: size)
+        }
+        snapshot.targets = servedTargets.map { name, target in
+            let units = target.logicalUnits.map { lun, unit in
+                LogicalUnitStatus(Int(lun.number), unit, backstore: names[ObjectIdentifier(unit)] ?? "")
+            }
+            return TargetStatus(name: name.description, reactor: index, luns: units.sorted { $0.lun < $1.lun })
+        }
+        snapshot.fronts = servedFronts.map { FrontStatus($0, reactor: index, $1) }
+        return snapshot
+    }
+}
+
+extension ReactorStatus {
+    init(index: Int, _ statistics: Reactor.Statistics) {
+        self.init(index: index)
+        turns = statistics.turns
+        waits = statistics.waits
+        requests = statistics.requests
+        refused = statistics.refused
+        submissions = statistics.submissions
+    }
+}
+
+extension BackstoreStatus {
+    init(_ name: String, _ configuration: BackstoreConfiguration, size: UInt64?) {
+        let type =
+            switch configuration.medium {
+            case .ram: "ram"
+            case .file: "file"
+            case .blockDevice: "block-device"
+            }
+        self.init(name: name, type: type, path: configuration.path, size: size, readOnly: configuration.readOnly)
+    }
+}
+
+extension LogicalUnitStatus {
+    init(_ lun: Int, _ unit: LogicalUnit, backstore: String) {
+        let name = NAAName(unit.configuration.name).description
+        self.init(
+            lun: lun, backstore: backstore, name: name, serial: unit.configuration.serial, size: unit.size,
+            writeProtected: unit.isWriteProtected)
+        let statistics = unit.statistics
+        inFlight = unit.tasksInFlight
+        reads = statistics.reads
+        writes = statistics.writes
+        others = statistics.others
+        bytesRead = statistics.bytesRead
+        bytesWritten = statistics.bytesWritten
+        notGood = statistics.notGood
+        aborted = statistics.aborted
+        backstoreErrors = statistics.backstoreErrors
+    }
+}
+
+extension FrontStatus {
+    init(_ front: VhostUserFrontConfiguration, reactor: Int, _ server: VhostUserSCSIServer) {
+        let targets = Dictionary(uniqueKeysWithValues: front.targets.map { ("\($0.key)", $0.value.description) })
+        self.init(
+            socket: front.socket, reactor: reactor, queues: front.queues, connected: server.isConnected,
+            targets: targets)
+        let statistics = server.statistics
+        connections = statistics.connections
+        commands = statistics.commands
+        taskManagementFunctions = statistics.taskManagementFunctions
+        notifications = statistics.notifications
+        events = statistics.events
+        eventsMissed = statistics.eventsMissed
+        brokenQueues = statistics.brokenQueues
+    }
+}

@@ -1,0 +1,94 @@
+// OpenAPITests: Docs/openapi.yaml says exactly what is implemented: paths, methods, parameters, fields, error codes.
+// Must not know: what the paths do.
+
+import ControlAPI
+import Foundation
+import Testing
+import Yams
+
+@testable import targetd
+
+@Suite struct OpenAPITests {
+    private let document: Node
+
+    init() throws {
+        let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent()
+        let text = try String(contentsOf: root.appendingPathComponent("Docs/openapi.yaml"), encoding: .utf8)
+        document = try #require(try Yams.compose(yaml: text))
+    }
+
+    private func keys(_ node: Node?) -> Set<String> { Set(node?.mapping?.keys.compactMap(\.string) ?? []) }
+
+    @Test func pathsMethodsAndParametersAreThoseOfTheRouter() throws {
+        let methods: Set<String> = ["get", "put", "post", "delete", "patch"]
+        let paths = try #require(document["paths"]?.mapping)
+        let described = paths.flatMap { path, item in
+            keys(item).intersection(methods).map { "\($0.uppercased()) \(path.string ?? "")" }
+        }
+        let implemented = ControlRouter.routes.flatMap { route in route.operations.keys.map { "\($0) \(route.path)" } }
+        #expect(Set(described) == Set(implemented))
+        for route in ControlRouter.routes {
+            let item = try #require(paths[Node(route.path)])
+            let flags = keys(item).intersection(methods).flatMap { method in
+                (item[method]?["parameters"]?.sequence ?? []).compactMap { $0["name"]?.string }
+            }
+            #expect(Set(flags) == Set(route.flags), "\(route.path)")
+            #expect(keys(item).contains("parameters") == route.path.contains("{name}"), "\(route.path)")
+        }
+    }
+
+    /// A value of each kind that is told, with all that can be absent present.
+    private static let samples: [(name: String, value: any Encodable & Sendable)] = [
+        (
+            "Status",
+            Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+        ),
+        ("ReactorStatus", ReactorStatus(index: 0)),
+        ("BackstoreStatus", BackstoreStatus(name: "", type: "", path: "", size: 0, readOnly: false)),
+        ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
+        (
+            "LogicalUnitStatus",
+            LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+        ),
+        ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
+        ("ChangeReport", ChangeReport(changes: [], warnings: [])),
+        ("FailureReport", FailureReport(error: Failure(.failed, ""))),
+        ("Failure", Failure(.failed, "")),
+        ("ProblemReport", ProblemReport(severity: "", line: 0, key: "", text: "")),
+    ]
+
+    @Test func fieldsAreThoseThatAreWritten() throws {
+        let schemas = document["components"]?["schemas"]
+        #expect(keys(schemas) == Set(Self.samples.map(\.name)))
+        for (name, value) in Self.samples {
+            let written = try JSONSerialization.jsonObject(with: JSON.encode(value)) as? [String: Any]
+            #expect(keys(schemas?[name]?["properties"]) == Set(try #require(written).keys), "\(name)")
+        }
+    }
+
+    @Test func fieldsThatMayBeAbsentAreNotRequired() throws {
+        let schemas = document["components"]?["schemas"]
+        let absent = [
+            "BackstoreStatus": JSON.encode(
+                BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
+            "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),
+        ]
+        for (name, value) in Self.samples {
+            let least = try JSONSerialization.jsonObject(with: absent[name] ?? JSON.encode(value)) as? [String: Any]
+            let required = schemas?[name]?["required"]?.sequence?.compactMap(\.string) ?? []
+            #expect(Set(required) == Set(try #require(least).keys), "\(name)")
+        }
+    }
+
+    @Test func errorCodesAreThoseThatExist() {
+        let codes = document["components"]?["schemas"]?["Failure"]?["properties"]?["code"]?["enum"]?.sequence
+        #expect(Set(codes?.compactMap(\.string) ?? []) == Set(FailureCode.allCases.map(\.rawValue)))
+    }
+
+    @Test func limitsAreThoseOfTheServer() throws {
+        let text = try #require(document["info"]?["description"]?.string)
+        #expect(text.contains("at most \(ControlLimits().bodyBytes >> 20) MiB"))
+        #expect(text.contains("within \(Int(ControlLimits().transferSeconds)) seconds"))
+    }
+}
