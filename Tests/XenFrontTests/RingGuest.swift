@@ -100,7 +100,7 @@ final class RingGuest {
     deinit {
         unsafe page.deallocate()
         unsafe recordMemory.deallocate()
-        for unsafe page in unsafe pages.values { unsafe page.deallocate() }
+        for unsafepage in unsafe pages.values { unsafe page.deallocate() }
         unsafe grantContext.deallocate()
     }
 

@@ -98,7 +98,7 @@ func serve() throws {
             return nil
         }, stopper)
     say("ready")
-    reactor.run()
+    withExtendedLifetime((media, targets, front)) { reactor.run() }
     say("stopped")
     exit(0)
 }
