@@ -169,8 +169,10 @@ struct XenControlTests {
     func noise(seed: UInt64) throws {
         var random = SeededGenerator(seed: seed)
         let values = [
-            "", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "-1", "4294967296", "99999999999999999999", "x", "\0", "\u{ff}",
-            "0:0:0:0", "0:0:0:1", "1:2:3:4:5", "naa.60014054ac780582:0", "naa.:", "naa.60014054ac780582", frontend(1, 0),
+            "", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "-1", "4294967296", "99999999999999999999", "x", "\0",
+            "\u{ff}",
+            "0:0:0:0", "0:0:0:1", "1:2:3:4:5", "naa.60014054ac780582:0", "naa.:", "naa.60014054ac780582",
+            frontend(1, 0),
             "/local/domain/0/device/vscsi/0", String(repeating: "9", count: 4000), "x86_32-abi", "vax",
         ]
         let names = [
@@ -185,7 +187,8 @@ struct XenControlTests {
         executor.settle()
         for _ in 0..<600 {
             let isFrontend = Bool.random(using: &random)
-            let path = isFrontend
+            let path =
+                isFrontend
                 ? frontend(1, 0) + frontendNames.randomElement(using: &random)!
                 : backend(1, 0) + names.randomElement(using: &random)!
             if Int.random(in: 0..<10, using: &random) == 0 {

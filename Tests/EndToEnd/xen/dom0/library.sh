@@ -55,6 +55,10 @@ within() {
 
 is() { [ "$(xenstore-read "$1" 2> /dev/null)" = "$2" ]; }
 gone() { ! xenstore-read "$1" > /dev/null 2>&1; }
+# disk H:C:T:L: its device node
+disk() { echo "/dev/$(ls "/sys/bus/scsi/devices/$1/block" 2> /dev/null)"; }
+disks() { ls -d /sys/bus/scsi/devices/*:*:*:* 2> /dev/null | wc -l; }
+
 back() { echo "/local/domain/0/backend/vscsi/$1/$2"; }
 front() { echo "/local/domain/$1/device/vscsi/$2"; }
 
