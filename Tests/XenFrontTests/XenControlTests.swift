@@ -1,4 +1,5 @@
-// XenControlTests: following xenstore: several guests and vhosts, daemons that start late, other writers, hostile nodes.
+// XenControlTests: following xenstore: several guests and vhosts, daemons that start late, other writers, hostile
+// nodes.
 
 import Testing
 

@@ -79,8 +79,9 @@ def _boot(made: xenimage.XenImage, initrd: str, directory: str, seconds: float, 
     result = os.path.join(directory, "result")
     linux = LINUX_ARGUMENTS.replace(",", ",,")
     command = [
-        "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", str(memory), "-smp", "1",
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-kernel", made.hypervisor,
+        "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", str(memory),
+        "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-kernel",
+        made.hypervisor,
         "-append", XEN_ARGUMENTS.format(dom0=dom0), "-initrd", f"{made.kernel} {linux},{initrd}", "-serial",
         f"file:{console}", "-serial", f"file:{result}",
     ]

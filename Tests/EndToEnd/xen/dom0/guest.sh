@@ -1,4 +1,5 @@
-# guest: PV guests, several vhosts, a daemon that comes late and dies under load, a guest that is destroyed and made again.
+# guest: PV guests, several vhosts, a daemon that comes late and dies under load, a guest that is destroyed and made
+# again.
 . /library.sh
 
 DISKS="$TARGET:0=file:/dev/shm/disk0:64 $TARGET:1=ram:16 naa.60014054ac780583:0=ram:16"

@@ -35,7 +35,9 @@ report() {
 
 finish() {
     # A disk without a back end would hold up the power-off for ever.
-    for vhost in 0 1; do gone "$(front 0 $vhost)/state" || echo "vscsi-$vhost" > /sys/bus/xen/drivers/vscsi/unbind 2> /dev/null & done
+    for vhost in 0 1; do
+        gone "$(front 0 $vhost)/state" || echo "vscsi-$vhost" > /sys/bus/xen/drivers/vscsi/unbind 2> /dev/null &
+    done
     sleep 2
     echo "$failures failures"
     [ "$failures" = 0 ]

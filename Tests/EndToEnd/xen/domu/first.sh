@@ -13,7 +13,8 @@ check "mount, write, remount, compare" sh -c "mount -t ext4 $disk /mnt && cp /tm
 check "sg_reset -d" sg_reset -N -d "$disk"
 echo "load runs"
 fio --name=load "--filename=$disk" --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-256k \
-    --offset=32M --size=32M --time_based --runtime=14 --verify=crc32c --verify_fatal=1 --verify_backlog=64 > /tmp/fio 2>&1
+    --offset=32M --size=32M --time_based --runtime=14 --verify=crc32c --verify_fatal=1 --verify_backlog=64 \
+    > /tmp/fio 2>&1
 result=$?
 check "no I/O error while the daemon died" test $result = 0
 check "fio has verified what it wrote" sh -c 'grep -q "err= 0" /tmp/fio || { cat /tmp/fio; false; }'
