@@ -94,7 +94,8 @@ let package = Package(
         .testTarget(
             name: "VirtioFrontTests",
             dependencies: [
-                "VirtioFront", "VhostUserInitiator", "CoreTestSupport", "Reactor", "SCSICore", "CBackstore", "CTarget",
+                "VirtioFront", "VhostUserInitiator", "CoreTestSupport", "Backstores", "Reactor", "SCSICore",
+                "CBackstore", "CTarget",
                 "CLinux", "CIOVector",
             ],
             swiftSettings: settings),

@@ -132,7 +132,7 @@ def unit(results: report.Report, words: list[str]) -> None:
     filters = [word for name in words for word in ("--filter", name)]
     failed = results.count("failed")
     try:
-        command("swift", "test", "--disable-xctest", *filters, seconds=UNIT_SECONDS, each_line=follow)
+        command("swift", "test", "--disable-xctest", "--no-parallel", *filters, seconds=UNIT_SECONDS, each_line=follow)
     except CommandFailed as error:
         if results.count("failed") == failed:  # none failed, yet: a crash, or a build that failed
             results.add(report.Outcome("Unit tests", "swift test", "failed", time.monotonic() - begin, str(error)))

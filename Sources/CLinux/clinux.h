@@ -9,6 +9,14 @@
 #define _GNU_SOURCE
 #endif
 
+/* Swift's own Glibc module has been built without _GNU_SOURCE, with which fd_set has a member of another name. Two
+ * definitions of one type are an error wherever both modules are read whole, as the indexer of a first build does. */
+#include <features.h>
+#pragma push_macro("__USE_XOPEN")
+#undef __USE_XOPEN
+#include <sys/select.h>
+#pragma pop_macro("__USE_XOPEN")
+
 #include "clinux_io.h"
 #include "clinux_peer.h"
 #include "../CIOVector/io_vector.h"

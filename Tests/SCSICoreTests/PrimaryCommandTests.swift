@@ -14,7 +14,7 @@ struct InquiryTests {
         let data = world.run(CDB.inquiry(), dataIn: 255).data
         #expect(data[0] == 0x00)
         #expect(data[1] == 0x00)
-        #expect(data[2] == 0x07)
+        #expect(data[2] == 0x06)
         #expect(data[3] & 0x0f == 2)
         #expect(Int(data[4]) == data.count - 5)
         #expect(data[7] & 0x02 == 0x02)

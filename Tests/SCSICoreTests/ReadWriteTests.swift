@@ -283,11 +283,13 @@ struct BackstoreErrorTests {
 
     @Test("An error in the middle of WRITE SAME ends it there and gives its staging buffer back")
     func errorInTheMiddle() {
-        let tag = world.a.send(CDB.writeSame(.sixteen, 0, 2000), dataOut: Array(repeating: 7, count: 512))
+        let blocks = UInt64(Limits.stagingBytes / 512 + 100)
+        let tag = world.a.send(CDB.writeSame(.sixteen, 0, blocks), dataOut: Array(repeating: 7, count: 512))
         world.backstore.complete()
         world.backstore.complete(error: 28)
         #expect(world.a.completions.last { $0.tag == tag }?.summary == "7/2707")
         #expect(world.backstore.pending.isEmpty)
-        #expect(world.run(CDB.writeSame(.sixteen, 0, 2000), dataOut: Array(repeating: 7, count: 512)).summary == "good")
+        #expect(
+            world.run(CDB.writeSame(.sixteen, 0, blocks), dataOut: Array(repeating: 7, count: 512)).summary == "good")
     }
 }

@@ -7,10 +7,12 @@ import Testing
 
 @Suite("VERIFY")
 struct VerifyTests {
-    let world = TestTarget()
+    let world = TestTarget(blocks: 16_384)
+    /// Two pieces of a staging buffer and a part of a third.
+    private static let several = UInt64(Limits.stagingBytes / 512 * 2 + 176)
     private let block: [UInt8] = (0..<512).map { UInt8(truncatingIfNeeded: $0 * 3) }
 
-    init() { for address in 0..<1200 as Range<UInt64> { world.backstore.setBlock(address, block) } }
+    init() { for address in 0..<Self.several { world.backstore.setBlock(address, block) } }
 
     @Test("BYTCHK 00b reads the medium and takes no data", arguments: [CDB.Form.ten, .twelve, .sixteen])
     func readOnly(form: CDB.Form) {
@@ -29,27 +31,29 @@ struct VerifyTests {
 
     @Test("BYTCHK 01b compares with as much data, in pieces through the staging buffer")
     func compares() {
-        let data = (0..<1200).flatMap { _ in block }
+        let data = (0..<Self.several).flatMap { _ in block }
         let end = world.run(
-            CDB.verify(.sixteen, 0, 1200, byteCheck: 1), dataOut: data,
-            outLayout: [1, 300_000, 0, data.count - 300_001])
+            CDB.verify(.sixteen, 0, Self.several, byteCheck: 1), dataOut: data,
+            outLayout: [1, 1_300_000, 0, data.count - 1_300_001])
         #expect(end.summary == "good")
         #expect(world.backstore.accepted.count == 3)
     }
 
-    @Test("BYTCHK 01b finds a byte that differs, in any piece", arguments: [0, 512, 262_143, 262_144, 614_399])
+    @Test(
+        "BYTCHK 01b finds a byte that differs, in any piece",
+        arguments: [0, 512, Limits.stagingBytes - 1, Limits.stagingBytes, Int(several) * 512 - 1])
     func miscompare(offset: Int) {
-        var data = (0..<1200).flatMap { _ in block }
+        var data = (0..<Self.several).flatMap { _ in block }
         data[offset] ^= 1
-        #expect(world.run(CDB.verify(.sixteen, 0, 1200, byteCheck: 1), dataOut: data).summary == "e/1d00")
+        #expect(world.run(CDB.verify(.sixteen, 0, Self.several, byteCheck: 1), dataOut: data).summary == "e/1d00")
     }
 
     @Test("BYTCHK 11b compares each block with the one block sent")
     func comparesOneBlock() {
-        #expect(world.run(CDB.verify(.sixteen, 0, 1200, byteCheck: 3), dataOut: block).summary == "good")
-        world.backstore.setBlock(1100, Array(repeating: 0, count: 512))
-        #expect(world.run(CDB.verify(.sixteen, 0, 1200, byteCheck: 3), dataOut: block).summary == "e/1d00")
-        #expect(world.run(CDB.verify(.sixteen, 0, 1100, byteCheck: 3), dataOut: block).summary == "good")
+        #expect(world.run(CDB.verify(.sixteen, 0, Self.several, byteCheck: 3), dataOut: block).summary == "good")
+        world.backstore.setBlock(Self.several - 1, Array(repeating: 0, count: 512))
+        #expect(world.run(CDB.verify(.sixteen, 0, Self.several, byteCheck: 3), dataOut: block).summary == "e/1d00")
+        #expect(world.run(CDB.verify(.sixteen, 0, Self.several - 1, byteCheck: 3), dataOut: block).summary == "good")
     }
 
     @Test("BYTCHK 10b is reserved: INVALID FIELD IN CDB at byte 1 bit 2")
@@ -74,7 +78,7 @@ struct VerifyTests {
     @Test("Zero blocks verify nothing; an extent beyond the medium is LBA OUT OF RANGE")
     func edges() {
         #expect(world.run(CDB.verify(.ten, 5, 0, byteCheck: 1)).summary == "good")
-        #expect(world.run(CDB.verify(.ten, 4096, 1)).summary == "5/2100 CDB 2")
+        #expect(world.run(CDB.verify(.ten, 16_384, 1)).summary == "5/2100 CDB 2")
         #expect(world.backstore.accepted.isEmpty)
     }
 
@@ -183,10 +187,11 @@ struct WriteSameTests {
         #expect(end.summary == "5/2400 CDB \(form == .ten ? 7 : 10)")
     }
 
-    @Test("An extent beyond the medium is LBA OUT OF RANGE; too little data is an overrun")
+    @Test("An extent beyond the medium is LBA OUT OF RANGE; data that is not one block is INVALID FIELD IN CDB")
     func edges() {
         #expect(world.run(CDB.writeSame(.ten, 4095, 2), dataOut: block).summary == "5/2100 CDB 2")
-        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: [1]).summary == "overrun")
+        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: [1]).summary == "5/2400")
+        #expect(world.run(CDB.writeSame(.ten, 0, 1), dataOut: block + block).summary == "5/2400")
         #expect(world.run(CDB.writeSame(.sixteen, .max, 2), dataOut: block).summary == "5/2100 CDB 2")
         #expect(world.backstore.accepted.isEmpty)
     }
@@ -210,7 +215,7 @@ struct WriteSameTests {
 
     @Test("ABORT TASK between two pieces stops it there; it is answered after the piece has ended")
     func abortBetweenPieces() {
-        let tag = world.a.send(CDB.writeSame(.sixteen, 0, 2000), dataOut: block)
+        let tag = world.a.send(CDB.writeSame(.sixteen, 0, UInt64(Limits.stagingBytes / 512 + 100)), dataOut: block)
         world.backstore.complete()
         world.a.manage(.abortTask, tag: tag, cookie: 5)
         #expect(world.journal.lines.isEmpty)

@@ -57,6 +57,7 @@ final class Simulation {
     /// The engine is carrying out something of which the model learns when it returns; no command is sent meanwhile.
     private var isBusy = false
     private var depth = 0
+    private var hasEnded = false
     private var hasPlanted = false
     private var attentionToRepeat: (key: Int, sense: [UInt8])?
 
@@ -207,8 +208,10 @@ final class Simulation {
         drain()
         if failures.isEmpty { checkEnd() }
         for port in ports { port.mutateCompletion = nil }
-        for port in ports { port.whenCompleted = nil }
-        violations.collects = true
+        for port in ports {
+            port.whenCompleted = nil
+            port.whenAnswered = nil
+        }
         for medium in media { medium.capacity = .max }
         finishAnyway()
     }
@@ -290,7 +293,9 @@ final class Simulation {
         let index = features.reorder ? random.below(medium.pending.count) : 0
         let error: Int32 = features.errors && random.chance(1, in: 8) ? random.pick([5, 28, 110, 121]) : 0
         let place = random.chance(1, in: 2) ? medium.pending[index].offset : nil
+        hasEnded = false
         medium.complete(index, error: error, errorOffset: error == 0 ? nil : place, partial: random.below(5) * 300)
+        if hasEnded, failures.isEmpty { checkNobodyWaits(on: medium) }
     }
 
     // MARK: Commands
@@ -489,6 +494,7 @@ final class Simulation {
         note("I\(index) \(completion.tag) \(completion.summary)")
         guard let record = tracked.removeValue(forKey: key) else { return fail("command \(key) came back twice") }
         if let entry = record.unit { leave(entry, record, completion, index) }
+        hasEnded = true
         judge(record, completion, index)
         for cookie in functions.keys { functions[cookie]!.waitsFor.remove(record.id) }
         if features.reentrant, !isBusy, depth == 0, failures.isEmpty, random.chance(1, in: 6) {
@@ -652,9 +658,11 @@ final class Simulation {
         }
         functions[cookie] = Function(port: index, waitsFor: waitsFor, expected: expected)
         note("I\(index) \(function) lun \(entry?.lun?.number ?? 77) tag \(tag)")
+        let withMedium = heldByMedia()
         isBusy = true
         port.manage(function, lun: entry?.lun?.field ?? 77 << 48, tag: tag, cookie: cookie)
         isBusy = false
+        checkNothingStarted(since: withMedium)
         if planted == .earlyAnswer, functions[cookie] != nil { answered(cookie, expected, on: index) }
         for effect in afterwards { effect() }
     }
@@ -703,9 +711,11 @@ final class Simulation {
         if port.nexus != nil {
             for entry in units { mark(entry) { $0.nexus == index ? "aborted" : nil } }
             functions = functions.filter { $0.value.port != index }
+            let withMedium = heldByMedia()
             isBusy = true
             port.disconnect()
             isBusy = false
+            checkNothingStarted(since: withMedium)
         } else if port.tagsInFlight.isEmpty {
             for entry in units where entry.lun != nil { entry.model.establish(0x2907, for: index) }
             port.connect()
@@ -720,6 +730,7 @@ final class Simulation {
         if blocks != entry.blocks {
             for nexus in ports.indices { entry.model.establish(0x2a09, for: nexus) }
         }
+        note("LUN \(entry.lun!.number) has \(blocks) blocks and had \(entry.blocks)")
         entry.blocks = blocks
         entry.wasResized = true
         entry.medium.geometry.size = blocks * 512
@@ -743,6 +754,34 @@ final class Simulation {
                 map(drained, at: free)
             } else if units.count < 6 {
                 addUnit(at: free)
+            }
+        }
+    }
+
+    private func heldByMedia() -> Set<Int> {
+        Set(
+            units.flatMap(\.model.tasks).filter { ports[$0.nexus].task($0.tag)?.state == .transferring }.map(\.id))
+    }
+
+    /// A command that was ended while it waited is gone, and was not handed to the medium on the way.
+    private func checkNothingStarted(since withMedium: Set<Int>) {
+        for task in units.flatMap(\.model.tasks) where task.mark != nil && !withMedium.contains(task.id) {
+            fail("command \(task.tag) was aborted while it waited, and was handed to the medium")
+        }
+    }
+
+    /// After a command has ended, nobody waits for what there is.
+    private func checkNobodyWaits(on medium: ScriptedBackstore) {
+        let handles = units.flatMap { entry in
+            entry.model.tasks.map { (medium: entry.medium, task: ports[$0.nexus].task($0.tag)!) }
+        }
+        let staging = handles.filter { $0.task.staging >= 0 }.count
+        for (owner, task) in handles where task.state == .dormant {
+            if task.waitsFor == .backstore, owner === medium, medium.pending.count < medium.capacity {
+                fail("a command waits for room in a medium that has room")
+            }
+            if task.waitsFor == .staging, staging < Limits.stagingBuffers {
+                fail("a command waits for a staging buffer, and one is free")
             }
         }
     }
@@ -771,7 +810,9 @@ final class Simulation {
         if waits == task.isEnabled, task.mark == nil {
             fail("command \(task.tag) \(task.attribute) is \(waits ? "dormant" : "enabled") and should not be")
         }
-        if task.isEnabled, task.attention != nil { fail("a unit attention condition was not reported") }
+        if task.isEnabled, task.attention != nil {
+            fail("unit attention \(String(task.attention!, radix: 16)) was not reported to command \(task.tag)")
+        }
         if task.mark != nil, handle.state != .transferring {
             fail("an aborted command is \(handle.state) and not with the medium, and has not ended")
         }

@@ -10,7 +10,7 @@ struct SimulationTests {
     private static var seeds: [UInt64] {
         if let seed = environment("TARGETD_SIM_SEED") { return [seed] }
         let first = environment("TARGETD_SIM_FIRST") ?? 1
-        return Array(first..<first + (environment("TARGETD_SIM_RUNS") ?? 400))
+        return Array(first..<first + (environment("TARGETD_SIM_RUNS") ?? 2000))
     }
 
     private static func environment(_ name: String) -> UInt64? {

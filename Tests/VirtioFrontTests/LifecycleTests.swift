@@ -23,6 +23,7 @@ import VirtioFront
 
     @Test func memoryAddedUnderRequestsInFlightLosesNoCompletion() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let first = frontEnd.requests.submit(Self.write(1))
@@ -40,6 +41,7 @@ import VirtioFront
 
     @Test func memoryTakenAwayFromARequestInFlightStaysMappedUntilItsEnd() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let extra = try SharedMemory(size: 1 << 20, guestAddress: 0x10_0000_0000)
         try frontEnd.addRegion(extra)
@@ -68,6 +70,7 @@ import VirtioFront
 
     @Test func aRingDisabledUnderRequestsStillAnswersThemAndTakesNoMore() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let first = frontEnd.requests.submit(Self.write(1))
@@ -84,6 +87,7 @@ import VirtioFront
 
     @Test func getVringBaseIsAnsweredAfterTheRingsLastRequest() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world, fourQueues)
         world.hold(true)
         let request = frontEnd.requests.submit(Self.write(1))
@@ -104,6 +108,7 @@ import VirtioFront
 
     @Test func aFrontEndThatDiesWhileGetVringBaseWaitsIsNoticed() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         _ = frontEnd.requests.submit(Self.write(1))
@@ -116,6 +121,7 @@ import VirtioFront
 
     @Test func aStoppedRingGoesOnWhereItWas() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         let base = try frontEnd.stop(frontEnd.requests)
         #expect(base == frontEnd.requests.ring.availableIndex)
@@ -126,6 +132,7 @@ import VirtioFront
 
     @Test func aNewFrontEndIsServedWhileRequestsOfTheOldOneAreInFlight() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let old = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         _ = old.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -143,6 +150,7 @@ import VirtioFront
 
     @Test func nothingOfAFrontEndStaysMappedAfterItsLastRequest() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let old = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         _ = old.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
@@ -159,6 +167,7 @@ import VirtioFront
 
     @Test func aStopAnswersWhatIsInFlightAndLeavesTheRestInTheRing() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         world.hold(true)
         let first = frontEnd.requests.submit(Self.write(1))
@@ -176,6 +185,7 @@ import VirtioFront
 
     @Test func theSocketOfADeadServerIsReplacedAndThatOfALiveOneIsNot() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let path = world.socketPath
         func start(_ path: String) throws {
             try world.onReactor {
@@ -203,6 +213,7 @@ import VirtioFront
 
     @Test func anIdleServerSleeps() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         #expect(world.sleeps())
         #expect(try frontEnd.requests.run(Self.write(1)).isGood)
@@ -210,6 +221,7 @@ import VirtioFront
 
     @Test func aRingWithoutAKickDescriptorIsPolled() throws {
         let world = try ServerWorld()
+        defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         _ = try frontEnd.stop(frontEnd.requests)
         try frontEnd.setUp(frontEnd.requests, base: frontEnd.requests.ring.usedIndex)

@@ -94,11 +94,11 @@ final class ServerWorld: @unchecked Sendable {
         var configuration = Reactor.Configuration()
         configuration.pollMicroseconds = pollMicroseconds
         reactor = try Reactor(configuration)
-        let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+        let context = unsafe Unmanaged.passRetained(reactor).toOpaque()
         let code = unsafe pthread_create(
             &thread, nil,
             { context in
-                unsafe Unmanaged<ServerWorld>.fromOpaque(context!).takeUnretainedValue().reactor.run()
+                unsafe Unmanaged<Reactor>.fromOpaque(context!).takeRetainedValue().run()
                 return nil
             }, context)
         precondition(code == 0)
@@ -121,24 +121,22 @@ final class ServerWorld: @unchecked Sendable {
         try objects.server.start()
     }
 
-    deinit {
-        stop()
+    deinit { precondition(isStopped, "a test must stop its world") }
+
+    /// Stops the server as the daemon does, after all that was in flight has been answered, and the reactor.
+    func stop() {
+        guard !isStopped else { return }
+        hold(false)
+        beginStop().wait()
+        isStopped = true
         reactor.stop()
         pthread_join(thread, nil)
         unsafe unlink(socketPath)
         unsafe rmdir(directory)
     }
 
-    /// Stops the server as the daemon does: returns when all that was in flight has been answered.
-    func stop() {
-        guard !isStopped else { return }
-        isStopped = true
-        beginStop().wait()
-    }
-
-    /// Begins to stop; the signal comes when the server has stopped.
+    /// Begins to stop the server; the signal comes when it has stopped.
     func beginStop() -> Signal {
-        isStopped = true
         let signal = Signal()
         perform { objects in
             objects.server.stop { signal.raise() }

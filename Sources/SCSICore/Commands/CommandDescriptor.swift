@@ -6,13 +6,16 @@
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
     case readCapacity10, readCapacity16
-    case read, write, verify, synchronizeCache, writeSame, unmap
+    case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
+    case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
 }
 
 /// Where a CDB keeps its logical block address and its number of blocks.
 enum ExtentField: UInt8 {
     case none, six, ten, twelve, sixteen
+    /// COMPARE AND WRITE: as in a CDB of 16 bytes, but with one byte for the number of blocks.
+    case compareAndWrite
 }
 
 /// What a command does to the medium, for the hazard matrix in Serialization.
@@ -61,8 +64,8 @@ struct CommandDescriptor {
     let extent: ExtentField
     let serialization: SerializationClass
     let flags: CommandFlags
-    /// The CDB usage data (SPC-6 6.35.2): a bit is one if some value of it is honoured. Two words as they lie in memory,
-    /// for the validator, and the same as bytes for REPORT SUPPORTED OPERATION CODES.
+    /// The CDB usage data (SPC-6 6.35.2): a bit is one if some value of it is honoured. Two words as they lie in
+    /// memory, for the validator, and the same as bytes for REPORT SUPPORTED OPERATION CODES.
     let usage: (UInt64, UInt64)
 
     /// Byte `offset` of the usage data.

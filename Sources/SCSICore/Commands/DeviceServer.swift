@@ -36,6 +36,11 @@ enum DeviceServer {
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
+        case .writeAndVerify: SBC.writeAndVerify(task, cdb, row.extent, on: unit)
+        case .compareAndWrite: SBC.compareAndWrite(task, on: unit)
+        case .orWrite: SBC.orWrite(task, row.extent, on: unit)
+        case .readDefectData10: SBC.readDefectData10(task, cdb, on: unit)
+        case .readDefectData12: SBC.readDefectData12(task, cdb, on: unit)
         case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
         case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
         case .unmap: SBC.unmap(task, cdb, on: unit)
@@ -54,12 +59,15 @@ enum DeviceServer {
         switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
+        case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
+        case .compareAndWrite: SBC.compareAndWriteStep(task, cdb, on: unit)
+        case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
         case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
             .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
-            .synchronizeCache:
+            .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }
     }
@@ -81,6 +89,9 @@ enum DeviceServer {
         case .sixteen:
             task.address = cdb.uint64(2)
             task.blocks = UInt64(cdb.uint32(10))
+        case .compareAndWrite:
+            task.address = cdb.uint64(2)
+            task.blocks = UInt64(cdb[13])
         }
     }
 

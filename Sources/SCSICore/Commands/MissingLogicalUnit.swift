@@ -1,5 +1,5 @@
-// MissingLogicalUnit: what a target answers for a LUN that addresses no logical unit, and for the REPORT LUNS well-known
-// logical unit.
+// MissingLogicalUnit: what a target answers for a LUN that addresses no logical unit, and for the REPORT LUNS
+// well-known logical unit.
 //
 // Called by: TargetDevice. Must not know: logical units, transports.
 

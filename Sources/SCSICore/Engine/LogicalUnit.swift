@@ -395,7 +395,8 @@ public final class LogicalUnit {
             enableAgain = false
             while let task = unsafe tasks.pointee.nextEnabled() {
                 task.transition(to: .enabled)
-                run(task)
+                // A marked task does not run any more: it would take a unit attention condition with it.
+                if task.disposition == .none { run(task) } else { end(task, .done(.good)) }
             }
         }
         enabling = false
@@ -406,6 +407,13 @@ public final class LogicalUnit {
     /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon as it
     /// lets go of their memory. Nothing is given back before every task is marked, because giving back calls out.
     func abort(_ disposition: (TaskHandle) -> AbortDisposition) {
+        mark(disposition)
+        endMarked()
+    }
+
+    /// The first half: a function that ends tasks of several units marks all of them before it ends any, because an end
+    /// lets tasks of other units go on.
+    func mark(_ disposition: (TaskHandle) -> AbortDisposition) {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             cursor = task.next
@@ -413,6 +421,10 @@ public final class LogicalUnit {
             task.disposition = disposition(task)
             if task.disposition != .none, task.state == .transferring { unsafe backstore.cancel(task.request) }
         }
+    }
+
+    /// The second half.
+    func endMarked() {
         endDormant(.done(.good)) { $0.disposition != .none }
     }
 

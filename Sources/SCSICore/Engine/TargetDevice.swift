@@ -102,7 +102,7 @@ public final class TargetDevice {
     }
 
     private func announceChangedMap() {
-        for unit in units.values { unit.establish(.reportedLUNsChanged, exceptFor: nil) }
+        for (_, unit) in logicalUnits { unit.establish(.reportedLUNsChanged, exceptFor: nil) }
     }
 
     private func setEntry(_ lun: LUN, _ unit: LogicalUnit?) {
@@ -150,7 +150,9 @@ public final class TargetDevice {
     /// the port is not called any more.
     public func loseNexus(_ nexus: NexusIdentifier) {
         let index = nexus.index
-        for unit in allUnits { unit.abort { $0.nexus == index ? .aborted : .none } }
+        let all = allUnits
+        for unit in all { unit.mark { $0.nexus == index ? .aborted : .none } }
+        for unit in all { unit.endMarked() }
         taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
@@ -220,8 +222,9 @@ public final class TargetDevice {
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }
-    /// The mapped units, and those that have tasks left from when they were.
-    var allUnits: [LogicalUnit] { units.values + draining }
+    /// The mapped units by number, so that what is done to all is done in the same order each time, and those that have
+    /// tasks left from when they were.
+    var allUnits: [LogicalUnit] { logicalUnits.map(\.unit) + draining }
 
     // MARK: Events
 

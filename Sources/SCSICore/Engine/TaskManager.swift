@@ -66,11 +66,15 @@ final class TaskManager {
         else { return .answered(.functionRejected) }
         switch function {
         case .targetReset:
-            for unit in target.allUnits { Self.reset(unit, by: nexus) }
+            let units = target.allUnits
+            for unit in units { Self.mark(unit, resetBy: nexus) }
+            for unit in units { Self.reset(unit) }
             return .ends(.everything(nexus: nil))
         case .nexusReset:
-            for unit in target.allUnits {
-                unit.abort { $0.nexus == nexus ? .reset : .none }
+            let units = target.allUnits
+            for unit in units { unit.mark { $0.nexus == nexus ? .reset : .none } }
+            for unit in units {
+                unit.endMarked()
                 unit.establish(.nexusLoss, for: nexus)
             }
             return .ends(.everything(nexus: nexus))
@@ -91,7 +95,8 @@ final class TaskManager {
             Self.clear(unit, by: nexus)
             return .ends(.unit(unit))
         case .logicalUnitReset:
-            Self.reset(unit, by: nexus)
+            Self.mark(unit, resetBy: nexus)
+            Self.reset(unit)
             return .ends(.unit(unit))
         case .queryTask:
             let found = unit.contains { $0.nexus == nexus && $0.tag == tag && $0.disposition == .none }
@@ -104,9 +109,13 @@ final class TaskManager {
     }
 
     /// LOGICAL UNIT RESET: tasks of other nexuses end with TASK ABORTED if TAS is one (SPC-6 7.5.10).
-    private static func reset(_ unit: LogicalUnit, by nexus: UInt16) {
+    private static func mark(_ unit: LogicalUnit, resetBy nexus: UInt16) {
         let taskAborted = unit.modePages.taskAbortedStatus
-        unit.abort { taskAborted && $0.nexus != nexus ? .taskAborted : .reset }
+        unit.mark { taskAborted && $0.nexus != nexus ? .taskAborted : .reset }
+    }
+
+    private static func reset(_ unit: LogicalUnit) {
+        unit.endMarked()
         unit.reset(.logicalUnitReset)
     }
 

@@ -1,7 +1,7 @@
 // DataBuffers: the initiator's buffers of a task: copying into and out of them, comparing, shortening.
 //
-// Called by: the device server. Must not know: commands. The memory may be shared with a hostile guest and change at any
-// time: it is copied or compared, never interpreted.
+// Called by: the device server. Must not know: commands. The memory may be shared with a hostile guest and change at
+// any time: it is copied or compared, never interpreted.
 
 import CIOVector
 import CTarget
@@ -88,5 +88,33 @@ extension TaskHandle {
             index += 1
         }
         return UInt32(index)
+    }
+
+    /// Takes the first bytes away from the data-out buffers, in place (scsi_target.h allows it). The caller has checked
+    /// that there are as many.
+    ///
+    /// - Returns: The segments that are left.
+    func dropDataOut(_ bytes: UInt64) -> (segments: UnsafeMutablePointer<iovec>, count: UInt32) {
+        var left = bytes
+        var segment = unsafe command.data_out!
+        var count = unsafe command.data_out_count
+        while left > 0, unsafe left >= UInt64(segment.pointee.iov_len) {
+            unsafe left -= UInt64(segment.pointee.iov_len)
+            unsafe segment += 1
+            count -= 1
+        }
+        if left > 0 {
+            unsafe segment.pointee.iov_base += Int(left)
+            unsafe segment.pointee.iov_len -= Int(left)
+        }
+        return unsafe (segment, count)
+    }
+
+    /// Ors the data-out buffers from an offset on into a buffer.
+    func orDataOut(into buffer: UnsafeMutableRawBufferPointer, from offset: UInt64) {
+        unsafe forEachDataOut(from: offset, count: buffer.count) { piece, done in
+            for index in piece.indices { unsafe buffer[done + index] |= piece[index] }
+            return true
+        }
     }
 }

@@ -37,8 +37,8 @@ public struct LUN: Hashable, Comparable, Sendable {
 
     /// The field that these bytes are, most significant first.
     ///
-    /// By shifts, which the compiler makes one load: read through a pointer to a local copy of the tuple, the optimizer of
-    /// Swift 6.3.1 drops the copy and reads what is not initialized.
+    /// By shifts, which the compiler makes one load: read through a pointer to a local copy of the tuple, the
+    /// optimizer of Swift 6.3.1 drops the copy and reads what is not initialized.
     public static func field(_ bytes: (UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8)) -> UInt64 {
         let high = UInt32(bytes.0) << 24 | UInt32(bytes.1) << 16 | UInt32(bytes.2) << 8 | UInt32(bytes.3)
         let low = UInt32(bytes.4) << 24 | UInt32(bytes.5) << 16 | UInt32(bytes.6) << 8 | UInt32(bytes.7)

@@ -15,16 +15,17 @@ public enum Limits {
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384
 
-    /// Elements of a task's data segment list, both directions together: a descriptor chain as long as the longest ring,
-    /// and some more where the guest's memory is in pieces.
+    /// Elements of a task's data segment list, both directions together: a descriptor chain as long as the longest
+    /// ring, and some more where the guest's memory is in pieces.
     public static let segmentsPerTask = 2048
 
     /// Bytes of one READ or WRITE data transfer: MAXIMUM TRANSFER LENGTH of the Block Limits VPD page. A longer one
     /// gets INVALID FIELD IN CDB (SBC-5 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.
     public static let transferBytes: UInt64 = 32 << 20
 
-    /// Bytes of one WRITE SAME: MAXIMUM WRITE SAME LENGTH. One that is neither zeros nor a deallocation is written from a
-    /// staging buffer in as many pieces as this holds of them; the bound is for how long it keeps the buffer from others.
+    /// Bytes of one WRITE SAME: MAXIMUM WRITE SAME LENGTH. One that is neither zeros nor a deallocation is written
+    /// from a staging buffer in as many pieces as this holds of them; the bound is for how long it keeps the buffer
+    /// from others.
     public static let writeSameBytes: UInt64 = 16 << 20
 
     /// Block descriptors of one UNMAP parameter list: MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
@@ -44,6 +45,9 @@ public enum Limits {
     /// A command that finds none waits for one.
     public static let stagingBuffers = 4
 
-    /// Bytes of one staging buffer.
-    public static let stagingBytes = 256 << 10
+    /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block.
+    public static let stagingBytes = 1 << 20
+
+    /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
+    public static let pieceBytes = 256 << 10
 }

@@ -1,7 +1,7 @@
 // Task: SAM's task, one command from its arrival to its response.
 //
-// Owns: the command as the front filled it, the response, the embedded backstore request, and the links of the task set.
-// Called by: fronts (the public head), the engine (all of it). Must not know: transports, media, commands.
+// Owns: the command as the front filled it, the response, the embedded backstore request, and the links of the task
+// set. Called by: fronts (the public head), the engine (all of it). Must not know: transports, media, commands.
 //
 //   free ── receive ──► received ── admitted ──► enabled ◄── barrier gone ── dormant
 //                          │  └──── behind a barrier or a hazard ───────────────▲
@@ -308,8 +308,8 @@ extension TaskHandle {
 }
 
 extension SCSITask {
-    /// Bytes from the start of a task to its CDB: `head.command` is at offset 0, and three fields of eight bytes precede
-    /// the CDB in it. Computed and not stored: a stored static would cost a `swift_once` per access.
+    /// Bytes from the start of a task to its CDB: `head.command` is at offset 0, and three fields of eight bytes
+    /// precede the CDB in it. Computed and not stored: a stored static would cost a `swift_once` per access.
     @inline(__always) static var cdbOffset: Int { 24 }
     /// Bytes to the backstore request, which follows the head, and to the staging segment, which follows that.
     /// `TaskPool.init` checks all three.

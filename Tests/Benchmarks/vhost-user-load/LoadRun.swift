@@ -161,7 +161,9 @@ final class LoadRun {
             var count = 0
             for stream in streams {
                 count += try stream.turn(until: end)
-                if plan.waits { stream.queue.wantNotifications(false) } else if count > 0 {
+                if plan.waits {
+                    stream.queue.wantNotifications(false)
+                } else if count > 0 {
                     stream.queue.wantNotifications(false)
                 }
             }

@@ -1,13 +1,14 @@
 // Verification: what is written into each block, so that a read shows whose write it sees.
 //
-// Owns: for each range of a request's length, the last write that was completed. Called by: LoadStream. Must not know: queues.
+// Owns: for each range of a request's length, the last write that was completed. Called by: LoadStream. Must not know:
+// queues.
 
 import Glibc
 
 /// Stamps blocks with (LBA, writer, sequence) and checks them.
 ///
-/// No range has two requests at once while one of them is a write, so what a read must return is known exactly: the last
-/// write of this run, and before there was one, any block that is consistent in itself, or never was stamped.
+/// No range has two requests at once while one of them is a write, so what a read must return is known exactly: the
+/// last write of this run, and before there was one, any block that is consistent in itself, or never was stamped.
 @safe
 final class Verification {
     /// Ranges that can be remembered: 1 GiB of memory.
@@ -100,7 +101,8 @@ final class Verification {
             return "block \(block) holds no stamp; writer \(expected.writer) sequence \(expected.sequence) is due"
         }
         let found = unsafe (
-            block: words[1], writer: UInt16(truncatingIfNeeded: words[2]), sequence: UInt32(truncatingIfNeeded: words[3])
+            block: words[1], writer: UInt16(truncatingIfNeeded: words[2]),
+            sequence: UInt32(truncatingIfNeeded: words[3])
         )
         guard found.block == block else { return "block \(block) holds the data of block \(found.block)" }
         if expected.sequence != 0, found.writer != expected.writer || found.sequence != expected.sequence {

@@ -243,6 +243,25 @@ struct TaskManagementConformance {
         }
     }
 
+    @Test(
+        "SAM-6 5.6: a command that TARGET RESET ends is not handed to the medium when another unit's command makes room"
+    )
+    func targetResetStartsNothing() {
+        let second = world.addUnit(at: 1)
+        for lun in [0, 1 << 48] as [UInt64] {
+            for _ in 0..<2 { _ = world.run(CDB.requestSense(), lun: lun, dataIn: 18) }
+        }
+        for index in 0..<UInt64(Limits.stagingBuffers) { world.a.send(CDB.verify(.ten, index, 1)) }
+        world.backstore.capacity = 0
+        world.a.send(CDB.verify(.ten, 9, 1), lun: 1 << 48)
+        world.a.send(CDB.read(.ten, 9, 1), lun: 1 << 48, attribute: .ordered, dataIn: 512)
+        world.a.manage(.targetReset, cookie: 9)
+        world.drain()
+        #expect(second.backstore.accepted.isEmpty)
+        #expect(world.a.completions.suffix(Limits.stagingBuffers + 2).allSatisfy { $0.summary == "reset" })
+        #expect(world.run(CDB.testUnitReady, lun: 1 << 48).summary == "6/2903")
+    }
+
     @Test("SAM-6 7.6: TARGET RESET ends the commands of all nexuses on all units before it is answered")
     func targetReset() {
         let second = world.addUnit(at: 1)

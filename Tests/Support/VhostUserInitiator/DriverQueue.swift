@@ -1,7 +1,8 @@
 // DriverQueue: one virtqueue as a driver uses it: chains of any layout in, completions out, notifications both ways.
 //
-// Owns: the ring, its free descriptors, the three eventfds, the buffers of what is in flight. Called by: VhostUserFrontEnd,
-// the SCSI layer, tests. Must not know: what the buffers hold. LoadQueue drives the same ring without any of the arrays here.
+// Owns: the ring, its free descriptors, the three eventfds, the buffers of what is in flight. Called by:
+// VhostUserFrontEnd, the SCSI layer, tests. Must not know: what the buffers hold. LoadQueue drives the same ring
+// without any of the arrays here.
 
 import CLinux
 import Glibc
@@ -194,7 +195,8 @@ public final class DriverQueue {
     /// Takes what the device has used. Throws if it used what was not its own, or wrote where it must not.
     public func collect() throws(InitiatorError) {
         while let element = ring.nextUsed() {
-            guard element.head < UInt32(ring.size), let chain = inFlight.removeValue(forKey: UInt16(element.head)) else {
+            guard element.head < UInt32(ring.size), let chain = inFlight.removeValue(forKey: UInt16(element.head))
+            else {
                 throw .protocolViolation("it used chain \(element.head) of queue \(index), which is not in flight")
             }
             try complete(chain, element.length)
@@ -223,7 +225,8 @@ public final class DriverQueue {
         free += chain.descriptors.reversed()
     }
 
-    /// Forgets what is in flight and begins the ring anew: a reset of the driver. The device must have stopped the queue.
+    /// Forgets what is in flight and begins the ring anew: a reset of the driver. The device must have stopped the
+    /// queue.
     public func reset() {
         for chain in inFlight.values { release(chain) }
         inFlight = [:]

@@ -1,7 +1,7 @@
 // LoadQueue: a request queue for load: a fixed number of slots, each with its descriptors, headers and data made once.
 //
-// Owns: the slots and their shared memory; it has the ring for itself. Called by: vhost-user-load. Must not know: what to
-// send, or how to count. Nothing here allocates after the start.
+// Owns: the slots and their shared memory; it has the ring for itself. Called by: vhost-user-load. Must not know: what
+// to send, or how to count. Nothing here allocates after the start.
 
 import CLinux
 import Glibc
@@ -113,7 +113,9 @@ public final class LoadQueue {
 
     private func prepareHeader(_ number: Int, _ address: VirtioSCSIAddress) {
         let header = unsafe slots[number].header
-        for (index, byte) in address.bytes.enumerated() { unsafe header.storeBytes(of: byte, toByteOffset: index, as: UInt8.self) }
+        for (index, byte) in address.bytes.enumerated() {
+            unsafe header.storeBytes(of: byte, toByteOffset: index, as: UInt8.self)
+        }
         unsafe header.storeBytes(of: UInt64(number), toByteOffset: 8, as: UInt64.self)
     }
 

@@ -1,4 +1,5 @@
-// SCSIInitiator: virtio-scsi requests over a front-end's queues: commands, task management, events (virtio 1.2 clause 5.6.6).
+// SCSIInitiator: virtio-scsi requests over a front-end's queues: commands, task management, events (virtio 1.2 clause
+// 5.6.6).
 //
 // Owns: nothing but the layouts of requests and responses. Called by: tests, the load generator's preparation. Must not
 // know: what a command does.

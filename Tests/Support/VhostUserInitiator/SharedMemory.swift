@@ -125,5 +125,7 @@ public final class SharedMemory {
     public func load32(_ address: UInt64) -> UInt32 { unsafe clinux_load32_relaxed(pointer(address, 4)) }
 
     /// One 16-bit store, behind all that was stored before.
-    public func store16(_ value: UInt16, at address: UInt64) { unsafe clinux_store16_release(pointer(address, 2), value) }
+    public func store16(_ value: UInt16, at address: UInt64) {
+        unsafe clinux_store16_release(pointer(address, 2), value)
+    }
 }

@@ -1,7 +1,7 @@
 // SplitRing: the driver's half of one split virtqueue (virtio 1.2 clause 2.7).
 //
-// Owns: the driver's positions, and where the ring lies in shared memory. Called by: DriverQueue, LoadQueue, tests that write
-// what no driver would. Must not know: what the buffers hold, or how notifications travel.
+// Owns: the driver's positions, and where the ring lies in shared memory. Called by: DriverQueue, LoadQueue, tests that
+// write what no driver would. Must not know: what the buffers hold, or how notifications travel.
 
 import CLinux
 import Glibc

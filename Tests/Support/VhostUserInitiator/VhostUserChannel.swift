@@ -1,7 +1,7 @@
 // VhostUserChannel: one connection to a vhost-user back-end: bytes and file descriptors out, replies in.
 //
-// Owns: the socket. Called by: VhostUserFrontEnd; tests that send what no honest front-end would. Must not know: what the
-// messages mean, or their order.
+// Owns: the socket. Called by: VhostUserFrontEnd; tests that send what no honest front-end would. Must not know: what
+// the messages mean, or their order.
 
 import CLinux
 import Glibc

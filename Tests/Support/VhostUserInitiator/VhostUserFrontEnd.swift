@@ -84,8 +84,8 @@ public final class VhostUserFrontEnd {
         try startQueues()
     }
 
-    /// Connects again with the same memory, and starts the same rings where the device had left them. What was in flight
-    /// must have been completed or given up before.
+    /// Connects again with the same memory, and starts the same rings where the device had left them. What was in
+    /// flight must have been completed or given up before.
     public func reconnect() throws(InitiatorError) {
         channel = try VhostUserChannel(path: path)
         try negotiate()
@@ -232,7 +232,8 @@ public final class VhostUserFrontEnd {
                 memory.userAddress(of: ring.availableAddress), 0)
     }
 
-    /// Enables or disables a queue. Without protocol features the message does not exist, and queues are always enabled.
+    /// Enables or disables a queue. Without protocol features the message does not exist, and queues are always
+    /// enabled.
     public func enable(_ queue: DriverQueue, _ enabled: Bool) throws(InitiatorError) {
         guard features & VirtioFeatureBit.protocolFeatures != 0 else { return }
         try tell(.setVringEnable, WireBytes.of(UInt32(queue.index), enabled ? 1 : 0))

@@ -47,15 +47,22 @@ enum SBC {
         let length = unit.medium.bytes(BlockCount(task.blocks))
         guard unsafe length.value <= task.command.data_out_length else { return .overrun }
         if length.value == 0 { return .done(.good) }
+        fillWrite(
+            task, length, stable: unit.mustWriteThrough || field.forcesUnitAccess(cdb) && unit.cachesWrites, on: unit)
+        return .submit
+    }
+
+    /// Fills the request that writes the data-out buffers to the task's extent.
+    @inline(__always)
+    static func fillWrite(_ task: TaskHandle, _ length: ByteCount, stable: Bool, on unit: LogicalUnit) {
         var count = unsafe task.command.data_out_count
         let residual = unsafe task.command.data_out_length &- length.value
         if residual != 0 { count = unsafe TaskHandle.shorten(task.command.data_out, to: length.value) }
         task.response.data_out_residual = residual
         unsafe DeviceServer.fill(
-            task, SCSI_BACKSTORE_WRITE, fua: unit.mustWriteThrough || field.forcesUnitAccess(cdb) && unit.cachesWrites,
+            task, SCSI_BACKSTORE_WRITE, fua: stable,
             offset: unit.medium.offset(of: LogicalBlockAddress(task.address)), length: length,
             segments: task.command.data_out, count: count)
-        return .submit
     }
 
     /// Refuses an extent that is not on the medium, or longer than the Block Limits VPD page allows.
@@ -93,6 +100,7 @@ extension ExtentField {
         case .ten: 7
         case .twelve: 6
         case .sixteen: 10
+        case .compareAndWrite: 13
         }
     }
 

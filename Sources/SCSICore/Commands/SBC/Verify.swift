@@ -1,4 +1,5 @@
-// VERIFY: reads the medium in pieces through a staging buffer, and compares with what the initiator sent if BYTCHK says so.
+// VERIFY: reads the medium in pieces through a staging buffer, and compares with what the initiator sent if BYTCHK
+// says so.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -6,8 +7,8 @@ import CBackstore
 import CTarget
 
 extension SBC {
-    /// VERIFY(10), (12), (16) with BYTCHK 00b (read only), 01b (compare with as much data), 11b (compare each block with
-    /// one block of data).
+    /// VERIFY(10), (12), (16) with BYTCHK 00b (read only), 01b (compare with as much data), 11b (compare each block
+    /// with one block of data).
     static func verify(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let byteCheck = cdb[1] >> 1 & 3
         if byteCheck == 2 { return .failed(.invalidField(inCDB: 1, bit: 2)) }
@@ -56,7 +57,8 @@ extension SBC {
         return verifyNext(task, on: unit)
     }
 
-    private static func verifyNext(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+    /// Fills the request that reads the next piece of the task's extent into its staging buffer.
+    static func verifyNext(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         let left = unit.medium.bytes(BlockCount(task.blocks)).value - task.progress
         DeviceServer.fillStaging(
             task, unit.shard, SCSI_BACKSTORE_READ,

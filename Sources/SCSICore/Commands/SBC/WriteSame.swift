@@ -38,7 +38,7 @@ extension SBC {
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
         if task.step == WriteSameStep.pattern.rawValue {
-            unsafe repeatPattern(unit.shard.staging(task), Int(block.value))
+            unsafe repeatPattern(UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Limits.pieceBytes]), Int(block.value))
         }
         return writeSameNext(task, on: unit)
     }
@@ -93,7 +93,7 @@ extension LogicalUnit {
     var maximumWriteSameBlocks: UInt64 { Limits.writeSameBytes >> medium.blockShift }
 
     /// Bytes of one READ or WRITE through a staging buffer: what the buffer holds and the backstore takes.
-    var maximumStagingTransfer: UInt64 { min(UInt64(Limits.stagingBytes), maximumTransferBlocks << medium.blockShift) }
+    var maximumStagingTransfer: UInt64 { min(UInt64(Limits.pieceBytes), maximumTransferBlocks << medium.blockShift) }
 
     /// A limit of the backstore in bytes, where 0 means none, in whole logical blocks.
     func limit(_ bytes: UInt64) -> UInt64 {

@@ -107,7 +107,7 @@ enum SPC {
         let geometry = unit.geometry
         let thin = unit.isThinProvisioned
         writer.byte(0x01)  // WSNZ
-        writer.byte(0)
+        writer.byte(UInt8(clamping: unit.maximumCompareAndWriteBlocks))
         writer.uint16(UInt16(clamping: UInt64(geometry.optimal_transfer_granularity) >> shift))
         writer.uint32(UInt32(clamping: unit.maximumTransferBlocks))
         writer.uint32(UInt32(clamping: min(geometry.optimal_transfer >> shift, unit.maximumTransferBlocks)))
