@@ -45,8 +45,8 @@ check "all units of the target are reported" sh -c 'sg_luns /dev/sdb | grep -q "
 sg_turs /dev/sda
 sg_turs /dev/sdb
 check "a reset by one initiator is a unit attention for the other" sh -c '
-    sg_reset -N -d /dev/sdb && sg_requests /dev/sda | grep -qi "reset"'
-if sg_opcodes --opcode=0x5f,0 /dev/sda | grep -qi "not supported"; then
+    sg_reset -N -d /dev/sdb && sg_requests /dev/sda 2>&1 | grep -qi "reset"'
+if sg_opcodes --opcode=0x5f,0 /dev/sda 2>&1 | grep -qi "not supported"; then
     echo "SKIPPED: persistent reservations between two initiators: the core does not have them"
 else
     check "the second vhost is another initiator of the same disk" sh -c '
