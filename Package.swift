@@ -37,6 +37,7 @@ let package = Package(
         .systemLibrary(name: "CBackstore"),
         .systemLibrary(name: "CTarget"),
         .systemLibrary(name: "CLinux"),
+        .target(name: "CMemoryGuard"),
 
         .target(
             name: "SCSICore", dependencies: ["CBackstore", "CTarget", "CIOVector"], exclude: ["README.md"],
@@ -46,7 +47,8 @@ let package = Package(
             name: "Backstores", dependencies: ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector"],
             swiftSettings: settings),
         .target(
-            name: "VirtioFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector"],
+            name: "VirtioFront",
+            dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CMemoryGuard"],
             swiftSettings: settings),
         // What the control API says, for both of its ends.
         .target(name: "ControlAPI", swiftSettings: settings),

@@ -34,6 +34,8 @@ final class HelperThreads: @unchecked Sendable {
         var all = sigset_t()
         var previous = sigset_t()
         unsafe sigfillset(&all)
+        // A fault in memory that a front-end took away is handled on the thread that touched it.
+        unsafe sigdelset(&all, SIGBUS)
         unsafe pthread_sigmask(SIG_SETMASK, &all, &previous)
         var code: Int32 = 0
         for _ in 0..<Self.threads where code == 0 {

@@ -4,6 +4,7 @@
 
 import CIOVector
 import CLinux
+import CMemoryGuard
 import Glibc
 
 /// One mapped region. Unmapped when the last table that has it goes away.
@@ -48,6 +49,11 @@ final class MemoryRegion {
         guard let mapped = unsafe clinux_map_shared(mappingSize, descriptor) else {
             throw .invalid("a memory region of \(size) bytes that cannot be mapped (errno \(errno))")
         }
+        // The front-end may make its file shorter at any time; that must not end the process.
+        guard unsafe memory_guard_add(mapped, mappingSize) == 0 else {
+            unsafe munmap(mapped, mappingSize)
+            throw .invalid("one memory region more than this process can guard")
+        }
         unsafe mapping = mapped
         unsafe base = mapped + Int(offset)
         self.guestAddress = guestAddress
@@ -55,7 +61,10 @@ final class MemoryRegion {
         self.userAddress = userAddress
     }
 
-    deinit { unsafe munmap(mapping, mappingSize) }
+    deinit {
+        unsafe memory_guard_remove(mapping)
+        unsafe munmap(mapping, mappingSize)
+    }
 
     func overlaps(_ other: MemoryRegion) -> Bool {
         guestAddress < other.guestAddress + other.size && other.guestAddress < guestAddress + size

@@ -1,7 +1,7 @@
 // Grants: memory of other domains: mapping a ring page, and copying data in batches.
 //
-// Owns: the handle of the grant device. Called by: VhostServer (mapping) and XenPort (copying), on the reactor's thread.
-// Must not know: what is in the pages.
+// Owns: the handle of the grant device. Called by: VhostServer (mapping) and XenPort (copying), on the reactor's
+// thread. Must not know: what is in the pages.
 
 import CXen
 import Glibc

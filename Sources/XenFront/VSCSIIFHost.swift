@@ -13,10 +13,10 @@
 //   SOFT_ERROR            the target could not take the command now: do it again
 //   TRANSPORT_DISRUPTED   the device was removed while the command ran
 //
-// The others are not a back end's to send here: BUS_BUSY, PARITY and BAD_INTR are faults of a physical bus; PASSTHROUGH,
-// IMM_RETRY, REQUEUE and TRANSPORT_FAILFAST steer a local queue; TARGET_FAILURE, NEXUS_FAILURE, ALLOC_FAILURE,
-// MEDIUM_ERROR and TRANSPORT_MARGINAL are what the guest's own middle layer makes of status and sense data, which a
-// response with a host code would hide from it.
+// The others are not a back end's to send here: BUS_BUSY, PARITY and BAD_INTR are faults of a physical bus;
+// PASSTHROUGH, IMM_RETRY, REQUEUE and TRANSPORT_FAILFAST steer a local queue; TARGET_FAILURE, NEXUS_FAILURE,
+// ALLOC_FAILURE, MEDIUM_ERROR and TRANSPORT_MARGINAL are what the guest's own middle layer makes of status and sense
+// data, which a response with a host code would hide from it.
 
 import CXen
 

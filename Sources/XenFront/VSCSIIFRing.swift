@@ -2,8 +2,8 @@
 //
 // Owns: the private indices. Called by: XenPort, on the reactor's thread. Must not know: what requests mean.
 //
-// The page is shared with a guest that may write anything into it at any time. Indices are read once and checked against
-// our own; entries are copied once, and the copy is what is used.
+// The page is shared with a guest that may write anything into it at any time. Indices are read once and checked
+// against our own; entries are copied once, and the copy is what is used.
 
 import CXen
 

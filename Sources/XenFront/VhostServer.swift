@@ -1,7 +1,7 @@
 // VhostServer: a vhost on its reactor: the ring that is mapped, the devices that are attached, the record on disk.
 //
-// Owns: one connection of a vhost: port, mapping, event channel, in-flight record, nexuses. Called by: XenWorker, on the
-// reactor's thread. Must not know: xenstore.
+// Owns: one connection of a vhost: port, mapping, event channel, in-flight record, nexuses. Called by: XenWorker, on
+// the reactor's thread. Must not know: xenstore.
 
 import CLinux
 import CXen

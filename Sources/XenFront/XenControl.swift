@@ -1,7 +1,7 @@
 // XenControl: the control plane of the Xen front: follows xenstore, and takes each vhost one step after the other.
 //
-// Owns: the connection to xenstore, the state machine of each vhost. Called by: XenFront's control thread, and by tests,
-// one thread at a time. Must not know: rings, reactors: what is done outside of xenstore is its `executor`'s.
+// Owns: the connection to xenstore, the state machine of each vhost. Called by: XenFront's control thread, and by
+// tests, one thread at a time. Must not know: rings, reactors: what is done outside of xenstore is its `executor`'s.
 
 /// Does the effects that a vhost's state machine asks for.
 protocol XenbusExecutor: AnyObject {

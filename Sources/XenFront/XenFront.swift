@@ -107,8 +107,7 @@ public final class XenFront: @unchecked Sendable {
     ///   - target: A target on the reactor with this index.
     ///   - units: The numbers of its units.
     public func publish(_ target: TargetDevice, reactor: Int, units: Set<UInt16>) {
-        let entry = unsafe CatalogueEntry(
-            target: Unmanaged.passUnretained(target), reactor: reactor, units: units)
+        let entry = CatalogueEntry(target: target, reactor: reactor, units: units)
         executor.catalogue.withLock { $0[target.name] = entry }
     }
 
@@ -206,8 +205,8 @@ public final class XenFront: @unchecked Sendable {
 /// A target that guests may have.
 @safe
 private struct CatalogueEntry: @unchecked Sendable {
-    /// The daemon keeps it until it was withdrawn; used on its reactor's thread only.
-    let target: Unmanaged<TargetDevice>
+    /// Used on its reactor's thread only.
+    let target: TargetDevice
     let reactor: Int
     let units: Set<UInt16>
 }
@@ -303,11 +302,10 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
         }
         on(vhost) { [self] worker in
             // It may have been withdrawn meanwhile, and then it may not be touched.
-            guard let current = catalogue.withLock({ $0[name] }),
-                unsafe current.target.toOpaque() == entry.target.toOpaque()
-            else { return end(vhost, .failed("p-dev \(physical): the daemon has just removed the target")) }
-            let target = unsafe entry.target.takeUnretainedValue()
-            end(vhost, worker.attach(device, of: vhost, to: target, unit: unit))
+            guard let current = catalogue.withLock({ $0[name] }), current.target === entry.target else {
+                return end(vhost, .failed("p-dev \(physical): the daemon has just removed the target"))
+            }
+            end(vhost, worker.attach(device, of: vhost, to: entry.target, unit: unit))
         }
     }
 }

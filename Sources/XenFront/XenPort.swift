@@ -459,6 +459,11 @@ final class XenPort {
         let cdbLength = unsafe Int(slot.pointee.request.cmd_len)
         unsafe withUnsafeMutableBytes(of: &command.cdb) { cdb in
             unsafe cdb.copyMemory(from: UnsafeRawBufferPointer(start: slot.cdb, count: cdbLength))
+            // Linux probes a unit that it does not know with the unit's number in the INQUIRY command, as SCSI-2 had
+            // it: in bits that are reserved today.
+            if unsafe cdb[0] == 0x12, cdbLength > 1, unsafe cdb[1] >> 5 == UInt8(slot.lun & 7) {
+                unsafe cdb[1] &= 0x1f
+            }
         }
         unsafe command.cdb_length = UInt8(cdbLength)
         unsafe command.attribute = UInt8(SCSI_TASK_ATTRIBUTE_SIMPLE)
@@ -667,7 +672,8 @@ extension XenPort {
                         $0.completeManagement(cookie: cookie, response: response)
                     }
                 },
-                // vscsiif has no events: a guest learns what has changed by unit attentions, and of devices by xenstore.
+                // vscsiif has no events: a guest learns what has changed by unit attentions, and of devices by
+                // xenstore.
                 report_event: { _, _ in }))
         return unsafe UnsafePointer(operations)
     }()

@@ -56,7 +56,8 @@ struct ReadModifyWriteTests {
     func edges() {
         #expect(world.run(compareAndWrite(0, 0)).summary == "good")
         #expect(world.run(compareAndWrite(0, 1), dataOut: old).summary == "overrun")
-        #expect(world.run(compareAndWrite(4095, 2), dataOut: Array(repeating: 0, count: 2048)).summary == "5/2100 CDB 2")
+        #expect(
+            world.run(compareAndWrite(4095, 2), dataOut: Array(repeating: 0, count: 2048)).summary == "5/2100 CDB 2")
         #expect(world.backstore.accepted.isEmpty)
     }
 

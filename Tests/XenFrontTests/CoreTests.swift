@@ -38,7 +38,9 @@ struct CoreTests {
         guest.turn()
         bench.backstore.completeAll()
         guest.turn()
-        guest.put(command(2, cdb: [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0], direction: 2, segments: [(sink, 0, 300), (sink, 300, 212)]))
+        guest.put(
+            command(
+                2, cdb: [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0], direction: 2, segments: [(sink, 0, 300), (sink, 300, 212)]))
         guest.turn()
         bench.backstore.completeAll()
         guest.turn()

@@ -146,6 +146,9 @@ final class InMemoryXenStore: XenStore {
 
     func nextEvent() -> XenWatchEvent? { events.isEmpty ? nil : events.removeFirst() }
 
+    /// Removes nodes without an event, as if nobody had been allowed to watch them.
+    func removeSilently(_ path: String) { tree.remove(path) }
+
     /// Fires a special watch such as @releaseDomain.
     func fire(_ special: String) {
         for watch in watches where watch.path == special {

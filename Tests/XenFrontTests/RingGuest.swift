@@ -100,7 +100,7 @@ final class RingGuest {
     deinit {
         unsafe page.deallocate()
         unsafe recordMemory.deallocate()
-        for unsafe page in unsafe pages.values { unsafe page.deallocate() }
+        unsafe pages.values.forEach { unsafe $0.deallocate() }
         unsafe grantContext.deallocate()
     }
 

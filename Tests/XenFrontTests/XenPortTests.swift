@@ -33,6 +33,18 @@ struct XenPortCommandTests {
         #expect(guest.notifications == 1)
     }
 
+    @Test("The SCSI-2 unit number that Linux puts into INQUIRY is taken out, other reserved bits are not")
+    func unitNumberInInquiry() {
+        let guest = RingGuest()
+        let nexus = guest.attach(VirtualDevice(channel: 0, target: 0, lun: 11))
+        guest.put(command(1, cdb: [0x12, 0x61, 0x80, 0, 36, 0], lun: 11))
+        guest.put(command(2, cdb: [0x12, 0x40, 0, 0, 36, 0], lun: 11))
+        guest.put(command(3, cdb: [0x00, 0x60, 0, 0, 0, 0], lun: 11))
+        guest.turn()
+        #expect(nexus.tasks.map { $0.cdb[1] } == [0x01, 0x40, 0x60])
+        for task in nexus.tasks { nexus.complete(task) }
+    }
+
     @Test("A timeout of 0 becomes the default deadline")
     func defaultTimeout() {
         let guest = RingGuest()

@@ -1,5 +1,6 @@
-// XenbusWorld: a whole small world as one value: xenstore, a toolstack with a script, a guest whose front end behaves as
-// Linux's xen-scsifront does, and the back end. `explore` walks through every order in which they can take their steps.
+// XenbusWorld: a whole small world as one value: xenstore, a toolstack with a script, a guest whose front end behaves
+// as Linux's xen-scsifront does, and the back end. `explore` walks through every order in which they can take their
+// steps.
 //
 // Called by: XenbusBackendTests. Must not know: rings.
 

@@ -49,6 +49,8 @@ final class ReactorThread: @unchecked Sendable {
         // Signals are the control plane's; a system call of the data plane must not be interrupted by one.
         var all = sigset_t()
         unsafe sigfillset(&all)
+        // A fault in memory that a front-end took away is handled on the thread that touched it.
+        unsafe sigdelset(&all, SIGBUS)
         unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
         driveShard()
         reactor.run()

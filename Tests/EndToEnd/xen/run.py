@@ -16,7 +16,8 @@ sys.path.insert(0, os.path.dirname(HERE))
 import xenmachine  # noqa: E402
 from harness import image, processes  # noqa: E402
 
-SCRIPTS = {"loopback": False}
+# Script in dom0: the scripts of its guests.
+SCRIPTS: dict[str, list[str]] = {"loopback": [], "guest": ["first", "second", "third"]}
 
 
 def build() -> str:
@@ -33,7 +34,7 @@ def text(*path: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("script", nargs="*", choices=[*SCRIPTS, []], help="which scripts; all if none is named")
+    parser.add_argument("script", nargs="*", help="which scripts; all if none is named")
     parser.add_argument("--console", action="store_true", help="print what Xen and dom0's kernel print")
     options = parser.parse_args()
     lack = xenmachine.missing()
@@ -45,9 +46,12 @@ def main() -> int:
     failed = False
     for name in options.script or SCRIPTS:
         print(f"# {name}", flush=True)
+        texts = {"/library.sh": text("dom0", "library.sh")}
+        for guest in SCRIPTS[name]:
+            texts[f"/guest-{guest}.sh"] = text("domu", f"{guest}.sh")
         outcome = xenmachine.run(
-            text("dom0", f"{name}.sh"), {"/usr/bin/xen-target": program}, seconds=900, domu=SCRIPTS[name],
-            texts={"/library.sh": text("dom0", "library.sh")}, progress=lambda line: print(line, flush=True))
+            text("dom0", f"{name}.sh"), {"/usr/bin/xen-target": program}, seconds=900, domu=bool(SCRIPTS[name]),
+            texts=texts, progress=lambda line: print(line, flush=True))
         if outcome.status != 0:
             failed = True
             print(f"# {name} failed with status {outcome.status}", flush=True)

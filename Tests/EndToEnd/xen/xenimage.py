@@ -24,8 +24,9 @@ CACHE = os.path.join(image.ROOT, ".build", "xen")
 
 XEN = "4.17"
 PACKAGES = [
-    f"xen-hypervisor-{XEN}-amd64", f"xen-utils-{XEN}", "xenstore-utils", "libxenstore4", f"libxenmisc{XEN}", "libxencall1",
-    "libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxentoolcore1",
+    f"xen-hypervisor-{XEN}-amd64", f"xen-utils-{XEN}", "xenstore-utils", "libxenstore4", f"libxenmisc{XEN}",
+    "libxencall1", "libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1",
+    "libxentoolcore1",
     "libxentoollog1", "libyajl2",
 ]
 # Programs of this machine, beside those of the KVM guest's image.
@@ -224,8 +225,8 @@ def _dom0(tree: str, version: str) -> bytes:
     try:
         for name in ["xl", "xenstored", "xenconsoled", "xen-init-dom0", "xen-shadow-stub"]:
             _add_tool(made, tree, os.path.join(tools, name), f"usr/sbin/{name}")
-        for name in ["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore-rm", "xenstore-chmod", "xenstore-watch",
-                     "xenstore-list", "xenstore-exists"]:
+        for name in ["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore-rm", "xenstore-chmod",
+                     "xenstore-watch", "xenstore-list", "xenstore-exists"]:
             _add_tool(made, tree, os.path.join(tree, "usr", "bin", name), f"usr/bin/{name}")
         made.directory(f"usr/lib/xen-{XEN}/bin")
     finally:

@@ -50,7 +50,7 @@ def run(script: str, files: dict[str, str], seconds: float, domu: bool = False, 
     try:
         initrd = os.path.join(directory, "initrd")
         _write_initrd(initrd, made, domu, script, files, texts or {})
-        return _boot(made, initrd, directory, seconds, 1536 if domu else 1100, progress)
+        return _boot(made, initrd, directory, seconds, 2048 if domu else 1100, 1280 if domu else 768, progress)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -73,14 +73,16 @@ def _write_initrd(path: str, made: xenimage.XenImage, domu: bool, script: str, f
         target.write(xenimage.archive(contents))
 
 
-def _boot(made: xenimage.XenImage, initrd: str, directory: str, seconds: float, memory: int, progress) -> Outcome:
+def _boot(made: xenimage.XenImage, initrd: str, directory: str, seconds: float, memory: int, dom0: int,
+          progress) -> Outcome:
     console = os.path.join(directory, "console")
     result = os.path.join(directory, "result")
     linux = LINUX_ARGUMENTS.replace(",", ",,")
     command = [
-        "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", str(memory), "-smp", "1",
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-kernel", made.hypervisor,
-        "-append", XEN_ARGUMENTS.format(dom0=768), "-initrd", f"{made.kernel} {linux},{initrd}", "-serial",
+        "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", str(memory),
+        "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-kernel",
+        made.hypervisor,
+        "-append", XEN_ARGUMENTS.format(dom0=dom0), "-initrd", f"{made.kernel} {linux},{initrd}", "-serial",
         f"file:{console}", "-serial", f"file:{result}",
     ]
     begin = time.monotonic()

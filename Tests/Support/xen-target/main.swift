@@ -1,7 +1,9 @@
-// xen-target: one reactor, targets with disks from the command line, and the Xen front: what the end-to-end tests of the
-// front run in dom0, without the daemon around it.
+// xen-target: one reactor, targets with disks from the command line, and the Xen front: what the end-to-end tests of
+// the front run in dom0, without the daemon around it.
 //
 //   xen-target naa.60014054ac780582:0=ram:64 naa.60014054ac780582:1=file:/dev/shm/disk:64        (sizes in MiB)
+//
+// Called by: Tests/EndToEnd/xen. Must not know: what the tests do.
 
 import Backstores
 import Glibc
@@ -98,7 +100,7 @@ func serve() throws {
             return nil
         }, stopper)
     say("ready")
-    reactor.run()
+    withExtendedLifetime((media, targets, front)) { reactor.run() }
     say("stopped")
     exit(0)
 }

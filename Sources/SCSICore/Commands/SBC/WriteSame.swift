@@ -38,7 +38,9 @@ extension SBC {
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
         task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
         if task.step == WriteSameStep.pattern.rawValue {
-            unsafe repeatPattern(UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Limits.pieceBytes]), Int(block.value))
+            unsafe repeatPattern(
+                UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Limits.pieceBytes]),
+                Int(block.value))
         }
         return writeSameNext(task, on: unit)
     }
