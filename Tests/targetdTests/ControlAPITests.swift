@@ -9,6 +9,16 @@ import VhostUserInitiator
 
 @testable import targetd
 
+/// Answers that have come.
+private actor Count {
+    static let all = 120
+    private(set) var statuses: [Int?: Int] = [:]
+
+    func add(_ status: Int?) { statuses[status, default: 0] += 1 }
+
+    var isComplete: Bool { statuses.values.reduce(0, +) == Self.all }
+}
+
 @Suite struct ControlAPITests {
     private let folder: TemporaryFolder
     private var client: ControlClient { ControlClient(socket: folder("c")) }
@@ -245,6 +255,29 @@ import VhostUserInitiator
         let expected = try #require(running.targets.values.first).logicalUnits
         let served = Dictionary(uniqueKeysWithValues: units.map { ($0.lun, $0.backstore) })
         #expect(served == expected.mapValues(\.backstore))
+        daemon.signal(SIGTERM)
+        #expect(daemon.finish().status == 0)
+    }
+
+    @Test func guestReadsOnWhileChangesAreMade() async throws {
+        let daemon = try RunningDaemon(["--config", folder.write("f.yaml", yaml())])
+        try #require(daemon.waitUntilReady())
+        let guest = try VhostUserFrontEnd.started(path: folder("1"))
+        let second = "- { socket: \(folder("2")), targets: { 0: naa.6000000000000001 } }"
+        let texts = [yaml(), yaml(units: "0: a, 1: b"), yaml(more: "  " + second), yaml(units: "0: a, 9: b")]
+        let count = Count()
+        for round in 0..<Count.all {
+            Task { [client] in
+                let body = Data(texts[round * 7 % 4].utf8)
+                await count.add(try? client.exchange("PUT", "/v1/configuration", body: body).status)
+            }
+        }
+        while await !count.isComplete {
+            let result = try guest.queues[2].runPastUnitAttentions(transfer(0x28, block: 5, dataIn: 512))
+            #expect(result.isGood)
+        }
+        #expect(await count.statuses == [200: Count.all])
+        #expect(try get("/v1/fronts", [FrontStatus].self).first { $0.socket == folder("1") }?.connections == 1)
         daemon.signal(SIGTERM)
         #expect(daemon.finish().status == 0)
     }
