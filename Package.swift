@@ -115,7 +115,8 @@ let package = Package(
         .testTarget(
             name: "targetdTests",
             dependencies: [
-                "targetd", "targetctl", "ControlAPI", .product(name: "Logging", package: "swift-log"),
+                "targetd", "targetctl", "ControlAPI", "VhostUserInitiator",
+                .product(name: "Logging", package: "swift-log"),
                 .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: settings),

@@ -45,6 +45,39 @@ func good(with old: String, replacedBy new: String) -> String {
 // A table: what is replaced in the good configuration, by what, and the problem that is then reported.
 // swift-format-ignore-start
 private let mistakes: [(old: String, new: String, problem: String)] = [
+    // The control socket
+    (
+        "log-level: debug", "control: { mode: 0660 }",
+        "f.yaml:5: error: control: has no socket: add socket: and the absolute path of the socket to make"
+    ),
+    (
+        "log-level: debug", "control: { socket: c }",
+        "f.yaml:5: error: control.socket: \"c\" is not an absolute path: begin it with /"
+    ),
+    (
+        "log-level: debug", "control: { socket: /c, mode: 0888 }",
+        "f.yaml:5: error: control.mode: cannot be \"0888\": write octal permission bits, such as 0660"
+    ),
+    (
+        "log-level: debug", "control: { socket: /c, mode: 01777 }",
+        "f.yaml:5: error: control.mode: cannot be \"01777\": write octal permission bits, such as 0660"
+    ),
+    (
+        "log-level: debug", "control: { socket: /c, metrics: localhost:80 }",
+        "f.yaml:5: error: control.metrics: cannot be \"localhost:80\": write a numeric address and a port, such as 127.0.0.1:9464 or [::1]:9464"
+    ),
+    (
+        "log-level: debug", "control: { socket: /c, metrics: 127.0.0.1:0 }",
+        "f.yaml:5: error: control.metrics: cannot be \"127.0.0.1:0\": write a numeric address and a port, such as 127.0.0.1:9464 or [::1]:9464"
+    ),
+    (
+        "log-level: debug", "control: { socket: /c, metrics: \"::1:80\" }",
+        "f.yaml:5: error: control.metrics: cannot be \"::1:80\": write a numeric address and a port, such as 127.0.0.1:9464 or [::1]:9464"
+    ),
+    (
+        "log-level: debug", "control: { socket: /run/vm2.sock }",
+        "f.yaml:19: error: vhost-user-scsi[1].socket: /run/vm2.sock is already the control socket"
+    ),
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
@@ -335,6 +368,23 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
             ])
         #expect(read.configuration == expected)
         #expect(problems(goodConfiguration) == [])
+    }
+
+    @Test(arguments: ["127.0.0.1:9464", "[::1]:1", "0.0.0.0:65535"])
+    func controlSocketIsReadAndWritten(metrics: String) throws {
+        let text = "control: { socket: /c, mode: 0620, group: kvm, metrics: \"\(metrics)\" }\n"
+        let read = ConfigurationReader.read(text, name: "f.yaml")
+        #expect(read.problems == [])
+        let control = try #require(read.configuration.control)
+        #expect((control.socket, control.mode, control.group) == ("/c", 0o620, "kvm"))
+        #expect(control.metrics?.text == metrics)
+        #expect(ConfigurationWriter.yaml(read.configuration) == text)
+    }
+
+    @Test func groupThatDoesNotExistIsAnError() {
+        let read = ConfigurationReader.read("control: { socket: /c, group: \"no such group\" }", name: "f.yaml")
+        let found = EnvironmentRules.check(read.configuration, source: read.source)
+        #expect(found.map(\.key) == ["control.group"])
     }
 
     @Test func keysThatAreNotGivenHaveTheirDefaults() {

@@ -5,8 +5,19 @@ import ControlAPI
 import Foundation
 import Glibc
 import Testing
+import VhostUserInitiator
 
 @testable import targetd
+
+/// Answers that have come.
+private actor Count {
+    static let all = 120
+    private(set) var statuses: [Int?: Int] = [:]
+
+    func add(_ status: Int?) { statuses[status, default: 0] += 1 }
+
+    var isComplete: Bool { statuses.values.reduce(0, +) == Self.all }
+}
 
 @Suite struct ControlAPITests {
     private let folder: TemporaryFolder
@@ -80,6 +91,53 @@ import Testing
             let front = FrontStatus(
                 socket: folder("1"), reactor: 0, queues: 2, connected: false, targets: ["3": "naa.6000000000000001"])
             #expect(status.fronts == [front])
+        }
+    }
+
+    /// READ(10) and WRITE(10) of one block.
+    private func transfer(_ operationCode: UInt8, block: UInt32, dataOut: [UInt8] = [], dataIn: Int = 0) -> SCSICommand
+    {
+        let address = stride(from: 24, through: 0, by: -8).map { UInt8(truncatingIfNeeded: block >> $0) }
+        let cdb = [operationCode, 0] + address + [0, 0, 1, 0]
+        return SCSICommand(.flat(target: 3, lun: 0), cdb, dataOut: dataOut, dataIn: dataIn)
+    }
+
+    @Test func countersTellWhatAGuestDidAndGuestsSeeNewSizes() throws {
+        try serve { _ in
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            let requests = guest.queues[2]
+            let data = [UInt8](repeating: 7, count: 512)
+            // TEST UNIT READY takes the unit attentions, which count as ends of commands too.
+            let ready = SCSICommand(.flat(target: 3, lun: 0), [0, 0, 0, 0, 0, 0])
+            #expect(try requests.runPastUnitAttentions(ready).isGood)
+            #expect(try requests.run(transfer(0x2a, block: 5, dataOut: data)).isGood)
+            #expect(try requests.run(transfer(0x28, block: 5, dataIn: 512)).dataIn == data)
+            #expect(try requests.run(transfer(0x28, block: 2048, dataIn: 512)).senseKey == 5)
+            let unit = try get("/v1/targets", [TargetStatus].self)[0].luns[0]
+            #expect((unit.reads, unit.writes, unit.bytesRead, unit.bytesWritten) == (2, 1, 512, 512))
+            #expect(unit.inFlight == 0)
+            #expect(unit.notGood >= 1)
+            let front = try get("/v1/fronts", [FrontStatus].self)[0]
+            #expect((front.connected, front.connections) == (true, 1))
+            #expect(front.commands >= 3)
+            #expect(try targetctl("resize", "a", "2MiB").status == 0)
+            // What was beyond the end is there now, once the guest has heard of the new size.
+            #expect(try requests.run(transfer(0x28, block: 2048, dataIn: 512)).additionalSense == 0x2a09)
+            #expect(try requests.run(transfer(0x28, block: 2048, dataIn: 512)).isGood)
+            // The guest stays attached while another of its disks comes and goes.
+            #expect(try changes(put(yaml(size: "2MiB", units: "0: a, 1: b"))).count == 2)
+            #expect(try changes(put(yaml(size: "2MiB"))).count == 2)
+            #expect(try requests.runPastUnitAttentions(transfer(0x28, block: 5, dataIn: 512)).dataIn == data)
+            #expect(try get("/v1/fronts", [FrontStatus].self)[0].connections == 1)
+        }
+    }
+
+    @Test func silentClientDoesNotHoldUpTheStop() throws {
+        try serve { _ in
+            let silent = try client.connect()
+            // Open until the process has ended, which `serve` waits for.
+            _ = try client.exchange("GET", "/v1/status")
+            try ControlClient.send(Data("GET /v1/st".utf8), to: silent)
         }
     }
 
@@ -197,6 +255,29 @@ import Testing
         let expected = try #require(running.targets.values.first).logicalUnits
         let served = Dictionary(uniqueKeysWithValues: units.map { ($0.lun, $0.backstore) })
         #expect(served == expected.mapValues(\.backstore))
+        daemon.signal(SIGTERM)
+        #expect(daemon.finish().status == 0)
+    }
+
+    @Test func guestReadsOnWhileChangesAreMade() async throws {
+        let daemon = try RunningDaemon(["--config", folder.write("f.yaml", yaml())])
+        try #require(daemon.waitUntilReady())
+        let guest = try VhostUserFrontEnd.started(path: folder("1"))
+        let second = "- { socket: \(folder("2")), targets: { 0: naa.6000000000000001 } }"
+        let texts = [yaml(), yaml(units: "0: a, 1: b"), yaml(more: "  " + second), yaml(units: "0: a, 9: b")]
+        let count = Count()
+        for round in 0..<Count.all {
+            Task { [client] in
+                let body = Data(texts[round * 7 % 4].utf8)
+                await count.add(try? client.exchange("PUT", "/v1/configuration", body: body).status)
+            }
+        }
+        while await !count.isComplete {
+            let result = try guest.queues[2].runPastUnitAttentions(transfer(0x28, block: 5, dataIn: 512))
+            #expect(result.isGood)
+        }
+        #expect(await count.statuses == [200: Count.all])
+        #expect(try get("/v1/fronts", [FrontStatus].self).first { $0.socket == folder("1") }?.connections == 1)
         daemon.signal(SIGTERM)
         #expect(daemon.finish().status == 0)
     }

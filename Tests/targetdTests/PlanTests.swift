@@ -203,12 +203,13 @@ import Testing
         #expect(plan.placement.targets[third] == 0)
     }
 
-    @Test(arguments: ["reactors", "io-engine", "poll"])
+    @Test(arguments: ["reactors", "io-engine", "poll", "control"])
     func whatNeedsARestartIsRefused(key: String) {
         let plan = plan {
             switch key {
             case "reactors": $0.reactors = 3
             case "io-engine": $0.ioEngine = .libaio
+            case "control": $0.control = ControlConfiguration(socket: "/c")
             default: $0.pollNanoseconds = 1
             }
         }

@@ -26,10 +26,15 @@ struct ControlRouter: Sendable {
 
     /// All paths.
     static let routes: [Route] = [
-        Route(path: "/v1/status", operations: ["GET": { router, _ in .init(await router.daemon.status()) }]),
-        Route(path: "/v1/reactors", operations: ["GET": { router, _ in .init(await router.daemon.status().reactors) }]),
         Route(
-            path: "/v1/backstores", operations: ["GET": { router, _ in .init(await router.daemon.status().backstores) }]
+            path: "/v1/status",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status()) }]),
+        Route(
+            path: "/v1/reactors",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().reactors) }]),
+        Route(
+            path: "/v1/backstores",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().backstores) }]
         ),
         Route(
             path: "/v1/backstores/{name}",
@@ -41,7 +46,9 @@ struct ControlRouter: Sendable {
         Route(
             path: "/v1/backstores/{name}/resize",
             operations: ["POST": { router, call throws(Failure) in try await router.resize(call) }]),
-        Route(path: "/v1/targets", operations: ["GET": { router, _ in .init(await router.daemon.status().targets) }]),
+        Route(
+            path: "/v1/targets",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().targets) }]),
         Route(
             path: "/v1/targets/{name}",
             operations: [
@@ -49,11 +56,13 @@ struct ControlRouter: Sendable {
                     .init(try find(call.name, "target", in: await router.daemon.status().targets, \.name))
                 }
             ]),
-        Route(path: "/v1/fronts", operations: ["GET": { router, _ in .init(await router.daemon.status().fronts) }]),
+        Route(
+            path: "/v1/fronts",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().fronts) }]),
         Route(
             path: "/v1/configuration",
             operations: [
-                "GET": { router, _ in
+                "GET": { router, _ throws(Failure) in
                     .init(text: ConfigurationWriter.yaml(await router.daemon.configuration), type: "application/yaml")
                 },
                 "PUT": { router, call throws(Failure) in try await router.apply(call) },
@@ -61,9 +70,9 @@ struct ControlRouter: Sendable {
         Route(
             path: "/metrics",
             operations: [
-                "GET": { router, _ in
+                "GET": { router, _ throws(Failure) in
                     .init(
-                        text: PrometheusText.render(await router.daemon.status()),
+                        text: PrometheusText.render(try await router.daemon.status()),
                         type: "text/plain; version=0.0.4; charset=utf-8")
                 }
             ]),

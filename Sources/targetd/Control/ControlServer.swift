@@ -99,9 +99,19 @@ final class ControlServer: Sendable {
         }.get()
     }
 
-    /// Ends all connections, and the thread.
+    /// Ends all connections, and the thread. Answers that are there already are given first, as far as clients take them.
     func stop() async {
         await stopListening()
+        let loop = group.next()
+        // A client that does not take its answer must not hold up the stop.
+        let timer = loop.makePromise(of: Void.self)
+        let timeout = loop.scheduleTask(in: .seconds(1)) { timer.succeed() }
+        let ended = loop.flatSubmit { [connections] in
+            EventLoopFuture.andAllSucceed(connections.value.map { $0.whenEmpty(loop) }, on: loop)
+        }
+        ended.cascade(to: timer)
+        try? await timer.futureResult.get()
+        timeout.cancel()
         try? await group.shutdownGracefully()
     }
 }
@@ -111,6 +121,7 @@ final class ControlConnections {
     private let limit: Int
     private var open: [ControlConnection] = []
     private var isClosing = false
+    private var emptied: EventLoopPromise<Void>?
 
     init(limit: Int) { self.limit = limit }
 
@@ -134,7 +145,18 @@ final class ControlConnections {
         if isClosing { connection.close() }
     }
 
-    func remove(_ connection: ControlConnection) { open.removeAll { $0 === connection } }
+    func remove(_ connection: ControlConnection) {
+        open.removeAll { $0 === connection }
+        if open.isEmpty { emptied?.succeed() }
+    }
+
+    /// Fulfilled when no connection is open.
+    func whenEmpty(_ loop: any EventLoop) -> EventLoopFuture<Void> {
+        let promise = emptied ?? loop.makePromise(of: Void.self)
+        emptied = promise
+        if open.isEmpty { promise.succeed() }
+        return promise.futureResult
+    }
 
     /// Closes those that wait for a request now, and the others when they have their answer.
     func closeIdle() {

@@ -254,8 +254,9 @@ actor Daemon {
     /// The configuration that runs.
     var configuration: Configuration { state.configuration }
 
-    /// Everything that can be told of this moment.
-    func status() async -> Status {
+    /// Everything that can be told of this moment, up to the moment at which a stop begins.
+    func status() async throws(Failure) -> Status {
+        if isStopping { throw Failure(.stopping, "targetd is stopping") }
         let configured = state.configuration.backstores
         var status = Status(
             version: Version.text, ioEngine: threads[0].engine.rawValue, reactors: [], backstores: [], targets: [],
