@@ -58,7 +58,8 @@ static inline void clinux_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST);
 
 /* One message from a Unix socket with the file descriptors that came with it, all close-on-exec. Returns what recvmsg
  * returns; `*count` is the number of descriptors received. Descriptors beyond `capacity` are closed by the kernel. */
-static inline ssize_t clinux_receive(int socket, void *bytes, size_t length, int *descriptors, int capacity, int *count) {
+static inline ssize_t clinux_receive(int socket, void *bytes, size_t length, int *descriptors, int capacity,
+                                     int *count) {
     union { char bytes[CMSG_SPACE(sizeof(int) * 32)]; struct cmsghdr align; } control;
     struct iovec vector = { .iov_base = bytes, .iov_len = length };
     struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control.bytes,

@@ -9,8 +9,8 @@
 #define _GNU_SOURCE
 #endif
 
-/* fd_set's member has another name under _GNU_SOURCE. Swift's own module of the C library is made without it, and the two
- * definitions must be the same. */
+/* fd_set's member has another name under _GNU_SOURCE. Swift's own module of the C library is made without it, and the
+ * two definitions must be the same. */
 #include <features.h>
 #ifdef __USE_XOPEN
 #undef __USE_XOPEN

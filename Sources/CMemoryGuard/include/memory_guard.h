@@ -1,9 +1,9 @@
 /*
  * memory_guard.h: keeps the process alive when memory that a front-end shared goes away.
  *
- * A mapping of a file that somebody makes shorter has no memory behind its end: touching it raises SIGBUS, which ends the
- * process and with it every other guest's disks. Inside a guarded range the handler puts a page of zeros in the place of
- * the one that is gone and lets the access go on; elsewhere SIGBUS is what it always was.
+ * A mapping of a file that somebody makes shorter has no memory behind its end: touching it raises SIGBUS, which ends
+ * the process and with it every other guest's disks. Inside a guarded range the handler puts a page of zeros in the
+ * place of the one that is gone and lets the access go on; elsewhere SIGBUS is what it always was.
  *
  * Who calls it: the virtio front, for each region that it maps. The handler is installed with the first range, and the
  * threads that touch guarded memory must not block SIGBUS.

@@ -99,7 +99,8 @@ final class ControlServer: Sendable {
         }.get()
     }
 
-    /// Ends all connections, and the thread. Answers that are there already are given first, as far as clients take them.
+    /// Ends all connections, and the thread. Answers that are there already are given first, as far as clients take
+    /// them.
     func stop() async {
         await stopListening()
         let loop = group.next()
