@@ -13,8 +13,8 @@
 // More than one process serves: 64 guests with 512 regions each would be 32768, but a guest has a handful.
 #define RANGES 8192
 
-// A slot is free while its address is 0. The length is written before the address, so that the handler, which may run on
-// another thread, never sees an address with a length that is not its own.
+// A slot is free while its address is 0. The length is written before the address, so that the handler, which may run
+// on another thread, never sees an address with a length that is not its own.
 static struct {
     _Atomic uintptr_t address;
     _Atomic size_t length;

@@ -146,8 +146,9 @@ public final class VhostUserSCSIServer {
                 context: Unmanaged.passUnretained(self).toOpaque()))
     }
 
-    /// Stops listening, removes the socket, answers what is in flight, ends the connection, and calls `stopped` then, maybe
-    /// before this returns. What the guest makes available meanwhile stays in its rings. The server must live until then.
+    /// Stops listening, removes the socket, answers what is in flight, ends the connection, and calls `stopped` then,
+    /// maybe before this returns. What the guest makes available meanwhile stays in its rings. The server must live
+    /// until then.
     public func stop(_ stopped: @escaping () -> Void) {
         whenStopped = stopped
         closeListener()

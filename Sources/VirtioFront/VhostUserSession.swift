@@ -3,10 +3,10 @@
 // Owns: the connection, the memory table, what the front-end has said about each ring, the device. Called by:
 // VhostUserSCSIServer. Must not know: SCSI, virtio-scsi structures.
 //
-// A ring comes into service when its size, addresses and kick descriptor are known and it is enabled, and stays there until
-// GET_VRING_BASE; meanwhile it may be disabled and enabled again, and its memory may move. Front-ends say these in different
-// orders (SPDK's enables rings before it has described them), so after each message the session compares what should run
-// with what does.
+// A ring comes into service when its size, addresses and kick descriptor are known and it is enabled, and stays there
+// until GET_VRING_BASE; meanwhile it may be disabled and enabled again, and its memory may move. Front-ends say these
+// in different orders (SPDK's enables rings before it has described them), so after each message the session compares
+// what should run with what does.
 
 import CLinux
 import Glibc

@@ -1,7 +1,7 @@
 // VirtioSCSIDevice: a virtio-scsi device for one connection: its queues, its targets, and the way between them.
 //
-// Owns: the virtqueues, the task pools, the nexuses, the pending events. Called by: VhostUserSession (set up, tear down),
-// the reactor (poll, flush), the core (completions). Must not know: vhost-user.
+// Owns: the virtqueues, the task pools, the nexuses, the pending events. Called by: VhostUserSession (set up, tear
+// down), the reactor (poll, flush), the core (completions). Must not know: vhost-user.
 
 import CIOVector
 import CLinux
@@ -496,7 +496,8 @@ final class VirtioSCSIDevice {
         return nil
     }
 
-    /// AN_QUERY and AN_SUBSCRIBE: a disk has no asynchronous events of its own, so none of those asked for is supported.
+    /// AN_QUERY and AN_SUBSCRIBE: a disk has no asynchronous events of its own, so none of those asked for is
+    /// supported.
     private func asynchronousNotification(
         _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>
     ) -> VirtqueueFault? {

@@ -1,10 +1,11 @@
-// Virtqueue: one split virtqueue (virtio 1.2 clause 2.7): descriptor chains in, used elements out, notifications both ways.
+// Virtqueue: one split virtqueue (virtio 1.2 clause 2.7): descriptor chains in, used elements out, notifications both
+// ways.
 //
-// Owns: the ring's positions and, for each descriptor index, a slot with the host addresses of the chain that begins there.
-// Called by: VirtioSCSIDevice. Must not know: SCSI, what the chains hold.
+// Owns: the ring's positions and, for each descriptor index, a slot with the host addresses of the chain that begins
+// there. Called by: VirtioSCSIDevice. Must not know: SCSI, what the chains hold.
 //
-// Everything in the rings may change while it is read. Each field is loaded once; an index is checked before it is used;
-// a walk is bounded by the size of the table that it is in.
+// Everything in the rings may change while it is read. Each field is loaded once; an index is checked before it is
+// used; a walk is bounded by the size of the table that it is in.
 
 import CIOVector
 import CLinux
@@ -104,7 +105,8 @@ final class Virtqueue {
         // What the driver has been told so far stands in the ring: after a restart of the back-end, too.
         usedIndex = unsafe clinux_load16_relaxed(areas.used + 2)
         signalled = usedIndex
-        // A chain as long as the ring; a piece more where a descriptor spans regions, and one for splitting the response.
+        // A chain as long as the ring; a piece more where a descriptor spans regions, and one for splitting the
+        // response.
         segmentsPerSlot = size + 16
         unsafe segments = .allocate(capacity: size * segmentsPerSlot)
         unsafe slots = .allocate(capacity: size)
@@ -299,7 +301,8 @@ private struct ChainWalk {
     mutating func append(_ address: UInt64, _ length: UInt64, writable: Bool) -> VirtqueueFault? {
         if writable {
             if readableCount < 0 {
-                // One element stays free in front of the writable ones: for the response, when it ends in the middle of one.
+                // One element stays free in front of the writable ones: for the response, when it ends in the middle
+                // of one.
                 readableCount = count
                 count += 1
             }

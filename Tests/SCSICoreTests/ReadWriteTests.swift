@@ -283,7 +283,7 @@ struct BackstoreErrorTests {
 
     @Test("An error in the middle of WRITE SAME ends it there and gives its staging buffer back")
     func errorInTheMiddle() {
-        let blocks = UInt64(Limits.stagingBytes / 512 + 100)
+        let blocks = UInt64(Limits.pieceBytes / 512 + 100)
         let tag = world.a.send(CDB.writeSame(.sixteen, 0, blocks), dataOut: Array(repeating: 7, count: 512))
         world.backstore.complete()
         world.backstore.complete(error: 28)

@@ -9,7 +9,7 @@ import Testing
 struct VerifyTests {
     let world = TestTarget(blocks: 16_384)
     /// Two pieces of a staging buffer and a part of a third.
-    private static let several = UInt64(Limits.stagingBytes / 512 * 2 + 176)
+    private static let several = UInt64(Limits.pieceBytes / 512 * 2 + 176)
     private let block: [UInt8] = (0..<512).map { UInt8(truncatingIfNeeded: $0 * 3) }
 
     init() { for address in 0..<Self.several { world.backstore.setBlock(address, block) } }
@@ -34,14 +34,14 @@ struct VerifyTests {
         let data = (0..<Self.several).flatMap { _ in block }
         let end = world.run(
             CDB.verify(.sixteen, 0, Self.several, byteCheck: 1), dataOut: data,
-            outLayout: [1, 1_300_000, 0, data.count - 1_300_001])
+            outLayout: [1, 300_000, 0, data.count - 300_001])
         #expect(end.summary == "good")
         #expect(world.backstore.accepted.count == 3)
     }
 
     @Test(
         "BYTCHK 01b finds a byte that differs, in any piece",
-        arguments: [0, 512, Limits.stagingBytes - 1, Limits.stagingBytes, Int(several) * 512 - 1])
+        arguments: [0, 512, Limits.pieceBytes - 1, Limits.pieceBytes, Int(several) * 512 - 1])
     func miscompare(offset: Int) {
         var data = (0..<Self.several).flatMap { _ in block }
         data[offset] ^= 1
@@ -215,7 +215,7 @@ struct WriteSameTests {
 
     @Test("ABORT TASK between two pieces stops it there; it is answered after the piece has ended")
     func abortBetweenPieces() {
-        let tag = world.a.send(CDB.writeSame(.sixteen, 0, UInt64(Limits.stagingBytes / 512 + 100)), dataOut: block)
+        let tag = world.a.send(CDB.writeSame(.sixteen, 0, UInt64(Limits.pieceBytes / 512 + 100)), dataOut: block)
         world.backstore.complete()
         world.a.manage(.abortTask, tag: tag, cookie: 5)
         #expect(world.journal.lines.isEmpty)

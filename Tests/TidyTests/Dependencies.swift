@@ -10,7 +10,9 @@ enum Dependencies {
         "SCSICore": ["CBackstore", "CTarget", "CIOVector"],
         "Reactor": ["CLinux", "CIOVector", "Glibc", "Synchronization"],
         "Backstores": ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector", "Glibc", "Synchronization"],
-        "VirtioFront": ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "Glibc", "Synchronization"],
+        "VirtioFront": [
+            "SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CMemoryGuard", "Glibc", "Synchronization",
+        ],
         "XenFront": ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CXen", "Glibc", "Synchronization"],
         "targetd": [
             "SCSICore", "Reactor", "Backstores", "VirtioFront", "XenFront", "CBackstore", "CTarget", "CLinux", "Glibc",
@@ -20,7 +22,7 @@ enum Dependencies {
         "ControlAPI": ["Foundation", "Glibc"],
         "targetctl": ["ControlAPI", "Foundation", "ArgumentParser"],
         // Headers only: they hold no Swift.
-        "CBackstore": [], "CTarget": [], "CIOVector": [], "CLinux": [], "CXen": [],
+        "CBackstore": [], "CTarget": [], "CIOVector": [], "CLinux": [], "CXen": [], "CMemoryGuard": [],
     ]
 
     static func problems(in file: TextFile) -> [Problem] {

@@ -1,5 +1,5 @@
-// HostileRingTests: what no driver may write into a ring. The ring goes out of service with a message and its error eventfd;
-// the guest's other rings and other guests go on.
+// HostileRingTests: what no driver may write into a ring. The ring goes out of service with a message and its error
+// eventfd; the guest's other rings and other guests go on.
 //
 // Called by: swift test. Must not know: how the server is written.
 

@@ -88,7 +88,8 @@ final class ServerWorld: @unchecked Sendable {
     private var isStopped = false
 
     init(requestQueues: Int = 2, pollMicroseconds: Int = 0) throws {
-        var template = Array("/tmp/targetd-virtio-XXXXXX".utf8CString)
+        // mkdtemp replaces the six letters.
+        var template = Array(("/tmp/targetd-virtio-" + String(repeating: "X", count: 6)).utf8CString)
         directory = unsafe String(cString: mkdtemp(&template)!)
         socketPath = directory + "/socket"
         var configuration = Reactor.Configuration()

@@ -19,8 +19,9 @@ struct AdmissionState {
 }
 
 enum Admission {
-    /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then (reservation
-    /// conflicts, when there are reservations, then) the other unit attention conditions, then everything else: readiness
+    /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then
+    /// (reservation conflicts, when there are reservations, then) the other unit attention conditions, then
+    /// everything else: readiness
     ///, write protection.
     ///
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.

@@ -9,7 +9,8 @@ import CTarget
 
 /// What makes a logical unit what it is, over restarts and through every front.
 public struct LogicalUnitConfiguration: Sendable {
-    /// The unit's NAA designator (SPC-6 7.7.6.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE registered).
+    /// The unit's NAA designator (SPC-6 7.7.6.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE
+    /// registered).
     public var name: UInt64
     /// T10 VENDOR IDENTIFICATION, at most 8 ASCII characters.
     public var vendor = "TARGETD"
@@ -154,8 +155,8 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
-    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA HAS
-    /// CHANGED (SBC-5 4.7) and by an event.
+    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
+    /// HAS CHANGED (SBC-5 4.7) and by an event.
     public func backstoreGeometryChanged() {
         let old = medium
         geometry = backstore.geometry()
@@ -404,8 +405,9 @@ public final class LogicalUnit {
 
     // MARK: Task management
 
-    /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon as it
-    /// lets go of their memory. Nothing is given back before every task is marked, because giving back calls out.
+    /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon
+    /// as it lets go of their memory. Nothing is given back before every task is marked, because giving back calls
+    /// out.
     func abort(_ disposition: (TaskHandle) -> AbortDisposition) {
         mark(disposition)
         endMarked()

@@ -40,7 +40,8 @@ enum Serialization {
         case .wait: return true
         case .overlap:
             guard younger.blocks > 0 else { return false }
-            // Ranges are [address, address + blocks); no sum, because CDB fields are not checked against the medium yet.
+            // Ranges are [address, address + blocks); no sum, because CDB fields are not checked against the medium
+            // yet.
             return younger.address >= older.address
                 ? younger.address &- older.address < older.blocks : older.address &- younger.address < younger.blocks
         }
@@ -48,8 +49,8 @@ enum Serialization {
 }
 
 /// Counts the readers and writers of each stretch of the medium, so that in the common case a command learns in a few
-/// loads that nothing overlaps it. Stretches share counters (the address is hashed by masking), so "perhaps" is possible
-/// and "no" is certain.
+/// loads that nothing overlaps it. Stretches share counters (the address is hashed by masking), so "perhaps" is
+/// possible and "no" is certain.
 @safe
 struct ExtentFilter: ~Copyable {
     private static let buckets: UInt64 = 1024

@@ -1,13 +1,13 @@
-// Shard: what the logical units of one owner thread share: the clock, the order of arrival, staging memory, and the queue
-// of tasks that wait for a resource.
+// Shard: what the logical units of one owner thread share: the clock, the order of arrival, staging memory, and the
+// queue of tasks that wait for a resource.
 //
 // Owns: the staging buffers and the parameter buffer. Called by: the driver of the core (the daemon's reactor, an
 // embedder's loop, the simulator) and the engine. Must not know: threads, commands.
 
 import CTarget
 
-/// The part of the core that one thread owns (design decision D2). Everything that is created with a shard is used on its
-/// thread only.
+/// The part of the core that one thread owns (design decision D2). Everything that is created with a shard is used on
+/// its thread only.
 @safe
 public final class Shard {
     /// Nanoseconds of a monotonic clock. The driver sets it before it hands anything in.

@@ -146,8 +146,8 @@ public final class TargetDevice {
         return NexusIdentifier(index: UInt16(index))
     }
 
-    /// I_T nexus loss (SAM-6 6.3.4): ends the nexus's tasks. Each is still given back to its port; when the last one is,
-    /// the port is not called any more.
+    /// I_T nexus loss (SAM-6 6.3.4): ends the nexus's tasks. Each is still given back to its port; when the last one
+    /// is, the port is not called any more.
     public func loseNexus(_ nexus: NexusIdentifier) {
         let index = nexus.index
         let all = allUnits
@@ -211,8 +211,8 @@ public final class TargetDevice {
 
     // MARK: Task management
 
-    /// Takes a task management function. It is answered by `complete_task_management` of the nexus's port, exactly once,
-    /// after the tasks that it ended were given back, and maybe before this returns.
+    /// Takes a task management function. It is answered by `complete_task_management` of the nexus's port, exactly
+    /// once, after the tasks that it ended were given back, and maybe before this returns.
     public func receive(_ request: scsi_task_management_request, nexus: NexusIdentifier) {
         taskManager.receive(request, nexus: nexus.index, on: self)
     }

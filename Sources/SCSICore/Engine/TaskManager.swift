@@ -119,8 +119,8 @@ final class TaskManager {
         unit.reset(.logicalUnitReset)
     }
 
-    /// CLEAR TASK SET: tasks of other nexuses end with TASK ABORTED if TAS is one, else silently and with a unit attention
-    /// condition for their nexus (SAM-6 5.6, SPC-6 7.5.10).
+    /// CLEAR TASK SET: tasks of other nexuses end with TASK ABORTED if TAS is one, else silently and with a unit
+    /// attention condition for their nexus (SAM-6 5.6, SPC-6 7.5.10).
     private static func clear(_ unit: LogicalUnit, by nexus: UInt16) {
         var cleared: Set<UInt16> = []
         let taskAborted = unit.modePages.taskAbortedStatus

@@ -94,8 +94,8 @@ struct TaskSet: ~Copyable {
         return false
     }
 
-    /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an ORDERED one
-    /// when no HEAD OF QUEUE and no older task at all is left.
+    /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
+    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left.
     private func mayRun(_ task: TaskHandle) -> Bool {
         guard headOfQueue == 0 else { return false }
         return task.attribute == .ordered ? task.previous == nil : !hazard(task, before: task)

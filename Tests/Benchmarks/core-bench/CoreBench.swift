@@ -1,6 +1,6 @@
-// core-bench: the core alone, driven through both seams: READ(10) or WRITE(10) of 4 KiB at a queue depth of 32 on a medium
-// that copies and completes in the next turn. Prints nanoseconds per command; under callgrind, the gate of Scripts counts
-// instructions.
+// core-bench: the core alone, driven through both seams: READ(10) or WRITE(10) of 4 KiB at a queue depth of 32 on a
+// medium that copies and completes in the next turn. Prints nanoseconds per command; under callgrind, the gate of
+// Scripts counts instructions.
 //
 // Called by: developers, the instruction gate. Must not know: the engine's inside.
 //

@@ -236,7 +236,8 @@ class Disks(GuestGroup):
             ' while [ "$before" = "$(cat $statistics)" ] && kill -0 $load; do usleep 10000; done; }\n'
             "for round in 1 2 3 4 5; do wait_for_io; kill -0 $load || { echo 'the load ended early'; break; }\n"
             f"  sg_reset -N -d {device.generic} || {{ echo 'sg_reset failed'; break; }}; done=$((done + 1)); done\n"
-            "wait $load; status=$?; grep -E 'err=|fio:|verify:' /run/fio.out; echo $done resets; [ $status = 0 ] && [ $done = 5 ]",
+            "wait $load; status=$?; grep -E 'err=|fio:|verify:' /run/fio.out; echo $done resets;"
+            " [ $status = 0 ] && [ $done = 5 ]",
             seconds=120)  # fmt: skip
         errors = re.findall(r"err=\s*(\d+)", output)
         require(errors and set(errors) == {"0"}, output)

@@ -33,8 +33,8 @@ public final class TestTarget {
         init(_ first: ScriptedBackstore) { all = [first] }
     }
 
-    /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER ON
-    /// unit attention condition that every new nexus has.
+    /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
+    /// ON unit attention condition that every new nexus has.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(

@@ -42,13 +42,25 @@ check "a second vhost with a whole target" env FEATURE_HOST=1 sh -c '. /library.
 need "it is connected" added 0 1 0 4
 within 20 test -b /dev/sdb
 check "all units of the target are reported" sh -c 'sg_luns /dev/sdb | grep -q "Lun list length = 16 "'
-check "the second vhost is another initiator of the same disk" sh -c '
-    sg_persist --out --register --param-sark=0x1 /dev/sda && sg_persist --out --reserve --param-rk=0x1 \
-        --prout-type=3 /dev/sda
-    sg_turs /dev/sdb
-    sg_raw -s 512 -i /tmp/random /dev/sdb 2a 00 00 00 00 00 00 00 01 00 2>&1 | grep -qi "reservation conflict"'
+sg_turs /dev/sda
+sg_turs /dev/sdb
+check "a reset by one initiator is a unit attention for the other" sh -c '
+    sg_reset -N -d /dev/sdb && sg_requests /dev/sda 2>&1 | grep -qi "reset"'
+if sg_opcodes --opcode=0x5f,0 /dev/sda 2>&1 | grep -qi "not supported"; then
+    echo "SKIPPED: persistent reservations between two initiators: the core does not have them"
+else
+    check "the second vhost is another initiator of the same disk" sh -c '
+        sg_persist --out --register --param-sark=0x1 /dev/sda && sg_persist --out --reserve --param-rk=0x1 \
+            --prout-type=3 /dev/sda
+        sg_turs /dev/sdb
+        sg_raw -s 512 -i /tmp/random /dev/sdb 2a 00 00 00 00 00 00 00 01 00 2>&1 | grep -qi "reservation conflict"'
+fi
 check "close by the back end's side" detach 0 1
 check "no disk is left of it" within 20 test ! -e /dev/sdb
+
+check "libiscsi's suite: no failure" sh -c '
+    timeout 200 iscsi-test-cu --dataloss --test=ALL /dev/sg0 > /tmp/suite 2>&1 || { grep -A5 FAILED /tmp/suite; false; }'
+grep -E "^ +(tests|asserts) " /tmp/suite
 
 dd if=/tmp/random of=/dev/sda bs=1M count=24 oflag=direct conv=fsync 2> /dev/null
 fio --name=load --filename=/dev/sda --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-256k \
