@@ -36,7 +36,8 @@ struct Targetd: AsyncParsableCommand {
             """,
         discussion: """
             At start it prints, for each socket, the QEMU arguments that attach a guest. SIGTERM or SIGINT stop it \
-            cleanly; a second one stops it at once. SIGHUP reads the file of --config again and applies it.
+            cleanly; a second one stops it at once. SIGHUP reads the file of --config again and applies \
+            it.
 
             Exit codes: 0 stopped as asked, or no error found; 64 wrong command line; 70 stopped with commands in \
             flight; 71 could not start; 74 stopped, but a medium could not be flushed; 78 errors in the configuration.

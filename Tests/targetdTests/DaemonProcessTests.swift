@@ -26,7 +26,7 @@ import Testing
         return unsafe address.withPointer { unsafe connect(descriptor, $0, $1) } == 0
     }
 
-    @Test(arguments: [SIGTERM, SIGINT]) func signalStopsCleanlyAndRemovesTheSocket(number: Int32) throws {
+    @Test(arguments: [SIGTERM, SIGINT, SIGHUP]) func signalStopsCleanlyAndRemovesTheSocket(number: Int32) throws {
         let daemon = try start()
         #expect(daemon.waitUntilReady())
         #expect(isServed())

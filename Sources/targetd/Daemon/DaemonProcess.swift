@@ -43,8 +43,9 @@ enum DaemonProcess {
         let notification = ServiceNotification()
         let stop = StopRequest()
         let service = DaemonService(daemon: daemon, control: control, notification: notification, logger: logger)
-        let reload = Reload(
-            daemon: daemon, file: file, overrides: overrides, notification: notification, logger: logger)
+        let reload = file.map {
+            Reload(daemon: daemon, file: $0, overrides: overrides, notification: notification, logger: logger)
+        }
         // Stopped in reverse order: signals are heard to the end.
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
@@ -116,17 +117,13 @@ struct StopRequest: Service {
 /// Reads the configuration file again and makes the daemon match it.
 struct Reload: Sendable {
     let daemon: Daemon
-    let file: String?
+    let file: String
     let overrides: OverrideOptions
     let notification: ServiceNotification
     let logger: Logger
 
     /// Applies the file, or logs why not; then nothing has changed.
     func run() async {
-        guard let file else {
-            logger.warning("there is no configuration file to read again: targetd was started without --config")
-            return
-        }
         notification.reloading()
         do {
             let report = try await daemon.apply { [overrides] running in
@@ -145,7 +142,7 @@ struct Reload: Sendable {
 
     private func log(_ problems: [ProblemReport]) {
         for problem in problems {
-            let place = problem.line.map { "\(file ?? ""):\($0)" } ?? file ?? ""
+            let place = problem.line.map { "\(file):\($0)" } ?? file
             logger.log(
                 level: problem.severity == Problem.Severity.error.rawValue ? .error : .warning,
                 "\(place): \(problem.key): \(problem.text)")
@@ -157,14 +154,15 @@ struct Reload: Sendable {
 struct SignalService: Service {
     let signals: UnixSignalsSequence
     let stop: StopRequest
-    let reload: Reload
+    /// `nil`: there is no file to be read again, so a hangup is what it is to other programs: an end.
+    let reload: Reload?
     let daemon: Daemon
     let logger: Logger
 
     func run() async throws {
         var isStopping = false
         for await signal in signals.cancelOnGracefulShutdown() {
-            if signal == .sighup {
+            if signal == .sighup, let reload {
                 // Not awaited: a stop must be heard while a change waits for commands in flight.
                 if !isStopping { Task { await reload.run() } }
             } else if isStopping {
