@@ -75,12 +75,13 @@ enum SPC {
         }
     }
 
-    /// Device Identification (SPC-6 7.7.6): the unit by NAA name and by T10 vendor ID, the target port by its relative
-    /// identifier, the target device by its NAA name.
+    /// Device Identification (SPC-4 7.8.6): the unit by its NAA name and by T10 vendor ID, the target device by its NAA
+    /// name.
     private static func deviceIdentification(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.bytes([0x01, 0x03, 0x00, 8])
         writer.uint64(unit.configuration.name)
-        let serial = Array(unit.configuration.serial.utf8)
+        // The designator length is one byte.
+        let serial = Array(unit.configuration.serial.utf8.prefix(247))
         writer.bytes([0x02, 0x01, 0x00, UInt8(8 + serial.count)])
         writer.text(Array(unit.configuration.vendor.utf8), width: 8)
         writer.bytes(serial)
