@@ -81,7 +81,8 @@ struct SCSITask: ~Copyable {
     /// What the command's handler does next when the backstore has completed.
     var step: UInt8
     var attribute: TaskAttribute
-    /// Grows each time the task becomes free, so that a stale reference can be told.
+    /// Grows each time the task becomes free. The engine itself tells an earlier occupant by other means: a
+    /// completion of a task that is not transferring traps, and functions that wait for tasks go by `sequence`.
     var generation: UInt32
     /// The task's place in its pool.
     let index: UInt32
