@@ -134,7 +134,13 @@ public final class LogicalUnit {
     }
 
     private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+        var features: UnitFeatures = []
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -318,7 +324,7 @@ public final class LogicalUnit {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
             unsafe counters.pointee.backstoreErrors += 1
-            return end(task, .failed(BackstoreError.sense(error, task, medium)))
+            return end(task, DeviceServer.requestFailed(task, task.row!, error, on: self))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
@@ -371,7 +377,10 @@ public final class LogicalUnit {
                 unsafe task.command.data_out_length - task.response.data_out_residual
         default: unsafe counters.pointee.others += 1
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+        let status = task.response.status
+        if status != SCSIStatus.good.rawValue, status != SCSIStatus.conditionMet.rawValue {
+            unsafe counters.pointee.notGood += 1
+        }
     }
 
     /// Refuses a task that never was in the task set.
