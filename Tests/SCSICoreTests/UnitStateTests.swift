@@ -74,7 +74,7 @@ struct UnitStateTests {
     func newer() {
         var bytes = Array(sample().encoded.dropLast(4))
         bytes[11] = 2
-        bytes.append(UnitState.checksum(bytes[...]))
+        bytes.append(bigEndian: UnitState.checksum(bytes[...]))
         #expect(throws: UnitStateError.newer(what: "the format", version: 2)) {
             try UnitState(parsing: bytes, name: name)
         }
@@ -94,7 +94,7 @@ struct UnitStateTests {
             for _ in 0..<1 + random.next() % 3 {
                 hostile[24 + Int(random.next() % UInt64(hostile.count - 24))] = UInt8(truncatingIfNeeded: random.next())
             }
-            hostile.append(UnitState.checksum(hostile[...]))
+            hostile.append(bigEndian: UnitState.checksum(hostile[...]))
             // Either it is refused or it is read back as it is; it never traps.
             if let state = try? UnitState(parsing: hostile, name: name) { #expect(state.encoded == hostile) }
         }

@@ -100,17 +100,17 @@ public struct UnitState: Equatable, Sendable {
         let length = sections.reduce(Self.headerLength + Self.checksumLength) {
             $0 + Self.sectionHeaderLength + $1.bytes.count
         }
-        bytes.append(Self.version)
-        bytes.append(UInt32(length))
-        bytes.append(name)
-        bytes.append(UInt32(sections.count))
+        bytes.append(bigEndian: Self.version)
+        bytes.append(bigEndian: UInt32(length))
+        bytes.append(bigEndian: name)
+        bytes.append(bigEndian: UInt32(sections.count))
         for section in sections {
-            bytes.append(section.kind.rawValue)
-            bytes.append(section.version)
-            bytes.append(UInt32(section.bytes.count))
+            bytes.append(bigEndian: section.kind.rawValue)
+            bytes.append(bigEndian: section.version)
+            bytes.append(bigEndian: UInt32(section.bytes.count))
             bytes += section.bytes
         }
-        bytes.append(Self.checksum(bytes[...]))
+        bytes.append(bigEndian: Self.checksum(bytes[...]))
         precondition(bytes.count == length && length <= Limits.unitStateBytes, "a unit's state is too long")
         return bytes
     }
@@ -162,7 +162,7 @@ public struct UnitState: Equatable, Sendable {
 
 extension [UInt8] {
     /// Appends a big-endian field.
-    mutating func append<Field: FixedWidthInteger>(_ field: Field) {
+    mutating func append<Field: FixedWidthInteger>(bigEndian field: Field) {
         for shift in stride(from: Field.bitWidth - 8, through: 0, by: -8) {
             append(UInt8(truncatingIfNeeded: field >> Field(shift)))
         }
