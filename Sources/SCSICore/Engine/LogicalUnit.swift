@@ -22,6 +22,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
+    public var commandTimeout: UInt64 = 0
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -42,6 +44,8 @@ public struct LogicalUnitStatistics: Sendable {
     public var aborted: UInt64 = 0
     /// Requests that the backstore ended with an error.
     public var backstoreErrors: UInt64 = 0
+    /// Commands whose deadline passed.
+    public var expired: UInt64 = 0
 }
 
 /// How far a command's handler got. `LogicalUnit.proceed` acts on it.
@@ -99,8 +103,9 @@ public final class LogicalUnit {
     /// Removed from the target; what was waiting is refused.
     private var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
-    private let tasks: UnsafeMutablePointer<TaskSet>
-    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let tasks: UnsafeMutablePointer<TaskSet>
+    let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let deadlines: UnsafeMutablePointer<UnitDeadlines>
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -133,14 +138,19 @@ public final class LogicalUnit {
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        unsafe deadlines = .allocate(capacity: 1)
+        unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
+        shard.add(self)
     }
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
+        unsafe deadlines.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -251,6 +261,7 @@ public final class LogicalUnit {
         }
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
+        unsafe deadlines.pointee.arrived(task)
         if unsafe tasks.pointee.insert(task) {
             task.transition(to: .enabled)
             run(task)
@@ -375,11 +386,16 @@ public final class LogicalUnit {
     private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            unsafe counters.pointee.backstoreErrors += 1
-            return end(task, .failed(BackstoreError.sense(error, task, medium)))
+            return end(task, .failed(failure(task, error)))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+    }
+
+    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+        unsafe counters.pointee.backstoreErrors += 1
+        return BackstoreError.sense(error, task, medium)
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -489,7 +505,7 @@ public final class LogicalUnit {
     }
 
     /// Ends waiting tasks, and lets none of them run meanwhile.
-    private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
+    func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
         while let task = firstDormant(where: matches) {

@@ -102,6 +102,8 @@ struct SCSITask: ~Copyable {
     var logicalUnit: Unmanaged<LogicalUnit>?
     /// What a dormant task waits for.
     var waitsFor: WaitReason
+    /// Its deadline has passed while the backstore had its request: it goes no further than that.
+    var hasExpired: Bool
 
     /// The logical blocks that a medium access command names, for hazards and for progress.
     var address: UInt64
@@ -138,6 +140,7 @@ struct SCSITask: ~Copyable {
         unsafe row = nil
         unsafe logicalUnit = nil
         unsafe waitsFor = .order
+        unsafe hasExpired = false
         unsafe address = 0
         unsafe blocks = 0
         unsafe progress = 0
@@ -270,6 +273,10 @@ extension TaskHandle {
     @inline(__always) var waitsFor: WaitReason {
         get { unsafe pointer.pointee.waitsFor }
         nonmutating set { unsafe pointer.pointee.waitsFor = newValue }
+    }
+    @inline(__always) var hasExpired: Bool {
+        get { unsafe pointer.pointee.hasExpired }
+        nonmutating set { unsafe pointer.pointee.hasExpired = newValue }
     }
     @inline(__always) var address: UInt64 {
         get { unsafe pointer.pointee.address }
