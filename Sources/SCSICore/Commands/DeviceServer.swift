@@ -58,7 +58,8 @@ enum DeviceServer {
     @inline(never)
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
-        switch row.handler {
+        if task.hasExpired { return .failed(.commandTimeout) }
+        return switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)

@@ -22,6 +22,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
+    public var commandTimeout: UInt64 = 0
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -64,6 +66,8 @@ public struct LogicalUnitStatistics: Sendable {
     public var aborted: UInt64 = 0
     /// Requests that the backstore ended with an error.
     public var backstoreErrors: UInt64 = 0
+    /// Commands whose deadline passed.
+    public var expired: UInt64 = 0
 }
 
 /// How far a command's handler got. `LogicalUnit.proceed` acts on it.
@@ -78,6 +82,11 @@ enum Outcome {
     case needsStaging
     /// The CDB asks for more data than the initiator's buffers hold; nothing was done.
     case overrun
+    /// A change of the persistent state is staged (`LogicalUnit.save`): save it, make it, then go on with the task's
+    /// step; at step 0 it ends with GOOD.
+    case save
+    /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
+    case needsState
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -96,6 +105,8 @@ public final class LogicalUnit {
     private(set) var log = LogState()
     /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
     private(set) var poweredOnAt: UInt64?
+    /// What survives power loss.
+    let persistentState: PersistentState
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -118,8 +129,9 @@ public final class LogicalUnit {
     /// Removed from the target; what was waiting is refused.
     private var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
-    private let tasks: UnsafeMutablePointer<TaskSet>
-    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let tasks: UnsafeMutablePointer<TaskSet>
+    let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let deadlines: UnsafeMutablePointer<UnitDeadlines>
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -127,7 +139,18 @@ public final class LogicalUnit {
     private var whenDrained: (() -> Void)?
 
     /// A unit over a backstore. Its geometry is asked for here.
-    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
+    ///
+    /// - Parameters:
+    ///   - state: What was saved in the unit's earlier life; `nil` if nothing was.
+    ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
+    ///     (PTPL_C, PS).
+    public init(
+        configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
+        store: UnitStateStore? = nil
+    ) {
+        let state = state ?? UnitState(name: configuration.name)
+        precondition(state.name == configuration.name, "a logical unit was given the state of another")
+        persistentState = PersistentState(state, store: store)
         self.configuration = configuration
         self.backstore = backstore
         self.shard = shard
@@ -141,14 +164,19 @@ public final class LogicalUnit {
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        unsafe deadlines = .allocate(capacity: 1)
+        unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
+        shard.add(self)
     }
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
+        unsafe deadlines.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -267,6 +295,7 @@ public final class LogicalUnit {
         }
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
+        unsafe deadlines.pointee.arrived(task)
         if unsafe tasks.pointee.insert(task) {
             task.transition(to: .enabled)
             run(task)
@@ -305,10 +334,12 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return end(task, .done(.good)) }
+        if task.disposition != .none { return endAborted(task, outcome) }
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
+        case .save: save(task)
+        case .needsState: waitForState(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
@@ -328,20 +359,58 @@ public final class LogicalUnit {
         }
     }
 
+    /// An aborted command changes nothing any more, unless the change is on its way already.
+    private func endAborted(_ task: TaskHandle, _ outcome: Outcome) {
+        if case .save = outcome { persistentState.discard() }
+        end(task, .done(.good))
+    }
+
+    // MARK: Persistent state
+
+    /// Stages a change of what survives power loss. A handler returns the outcome; a command that has more to do once
+    /// the change is made sets its step before.
+    ///
+    /// - Parameters:
+    ///   - bytes: The new bytes of the section; `nil` removes it.
+    ///   - apply: Makes the change in memory. Runs once, when the bytes are durable, or never.
+    func save(
+        _ kind: UnitStateKind, version: UInt16 = 1, _ bytes: [UInt8]?, then apply: @escaping () -> Void
+    ) -> Outcome {
+        if persistentState.isBusy { return .needsState }
+        persistentState.stage(kind, version: version, bytes, apply: apply)
+        return .save
+    }
+
+    private func save(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        persistentState.begin { [self] error in
+            task.transition(to: .enabled)
+            if error != 0, task.disposition == .none { return end(task, .failed(PersistentState.sense(error))) }
+            let aborted = task.disposition != .none
+            proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+        }
+    }
+
+    private func waitForState(_ task: TaskHandle) {
+        task.waitsFor = .state
+        task.transition(to: .dormant)
+        persistentState.wait(task)
+    }
+
     private func wait(_ task: TaskHandle, for reason: WaitReason) {
         task.waitsFor = reason
         task.transition(to: .dormant)
         shard.wait(task)
     }
 
-    /// The shard has something free again for a task that waited for it.
+    /// What a task waited for is free again: memory of the shard, the backstore, the persistent state.
     func retry(_ task: TaskHandle) {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
         case .backstore: submit(task)
-        case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
     }
@@ -351,13 +420,18 @@ public final class LogicalUnit {
     private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            unsafe counters.pointee.backstoreErrors += 1
-            let sense = BackstoreError.sense(error, task, medium)
-            if sense.key == .mediumError { mediumErrorOccurred(task) }
-            return end(task, .failed(sense))
+            return end(task, .failed(failure(task, error)))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+    }
+
+    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+        unsafe counters.pointee.backstoreErrors += 1
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        return sense
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -391,7 +465,7 @@ public final class LogicalUnit {
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -492,11 +566,15 @@ public final class LogicalUnit {
     }
 
     /// Ends waiting tasks, and lets none of them run meanwhile.
-    private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
+    func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
         while let task = firstDormant(where: matches) {
-            if task.waitsFor != .order { shard.stopWaiting(task) }
+            switch task.waitsFor {
+            case .order: break
+            case .state: persistentState.stopWaiting(task)
+            case .staging, .backstore: shard.stopWaiting(task)
+            }
             end(task, outcome)
         }
         enabling = wasEnabling

@@ -24,6 +24,7 @@ extension AdditionalSense {
     static let logicalUnitNotReadyInitializingRequired = Self(0x0402)
     static let logicalUnitNotReadyManualIntervention   = Self(0x0403)
     static let logicalUnitCommunicationFailure         = Self(0x0800)
+    static let logicalUnitCommunicationTimeOut         = Self(0x0801)
     static let writeError                              = Self(0x0c00)
     static let unrecoveredReadError                    = Self(0x1100)
     static let parameterListLengthError                = Self(0x1a00)
