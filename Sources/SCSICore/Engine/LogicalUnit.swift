@@ -32,12 +32,34 @@ public struct LogicalUnitConfiguration: Sendable {
     }
 }
 
+/// Errors of the medium that one kind of access met.
+public struct MediumErrorCounters: Sendable, Equatable {
+    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
+    public var corrected: UInt64 = 0
+    /// Requests that were given up: their command ended with MEDIUM ERROR.
+    public var uncorrected: UInt64 = 0
+}
+
 /// What a logical unit has done since it was created. Monotonic counters.
 public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ and WRITE commands moved.
+    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
     public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
+    public var bytesVerified: UInt64 = 0
+    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
+    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
+    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
+    public var idleNanoseconds: UInt64 = 0
+    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
+    var idleSince: UInt64 = 0
+    /// Errors of the medium when it was read, written and verified.
+    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
+    /// Errors of the medium when it was verified.
+    public var verifyErrors = MediumErrorCounters()
+    /// How often the unit was stopped and started again, and how often a medium was ejected.
+    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
     /// Commands that ended with another status than GOOD or CONDITION MET.
     public var notGood: UInt64 = 0
     /// Commands that a task management function or a lost nexus ended.
@@ -79,6 +101,10 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// What LOG SELECT has changed: thresholds, and from where the counters count.
+    private(set) var log = LogState()
+    /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
+    private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
@@ -200,6 +226,10 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        if poweredOnAt == nil {
+            poweredOnAt = shard.clock
+            unsafe counters.pointee.idleSince = shard.clock
+        }
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
@@ -251,7 +281,11 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        let others = unsafe tasks.pointee.count
+        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        if others == 0 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -395,7 +429,9 @@ public final class LogicalUnit {
     private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
         if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
         unsafe counters.pointee.backstoreErrors += 1
-        return BackstoreError.sense(error, task, medium)
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        return sense
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -406,6 +442,7 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         fillResponse(task, outcome)
         count(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
@@ -439,13 +476,37 @@ public final class LogicalUnit {
         case .read:
             unsafe counters.pointee.reads += 1
             unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-        case .write:
-            unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten +=
-                unsafe task.command.data_out_length - task.response.data_out_residual
-        default: unsafe counters.pointee.others += 1
+            unsafe counters.pointee.readNanoseconds &+= shard.clock &- task.receivedAt
+        case .write: countWrite(task)
+        default: countOther(task)
         }
         if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+    }
+
+    @inline(__always)
+    private func countWrite(_ task: TaskHandle) {
+        unsafe counters.pointee.writes += 1
+        unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
+        unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
+    }
+
+    @inline(never)
+    private func countOther(_ task: TaskHandle) {
+        switch task.row?.handler {
+        case .verify:
+            unsafe counters.pointee.verifies += 1
+            countVerified(task)
+        case .writeAndVerify:
+            countWrite(task)
+            countVerified(task)
+        case .unmap: unsafe counters.pointee.unmaps += 1
+        default: unsafe counters.pointee.others += 1
+        }
+    }
+
+    private func countVerified(_ task: TaskHandle) {
+        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
     /// Refuses a task that never was in the task set.
@@ -552,6 +613,29 @@ public final class LogicalUnit {
         modePages = pages
         refresh()
         establish(.modeParametersChanged, exceptFor: nexus)
+    }
+
+    // MARK: Logs
+
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    func setLog(_ log: LogState, by nexus: UInt16) {
+        self.log = log
+        establish(.logParametersChanged, exceptFor: nexus)
+    }
+
+    /// A request of a command was given up because of the medium.
+    private func mediumErrorOccurred(_ task: TaskHandle) {
+        let page = ErrorCounterPage(of: task)
+        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
+        errorCountersChanged(page)
+        log.failurePredicted = true
+    }
+
+    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
+    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    private func errorCountersChanged(_ page: ErrorCounterPage) {
+        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
+        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }
