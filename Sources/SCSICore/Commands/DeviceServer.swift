@@ -29,6 +29,8 @@ enum DeviceServer {
         case .inquiry: SPC.inquiry(task, cdb, on: unit)
         case .modeSelect: SPC.modeSelect(task, cdb, on: unit)
         case .modeSense: SPC.modeSense(task, cdb, on: unit)
+        case .logSelect: SPC.logSelect(task, cdb, on: unit)
+        case .logSense: SPC.logSense(task, cdb, on: unit)
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
@@ -59,7 +61,8 @@ enum DeviceServer {
     @inline(never)
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
-        switch row.handler {
+        if task.hasExpired { return .failed(.commandTimeout) }
+        return switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -70,18 +73,11 @@ enum DeviceServer {
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
-        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
-            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
-            .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect,
+            .logSense, .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
+            .readCapacity10, .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }
-    }
-
-    /// What becomes of a command whose request the backstore has ended with an error.
-    @inline(never)
-    static func requestFailed(_ task: TaskHandle, _ row: CommandRow, _ error: Int32, on unit: LogicalUnit) -> Outcome {
-        if row.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
-        return .failed(BackstoreError.sense(error, task, unit.medium))
     }
 
     /// Reads the extent that a CDB names into the task, where hazards and the handler look for it.
