@@ -34,6 +34,7 @@ enum DeviceServer {
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .reportTargetPortGroups: SPC.reportTargetPortGroups(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
@@ -73,7 +74,8 @@ enum DeviceServer {
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
-        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect,
+        case .reportTargetPortGroups, .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect,
+            .modeSense, .logSelect,
             .logSense, .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
             .readCapacity10, .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")

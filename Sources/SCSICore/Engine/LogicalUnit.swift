@@ -269,6 +269,13 @@ public final class LogicalUnit {
     /// A nexus that the target had not seen before: only what a power on leaves.
     func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
 
+    /// The SCSI Ports VPD page has changed (SPC-6 7.7.14). A nexus that has yet to learn of the power on learns with it.
+    func targetPortsChanged(exceptFor nexus: UInt16) {
+        for index in 0..<UInt16(Limits.nexusesPerTarget) where index != nexus {
+            if unsafe !pending[Int(index)].contains(.powerOn) { establish(.inquiryDataChanged, for: index) }
+        }
+    }
+
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
 
     /// The condition that REQUEST SENSE or a refused command reports next.

@@ -37,6 +37,8 @@ public final class TargetDevice {
     private let nexuses: UnsafeMutablePointer<ITNexus>
     /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
     private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// The target ports, as commands report them.
+    private(set) var ports: TargetPorts
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
     private var leaving: UInt64 = 0
     private let taskManager = TaskManager()
@@ -45,6 +47,7 @@ public final class TargetDevice {
     public init(name: UInt64, shard: Shard) {
         self.name = name
         self.shard = shard
+        ports = TargetPorts(target: name)
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -140,6 +143,9 @@ public final class TargetDevice {
         else { return nil }
         unsafe nexuses[index].port = port
         initiatorPorts[index] = initiatorPort
+        if ports.establish(UInt16(index), initiatorPort: initiatorPort) {
+            for (_, unit) in logicalUnits { unit.targetPortsChanged(exceptFor: UInt16(index)) }
+        }
         for unit in units.values {
             known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
         }
