@@ -145,7 +145,8 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        guard let fields = mapping(node, at: key, allowed: ["backstore", "read-only", "name", "serial"]),
+        let keys = ["backstore", "read-only", "name", "serial", "command-timeout"]
+        guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
@@ -159,6 +160,9 @@ struct ConfigurationReader {
             }
         }
         unit.serial = serial(fields)
+        if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
+            unit.commandTimeoutNanoseconds = timeout
+        }
         return unit
     }
 

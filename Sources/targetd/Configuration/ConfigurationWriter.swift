@@ -85,6 +85,9 @@ struct ConfigurationWriter {
         if unit.readOnly { fields.append(("read-only", "true")) }
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
+        if unit.commandTimeoutNanoseconds != 0 {
+            fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
+        }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 

@@ -237,6 +237,9 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .setCommandTimeout(let number, let target):
+            let unit = new.configuration.targets[target]!.logicalUnits[number]!
+            await thread(after.targets[target]).perform { $0.setCommandTimeout(number, target: target, unit) }
         // `stop` looks at the configuration that runs.
         case .setStopTimeout: break
         case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)

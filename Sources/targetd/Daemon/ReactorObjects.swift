@@ -38,9 +38,11 @@ final class ReactorObjects {
     private var targets: [NAAName: TargetDevice] = [:]
     private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
     private let logger: Logger
+    let slowCommands: SlowCommandLog
 
     init(reactor: Reactor, shard: Shard, logger: Logger) {
         self.logger = logger
+        slowCommands = SlowCommandLog(logger)
         self.reactor = reactor
         self.shard = shard
     }
@@ -108,10 +110,18 @@ final class ReactorObjects {
         var configuration = LogicalUnitConfiguration(
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
+        configuration.commandTimeout = settings.commandTimeoutNanoseconds
         let unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
+    }
+
+    func setCommandTimeout(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+        guard let unit = targets[name]?.logicalUnits.first(where: { $0.lun.number == number })?.unit else {
+            preconditionFailure("no LUN \(number) of \(name)")
+        }
+        unit.commandTimeout = settings.commandTimeoutNanoseconds
     }
 
     /// - Parameter done: Called when the last command of the unit has ended.

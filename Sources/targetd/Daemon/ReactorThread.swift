@@ -53,6 +53,7 @@ final class ReactorThread: @unchecked Sendable {
         unsafe sigdelset(&all, SIGBUS)
         unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
         driveShard()
+        objects.watchCommands()
         reactor.run()
     }
 
