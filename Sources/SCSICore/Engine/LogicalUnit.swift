@@ -32,12 +32,34 @@ public struct LogicalUnitConfiguration: Sendable {
     }
 }
 
+/// Errors of the medium that one kind of access met.
+public struct MediumErrorCounters: Sendable, Equatable {
+    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
+    public var corrected: UInt64 = 0
+    /// Requests that were given up: their command ended with MEDIUM ERROR.
+    public var uncorrected: UInt64 = 0
+}
+
 /// What a logical unit has done since it was created. Monotonic counters.
 public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ and WRITE commands moved.
+    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
     public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
+    public var bytesVerified: UInt64 = 0
+    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
+    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
+    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
+    public var idleNanoseconds: UInt64 = 0
+    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
+    var idleSince: UInt64 = 0
+    /// Errors of the medium when it was read, written and verified.
+    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
+    /// Errors of the medium when it was verified.
+    public var verifyErrors = MediumErrorCounters()
+    /// How often the unit was stopped and started again, and how often a medium was ejected.
+    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
     /// Commands that ended with another status than GOOD or CONDITION MET.
     public var notGood: UInt64 = 0
     /// Commands that a task management function or a lost nexus ended.
@@ -60,6 +82,11 @@ enum Outcome {
     case needsStaging
     /// The CDB asks for more data than the initiator's buffers hold; nothing was done.
     case overrun
+    /// A change of the persistent state is staged (`LogicalUnit.save`): save it, make it, then go on with the task's
+    /// step; at step 0 it ends with GOOD.
+    case save
+    /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
+    case needsState
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -74,6 +101,12 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// What LOG SELECT has changed: thresholds, and from where the counters count.
+    private(set) var log = LogState()
+    /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
+    private(set) var poweredOnAt: UInt64?
+    /// What survives power loss.
+    let persistentState: PersistentState
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -106,7 +139,18 @@ public final class LogicalUnit {
     private var whenDrained: (() -> Void)?
 
     /// A unit over a backstore. Its geometry is asked for here.
-    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
+    ///
+    /// - Parameters:
+    ///   - state: What was saved in the unit's earlier life; `nil` if nothing was.
+    ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
+    ///     (PTPL_C, PS).
+    public init(
+        configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
+        store: UnitStateStore? = nil
+    ) {
+        let state = state ?? UnitState(name: configuration.name)
+        precondition(state.name == configuration.name, "a logical unit was given the state of another")
+        persistentState = PersistentState(state, store: store)
         self.configuration = configuration
         self.backstore = backstore
         self.shard = shard
@@ -182,6 +226,10 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        if poweredOnAt == nil {
+            poweredOnAt = shard.clock
+            unsafe counters.pointee.idleSince = shard.clock
+        }
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
@@ -233,7 +281,11 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        let others = unsafe tasks.pointee.count
+        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        if others == 0 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -282,10 +334,12 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return end(task, .done(.good)) }
+        if task.disposition != .none { return endAborted(task, outcome) }
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
+        case .save: save(task)
+        case .needsState: waitForState(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
@@ -305,20 +359,58 @@ public final class LogicalUnit {
         }
     }
 
+    /// An aborted command changes nothing any more, unless the change is on its way already.
+    private func endAborted(_ task: TaskHandle, _ outcome: Outcome) {
+        if case .save = outcome { persistentState.discard() }
+        end(task, .done(.good))
+    }
+
+    // MARK: Persistent state
+
+    /// Stages a change of what survives power loss. A handler returns the outcome; a command that has more to do once
+    /// the change is made sets its step before.
+    ///
+    /// - Parameters:
+    ///   - bytes: The new bytes of the section; `nil` removes it.
+    ///   - apply: Makes the change in memory. Runs once, when the bytes are durable, or never.
+    func save(
+        _ kind: UnitStateKind, version: UInt16 = 1, _ bytes: [UInt8]?, then apply: @escaping () -> Void
+    ) -> Outcome {
+        if persistentState.isBusy { return .needsState }
+        persistentState.stage(kind, version: version, bytes, apply: apply)
+        return .save
+    }
+
+    private func save(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        persistentState.begin { [self] error in
+            task.transition(to: .enabled)
+            if error != 0, task.disposition == .none { return end(task, .failed(PersistentState.sense(error))) }
+            let aborted = task.disposition != .none
+            proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+        }
+    }
+
+    private func waitForState(_ task: TaskHandle) {
+        task.waitsFor = .state
+        task.transition(to: .dormant)
+        persistentState.wait(task)
+    }
+
     private func wait(_ task: TaskHandle, for reason: WaitReason) {
         task.waitsFor = reason
         task.transition(to: .dormant)
         shard.wait(task)
     }
 
-    /// The shard has something free again for a task that waited for it.
+    /// What a task waited for is free again: memory of the shard, the backstore, the persistent state.
     func retry(_ task: TaskHandle) {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
         case .backstore: submit(task)
-        case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
     }
@@ -337,7 +429,9 @@ public final class LogicalUnit {
     private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
         if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
         unsafe counters.pointee.backstoreErrors += 1
-        return BackstoreError.sense(error, task, medium)
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        return sense
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -348,6 +442,7 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         fillResponse(task, outcome)
         count(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
@@ -370,7 +465,7 @@ public final class LogicalUnit {
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -381,13 +476,37 @@ public final class LogicalUnit {
         case .read:
             unsafe counters.pointee.reads += 1
             unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-        case .write:
-            unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten +=
-                unsafe task.command.data_out_length - task.response.data_out_residual
-        default: unsafe counters.pointee.others += 1
+            unsafe counters.pointee.readNanoseconds &+= shard.clock &- task.receivedAt
+        case .write: countWrite(task)
+        default: countOther(task)
         }
         if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+    }
+
+    @inline(__always)
+    private func countWrite(_ task: TaskHandle) {
+        unsafe counters.pointee.writes += 1
+        unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
+        unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
+    }
+
+    @inline(never)
+    private func countOther(_ task: TaskHandle) {
+        switch task.row?.handler {
+        case .verify:
+            unsafe counters.pointee.verifies += 1
+            countVerified(task)
+        case .writeAndVerify:
+            countWrite(task)
+            countVerified(task)
+        case .unmap: unsafe counters.pointee.unmaps += 1
+        default: unsafe counters.pointee.others += 1
+        }
+    }
+
+    private func countVerified(_ task: TaskHandle) {
+        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
     /// Refuses a task that never was in the task set.
@@ -451,7 +570,11 @@ public final class LogicalUnit {
         let wasEnabling = enabling
         enabling = true
         while let task = firstDormant(where: matches) {
-            if task.waitsFor != .order { shard.stopWaiting(task) }
+            switch task.waitsFor {
+            case .order: break
+            case .state: persistentState.stopWaiting(task)
+            case .staging, .backstore: shard.stopWaiting(task)
+            }
             end(task, outcome)
         }
         enabling = wasEnabling
@@ -490,6 +613,29 @@ public final class LogicalUnit {
         modePages = pages
         refresh()
         establish(.modeParametersChanged, exceptFor: nexus)
+    }
+
+    // MARK: Logs
+
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    func setLog(_ log: LogState, by nexus: UInt16) {
+        self.log = log
+        establish(.logParametersChanged, exceptFor: nexus)
+    }
+
+    /// A request of a command was given up because of the medium.
+    private func mediumErrorOccurred(_ task: TaskHandle) {
+        let page = ErrorCounterPage(of: task)
+        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
+        errorCountersChanged(page)
+        log.failurePredicted = true
+    }
+
+    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
+    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    private func errorCountersChanged(_ page: ErrorCounterPage) {
+        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
+        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }

@@ -188,7 +188,7 @@ public final class TargetDevice {
         case .failed(let sense):
             task.sense = sense
             task.respond(.commandComplete, .checkCondition)
-        case .submit, .needsStaging: preconditionFailure("there is no unit to submit to")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
         }
         complete(task)
     }

@@ -27,6 +27,9 @@ enum TaskState: UInt8 {
     case transferring
     /// Out of the task set; its response is being given to the front.
     case completing
+    /// In the task set, and what it does is under way elsewhere than at its backstore: its change of the persistent
+    /// state is being saved. It cannot be cancelled.
+    case settling
 
     /// The states that may follow, as a bit mask by raw value.
     var successors: UInt8 {
@@ -37,8 +40,8 @@ enum TaskState: UInt8 {
         case .dormant: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .enabled:
             1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
-                | 1 << TaskState.completing.rawValue
-        case .transferring: 1 << TaskState.enabled.rawValue
+                | 1 << TaskState.completing.rawValue | 1 << TaskState.settling.rawValue
+        case .transferring, .settling: 1 << TaskState.enabled.rawValue
         case .completing: 1 << TaskState.free.rawValue
         }
     }
@@ -64,6 +67,8 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// The end of a save of the unit's persistent state; then its handler runs again.
+    case state
 }
 
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.

@@ -47,6 +47,7 @@ struct ModePages {
     private(set) var softwareWriteProtect = false
     private(set) var descriptorSense = false
     private(set) var taskAbortedStatus = false
+    private(set) var reportLogExceptions = false
 
     /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
     init(volatileCache: Bool) {
@@ -59,9 +60,9 @@ struct ModePages {
             // Caching (SBC-5 6.5.6): WCE.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Control (SPC-6 7.5.10): D_SENSE; QUEUE ALGORITHM MODIFIER 1; SWP; TAS; busy timeout period unlimited.
+            // Control (SPC-6 7.5.10): D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER 1; SWP; TAS; busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x10, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0x04, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
+                              changeable: [0x05, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
             // Informational Exceptions Control: DEXCPT: there are none to report.
             ModePage(0x1c, 0, defaults:   [0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -95,6 +96,7 @@ struct ModePages {
     private mutating func refresh() {
         writeCacheEnable = bit(0x08, byte: 0, 0x04)
         descriptorSense = bit(0x0a, byte: 0, 0x04)
+        reportLogExceptions = bit(0x0a, byte: 0, 0x01)
         softwareWriteProtect = bit(0x0a, byte: 2, 0x08)
         taskAbortedStatus = bit(0x0a, byte: 3, 0x40)
     }
