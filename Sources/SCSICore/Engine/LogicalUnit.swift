@@ -188,7 +188,13 @@ public final class LogicalUnit {
     }
 
     private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+        var features: UnitFeatures = []
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -420,18 +426,20 @@ public final class LogicalUnit {
     private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            return end(task, .failed(failure(task, error)))
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
-        return sense
+        return .failed(sense)
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -480,7 +488,10 @@ public final class LogicalUnit {
         case .write: countWrite(task)
         default: countOther(task)
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+        let status = task.response.status
+        if status != SCSIStatus.good.rawValue, status != SCSIStatus.conditionMet.rawValue {
+            unsafe counters.pointee.notGood += 1
+        }
     }
 
     @inline(__always)
@@ -499,6 +510,7 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
