@@ -35,7 +35,7 @@ struct ConfigurationReader {
 
     private mutating func readRoot(_ root: Node) {
         let sections = ["backstores", "targets", "vhost-user-scsi"]
-        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "control"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "state-directory", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
         if let control = fields["control"], !control.isEmpty {
@@ -71,6 +71,7 @@ struct ConfigurationReader {
             result.configuration.stopTimeoutNanoseconds = timeout
         }
         result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+        result.configuration.stateDirectory = path(fields, "state-directory")
     }
 
     private mutating func readControl(_ node: Node, at key: String) -> ControlConfiguration? {

@@ -29,6 +29,7 @@ struct ConfigurationWriter {
             lines.append("stop-timeout: \(TimeSpan.format(configuration.stopTimeoutNanoseconds))")
         }
         if let level = configuration.logLevel { lines.append("log-level: \(level)") }
+        if let path = configuration.stateDirectory { lines.append("state-directory: \(Self.quoted(path))") }
     }
 
     private mutating func writeControl(_ control: ControlConfiguration) {

@@ -102,6 +102,7 @@ struct Plan: Equatable, Sendable {
         let text = "cannot change while targetd runs: restart it"
         if old.reactors != new.reactors { refusals.append(Refusal(key: "reactors", text: text)) }
         if old.ioEngine != new.ioEngine { refusals.append(Refusal(key: "io-engine", text: text)) }
+        if old.stateDirectory != new.stateDirectory { refusals.append(Refusal(key: "state-directory", text: text)) }
         if old.control != new.control { refusals.append(Refusal(key: "control", text: text)) }
         if old.pollNanoseconds != new.pollNanoseconds { refusals.append(Refusal(key: "poll", text: text)) }
         if old.stopTimeoutNanoseconds != new.stopTimeoutNanoseconds { changes.append(.setStopTimeout) }
