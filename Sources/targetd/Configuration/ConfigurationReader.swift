@@ -35,7 +35,7 @@ struct ConfigurationReader {
 
     private mutating func readRoot(_ root: Node) {
         let sections = ["backstores", "targets", "vhost-user-scsi"]
-        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "control"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "state-directory", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
         if let control = fields["control"], !control.isEmpty {
@@ -71,6 +71,7 @@ struct ConfigurationReader {
             result.configuration.stopTimeoutNanoseconds = timeout
         }
         result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+        result.configuration.stateDirectory = path(fields, "state-directory")
     }
 
     private mutating func readControl(_ node: Node, at key: String) -> ControlConfiguration? {
@@ -145,7 +146,8 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        guard let fields = mapping(node, at: key, allowed: ["backstore", "read-only", "name", "serial"]),
+        let keys = ["backstore", "read-only", "name", "serial", "command-timeout"]
+        guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
@@ -159,6 +161,9 @@ struct ConfigurationReader {
             }
         }
         unit.serial = serial(fields)
+        if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
+            unit.commandTimeoutNanoseconds = timeout
+        }
         return unit
     }
 

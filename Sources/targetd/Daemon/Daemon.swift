@@ -58,11 +58,13 @@ actor Daemon {
     private static func startThreads(_ configuration: Configuration, _ logger: Logger) throws(ChangeError)
         -> [ReactorThread]
     {
+        let stateDirectory = try configuration.openStateDirectory(logger)
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), logger: logger)
+                    index: index, configuration: Reactor.Configuration(configuration), stateDirectory: stateDirectory,
+                    logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -231,12 +233,15 @@ actor Daemon {
             await thread(after.targets[name]).perform { $0.addTarget(name) }
         case .addLogicalUnit(let number, let target):
             let unit = new.configuration.targets[target]!.logicalUnits[number]!
-            await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
+            error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
         case .attachTarget(let name, let number, let socket):
             await thread(after.sockets[socket]).perform { $0.attachTarget(name, number: number, socket: socket) }
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .setCommandTimeout(let number, let target):
+            let unit = new.configuration.targets[target]!.logicalUnits[number]!
+            await thread(after.targets[target]).perform { $0.setCommandTimeout(number, target: target, unit) }
         // `stop` looks at the configuration that runs.
         case .setStopTimeout: break
         case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)
