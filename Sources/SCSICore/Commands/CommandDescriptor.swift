@@ -10,6 +10,10 @@ enum CommandHandler: UInt8, CaseIterable {
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case preFetch, writeAtomic, getLBAStatus
     case reportTargetPortGroups
+    case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
+    case writeBufferData, writeEchoBuffer
+    case sendDiagnostic, receiveDiagnosticResults
+    case reportTimestamp, setTimestamp, reportIdentifyingInformation, setIdentifyingInformation
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
 }
@@ -60,8 +64,11 @@ struct UnitFeatures: OptionSet, Hashable {
     /// Atomic writes.
     static let atomicWrite = Self(rawValue: 1 << 2)
 
+    /// Something keeps the unit's state over power loss. (Not the backstore's, but as much a unit's own.)
+    static let savedState = Self(rawValue: 1 << 3)
+
     /// What there is: a table for these has every handler.
-    static let all: Self = [.unmap, .anchor, .atomicWrite]
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savedState]
 }
 
 /// One row of the command table.

@@ -35,6 +35,18 @@ enum DeviceServer {
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
         case .reportTargetPortGroups: SPC.reportTargetPortGroups(task, cdb, on: unit)
+        case .readBufferData: SPC.readBufferData(task, cdb, on: unit)
+        case .readBufferDescriptor: SPC.readBufferDescriptor(task, cdb, on: unit)
+        case .readEchoBuffer: SPC.readEchoBuffer(task, cdb, on: unit)
+        case .readEchoBufferDescriptor: SPC.readEchoBufferDescriptor(task, cdb, on: unit)
+        case .writeBufferData: SPC.writeBufferData(task, cdb, on: unit)
+        case .writeEchoBuffer: SPC.writeEchoBuffer(task, cdb, on: unit)
+        case .sendDiagnostic: SPC.sendDiagnostic(task, cdb, on: unit)
+        case .receiveDiagnosticResults: SPC.receiveDiagnosticResults(task, cdb, on: unit)
+        case .reportTimestamp: SPC.reportTimestamp(task, cdb, on: unit)
+        case .setTimestamp: SPC.setTimestamp(task, cdb, on: unit)
+        case .reportIdentifyingInformation: SPC.reportIdentifyingInformation(task, cdb, on: unit)
+        case .setIdentifyingInformation: SPC.setIdentifyingInformation(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
@@ -72,9 +84,13 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
+        case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
-        case .reportTargetPortGroups, .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect,
+        case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
+            .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
+            .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
+            .testUnitReady, .requestSense, .inquiry, .modeSelect,
             .modeSense, .logSelect,
             .logSense, .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
             .readCapacity10, .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:

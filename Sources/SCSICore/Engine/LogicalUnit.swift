@@ -107,6 +107,12 @@ public final class LogicalUnit {
     private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
+    /// What SET IDENTIFYING INFORMATION has set; saved.
+    var identifyingInformation: IdentifyingInformation
+    /// What REPORT TIMESTAMP reports.
+    var clock: UnitClock
+    /// The memory of READ BUFFER and WRITE BUFFER.
+    let buffers = UnitBuffers()
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -151,12 +157,17 @@ public final class LogicalUnit {
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
+        // What the bytes are was checked when the state was read.
+        identifyingInformation =
+            state[.identifyingInformation].flatMap { IdentifyingInformation(parsing: $0.bytes) }
+            ?? IdentifyingInformation()
+        clock = UnitClock(now: shard.clock)
         self.configuration = configuration
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
+        table = shard.table(Self.features(geometry, savesState: store != nil))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet())
@@ -187,8 +198,8 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        var features: UnitFeatures = []
+    private static func features(_ geometry: scsi_backstore_geometry, savesState: Bool) -> UnitFeatures {
+        var features: UnitFeatures = savesState ? .savedState : []
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
             features.insert(.anchor)
@@ -267,7 +278,10 @@ public final class LogicalUnit {
     }
 
     /// A nexus that the target had not seen before: only what a power on leaves.
-    func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
+    func nexusCreated(_ nexus: UInt16) {
+        unsafe pending[Int(nexus)] = [.powerOn]
+        buffers.forgetEcho(nexus: nexus)
+    }
 
     /// The SCSI Ports VPD page has changed (SPC-6 7.7.14). A nexus that has yet to learn of the power on learns with it.
     func targetPortsChanged(exceptFor nexus: UInt16) {
@@ -446,6 +460,9 @@ public final class LogicalUnit {
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if task.row?.handler == .sendDiagnostic {
+            return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
+        }
         return .failed(sense)
     }
 
@@ -622,6 +639,7 @@ public final class LogicalUnit {
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        buffers.reset()
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
