@@ -45,12 +45,14 @@ struct CommandFlags: OptionSet {
     static let writesMedium = Self(rawValue: 1 << 3)
 }
 
-/// What a backstore must be able to do for a row to be in a unit's table.
+/// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
 struct UnitFeatures: OptionSet, Hashable {
     let rawValue: UInt8
 
     /// Logical block provisioning management: UNMAP (LBPME).
     static let unmap = Self(rawValue: 1 << 0)
+    /// A store for the persistent state: SP of MODE SELECT.
+    static let savesState = Self(rawValue: 1 << 1)
 }
 
 /// One row of the command table.

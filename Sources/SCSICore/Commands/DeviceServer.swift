@@ -68,7 +68,8 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect, .logSense,
+        case .modeSelect: SPC.flushBeforeStatus(task)
+        case .write, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
             .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16,
             .synchronizeCache, .readDefectData10, .readDefectData12:
