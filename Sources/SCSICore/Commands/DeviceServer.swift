@@ -73,9 +73,10 @@ enum DeviceServer {
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
-        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect,
-            .logSense, .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
-            .readCapacity10, .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .modeSelect: SPC.flushBeforeStatus(task)
+        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
+            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }
     }
