@@ -16,6 +16,8 @@ enum Change: Equatable, Sendable {
     case addLogicalUnit(Int, target: NAAName)
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
+    case stopXen
+    case startXen
     case setStopTimeout
     case setLogLevel
 }
@@ -34,6 +36,8 @@ extension Change {
         case .addTarget(let name): .removeTarget(name)
         case .removeBackstore(let name): .addBackstore(name)
         case .addBackstore(let name): .removeBackstore(name)
+        case .stopXen: .startXen
+        case .startXen: .stopXen
         case .setStopTimeout, .setLogLevel: self
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
         case .resizeBackstore: nil
@@ -56,6 +60,8 @@ extension Change: CustomStringConvertible {
         case .addLogicalUnit(let number, let target): "+ target \(target) LUN \(number)"
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
+        case .stopXen: "- xen"
+        case .startXen: "+ xen"
         case .setStopTimeout: "~ stop-timeout"
         case .setLogLevel: "~ log-level"
         }
@@ -174,6 +180,7 @@ struct Plan: Equatable, Sendable {
         let backstores = old.usedBackstores.keys.sorted().filter {
             new.usedBackstores[$0] == nil || replaced.contains($0)
         }
+        if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
     }
 
@@ -200,6 +207,8 @@ struct Plan: Equatable, Sendable {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
             }
         }
+        // Guests whose rings are in use go on with what is there, so all must be there.
+        if new.servedXen != nil && old.servedXen != new.servedXen { changes.append(.startXen) }
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.
