@@ -53,7 +53,7 @@ struct CommandFlags: OptionSet {
     static let writesMedium = Self(rawValue: 1 << 3)
 }
 
-/// What a backstore must be able to do for a row to be in a unit's table.
+/// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
 struct UnitFeatures: OptionSet, Hashable {
     let rawValue: UInt8
 
@@ -63,12 +63,11 @@ struct UnitFeatures: OptionSet, Hashable {
     static let anchor = Self(rawValue: 1 << 1)
     /// Atomic writes.
     static let atomicWrite = Self(rawValue: 1 << 2)
-
-    /// Something keeps the unit's state over power loss. (Not the backstore's, but as much a unit's own.)
-    static let savedState = Self(rawValue: 1 << 3)
+    /// A store for the persistent state: SP of MODE SELECT, identifying information.
+    static let savesState = Self(rawValue: 1 << 3)
 
     /// What there is: a table for these has every handler.
-    static let all: Self = [.unmap, .anchor, .atomicWrite, .savedState]
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState]
 }
 
 /// One row of the command table.

@@ -150,8 +150,10 @@ final class CommandTable {
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
+        row(0x15, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(6)
+            usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
         row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
@@ -202,8 +204,10 @@ final class CommandTable {
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4d, nil, .logSense, .none, .none, [],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x55, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(10)
+            usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x88, nil, .read, .sixteen, .read, [.needsMedium],                                        // READ(16)
@@ -244,7 +248,7 @@ final class CommandTable {
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [], requires: .savedState,       // REPORT IDENTIFYING INFORMATION
+        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [], requires: .savesState,       // REPORT IDENTIFYING INFORMATION
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
         row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [],                                    // REPORT TARGET PORT GROUPS
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
@@ -254,7 +258,7 @@ final class CommandTable {
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0f, .reportTimestamp, .none, .none, [],                                           // REPORT TIMESTAMP
             usage: [0xa3, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savedState,          // SET IDENTIFYING INFORMATION
+        row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savesState,          // SET IDENTIFYING INFORMATION
             usage: [0xa4, 0x06, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
         row(0xa4, 0x0f, .setTimestamp, .none, .none, [],                                              // SET TIMESTAMP
             usage: [0xa4, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),

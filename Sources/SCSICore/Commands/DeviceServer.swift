@@ -87,13 +87,13 @@ enum DeviceServer {
         case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
+        case .modeSelect: SPC.flushBeforeStatus(task)
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .requestSense, .inquiry, .modeSelect,
-            .modeSense, .logSelect,
-            .logSense, .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
-            .readCapacity10, .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
+            .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense, .reportLUNs,
+            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }
     }

@@ -24,6 +24,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var readOnly = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -38,6 +40,12 @@ public struct MediumErrorCounters: Sendable, Equatable {
     public var corrected: UInt64 = 0
     /// Requests that were given up: their command ended with MEDIUM ERROR.
     public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
 }
 
 /// What a logical unit has done since it was created. Monotonic counters.
@@ -130,10 +138,18 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore.
+    var isFrozen = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+
     /// START STOP UNIT has stopped it.
     var stopped = false
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
@@ -167,8 +183,9 @@ public final class LogicalUnit {
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry, savesState: store != nil))
+        table = shard.table(Self.features(geometry, store))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet())
         unsafe counters = .allocate(capacity: 1)
@@ -198,8 +215,9 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry, savesState: Bool) -> UnitFeatures {
-        var features: UnitFeatures = savesState ? .savedState : []
+    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if store != nil { features.insert(.savesState) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
             features.insert(.anchor)
@@ -254,6 +272,7 @@ public final class LogicalUnit {
         removed = true
         whenDrained = drained
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
@@ -373,12 +392,15 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isFrozen { return waitForThaw(task) }
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
@@ -418,6 +440,12 @@ public final class LogicalUnit {
         }
     }
 
+    private func waitForThaw(_ task: TaskHandle) {
+        task.waitsFor = .thaw
+        task.transition(to: .dormant)
+        if watchesRequests { callWhenQuiet() }
+    }
+
     private func waitForState(_ task: TaskHandle) {
         task.waitsFor = .state
         task.transition(to: .dormant)
@@ -436,7 +464,8 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore: submit(task)
+        case .backstore, .thaw: submit(task)
+        case .recovery: submitAgain(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
@@ -444,9 +473,10 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
+            if recovers(task, error, again: again) { return }
             return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
@@ -479,6 +509,7 @@ public final class LogicalUnit {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -607,7 +638,7 @@ public final class LogicalUnit {
         enabling = true
         while let task = firstDormant(where: matches) {
             switch task.waitsFor {
-            case .order: break
+            case .order, .thaw, .recovery: break
             case .state: persistentState.stopWaiting(task)
             case .staging, .backstore: shard.stopWaiting(task)
             }
@@ -645,11 +676,15 @@ public final class LogicalUnit {
         establish(condition, exceptFor: nil)
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }
 
     // MARK: Logs
@@ -665,12 +700,36 @@ public final class LogicalUnit {
         let page = ErrorCounterPage(of: task)
         unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
         errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
         log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
     }
 
     /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
     /// it (SPC-6 7.3.2.2.2, 7.5.10).
-    private func errorCountersChanged(_ page: ErrorCounterPage) {
+    func errorCountersChanged(_ page: ErrorCounterPage) {
         guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
         establish(.thresholdConditionMet, exceptFor: nil)
     }

@@ -9,6 +9,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
     case timestampChanged, deviceIdentifierChanged
+    case failurePredicted, failurePredictedFalsely
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -29,6 +30,8 @@ enum UnitAttention: UInt8, CaseIterable {
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
         case .timestampChanged:      (.timestampChanged,                  false, [])
         case .deviceIdentifierChanged: (.deviceIdentifierChanged,         false, [])
+        case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
+        case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
         }
     }
 
