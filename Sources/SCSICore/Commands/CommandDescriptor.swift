@@ -5,7 +5,7 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
-    case logSelect, logSense
+    case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case readDefectData10, readDefectData12
@@ -53,6 +53,8 @@ struct UnitFeatures: OptionSet, Hashable {
     static let unmap = Self(rawValue: 1 << 0)
     /// A store for the persistent state: SP of MODE SELECT.
     static let savesState = Self(rawValue: 1 << 1)
+    /// A removable medium.
+    static let removable = Self(rawValue: 1 << 2)
 }
 
 /// One row of the command table.

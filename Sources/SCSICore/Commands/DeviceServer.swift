@@ -35,6 +35,7 @@ enum DeviceServer {
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
@@ -67,9 +68,9 @@ enum DeviceServer {
         case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
-        case .startStopUnit: SBC.stopAfterFlush(on: unit)
+        case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
+        case .write, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
             .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16,
             .synchronizeCache, .readDefectData10, .readDefectData12:

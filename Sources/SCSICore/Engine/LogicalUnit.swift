@@ -22,6 +22,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
     /// What becomes of a command whose request the backstore could not carry out.
@@ -104,7 +106,7 @@ public final class LogicalUnit {
     public let configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
@@ -132,8 +134,8 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
-    /// Nothing is submitted to the backstore.
-    var isFrozen = false
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
     var freezeState = FreezeState()
     /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
     public var whenStopped: ((FreezeCause) -> Void)?
@@ -141,7 +143,19 @@ public final class LogicalUnit {
     var watchesRequests = false
 
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
     private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
@@ -172,7 +186,7 @@ public final class LogicalUnit {
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry, store))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
@@ -204,10 +218,13 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
         var features: UnitFeatures = []
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
-        if store != nil { features.insert(.savesState) }
+        if savesState { features.insert(.savesState) }
+        if configuration.removable { features.insert(.removable) }
         return features
     }
 
@@ -229,9 +246,26 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        pages.adopt(modePages)
+        modePages = pages
+        refresh()
+    }
+
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
     /// HAS CHANGED (SBC-5 4.7) and by an event.
     public func backstoreGeometryChanged() {
+        // The backstore of a medium that was taken away is not the unit's any more.
+        if mediumState == .absent { return }
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
@@ -248,6 +282,7 @@ public final class LogicalUnit {
         removed = false
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
+            releasePowerControl()
             unsafe counters.pointee.idleSince = shard.clock
         }
     }
@@ -331,7 +366,7 @@ public final class LogicalUnit {
     private func run(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], readiness: readiness, writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
@@ -367,7 +402,8 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
-        if isFrozen { return waitForThaw(task) }
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
@@ -415,12 +451,6 @@ public final class LogicalUnit {
         }
     }
 
-    private func waitForThaw(_ task: TaskHandle) {
-        task.waitsFor = .thaw
-        task.transition(to: .dormant)
-        if watchesRequests { callWhenQuiet() }
-    }
-
     private func waitForState(_ task: TaskHandle) {
         task.waitsFor = .state
         task.transition(to: .dormant)
@@ -465,6 +495,15 @@ public final class LogicalUnit {
         if sense.key == .mediumError { mediumErrorOccurred(task) }
         return sense
     }
+
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
     @inline(__always)
@@ -636,6 +675,8 @@ public final class LogicalUnit {
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        preventing = 0
+        releasePowerControl()
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
