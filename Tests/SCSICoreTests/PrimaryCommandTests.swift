@@ -119,9 +119,9 @@ struct InquiryTests {
         #expect(Array(world.run(CDB.inquiry(page: 0xb1), dataIn: 255).data[..<6]) == [0, 0xb1, 0, 60, 0, 1])
     }
 
-    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, thin (SBC-5 6.6.7)")
+    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, anchoring, thin (SBC-5 6.6.7)")
     func provisioning() {
-        #expect(world.run(CDB.inquiry(page: 0xb2), dataIn: 255).data == [0, 0xb2, 0, 4, 0, 0xe4, 2, 0])
+        #expect(world.run(CDB.inquiry(page: 0xb2), dataIn: 255).data == [0, 0xb2, 0, 4, 0, 0xe6, 2, 0])
     }
 
     @Test("Page 86h: attributes supported, volatile cache, sense data length (SPC-6 7.7.7)")

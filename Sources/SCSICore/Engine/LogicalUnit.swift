@@ -222,8 +222,12 @@ public final class LogicalUnit {
         _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
     ) -> UnitFeatures {
         var features: UnitFeatures = []
-        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
         if savesState { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
         if configuration.removable { features.insert(.removable) }
         return features
     }
@@ -482,18 +486,20 @@ public final class LogicalUnit {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
             if recovers(task, error, again: again) { return }
-            return end(task, .failed(failure(task, error)))
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
-        return sense
+        return .failed(sense)
     }
 
     /// Starts the unit, if it is stopped.
@@ -552,7 +558,10 @@ public final class LogicalUnit {
         case .write: countWrite(task)
         default: countOther(task)
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+        let status = task.response.status
+        if status != SCSIStatus.good.rawValue, status != SCSIStatus.conditionMet.rawValue {
+            unsafe counters.pointee.notGood += 1
+        }
     }
 
     @inline(__always)
@@ -571,6 +580,8 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
+        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
