@@ -187,6 +187,7 @@ public final class TargetDevice {
         case .overrun: task.respond(.overrun, .good)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = false
             task.respond(.commandComplete, .checkCondition)
         case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
         }
