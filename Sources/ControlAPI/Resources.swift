@@ -17,6 +17,8 @@ public struct Status: Codable, Equatable, Sendable {
     public var targets: [TargetStatus]
     /// The fronts at which guests attach, by socket.
     public var fronts: [FrontStatus]
+    /// Xen guests; `nil` where none are served.
+    public var xen: XenStatus?
 
     /// A status of these parts.
     public init(

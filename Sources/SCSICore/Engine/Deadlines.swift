@@ -120,6 +120,8 @@ extension LogicalUnit {
             if task.state == .transferring { unsafe backstore.cancel(unsafe task.request) } else { waits = true }
         }
         unsafe deadlines.pointee.earliest = earliest
+        let nextRetry = retryFailed()
+        unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, nextRetry)
         if waits { endDormant(.failed(.commandTimeout)) { $0.hasExpired } }
     }
 

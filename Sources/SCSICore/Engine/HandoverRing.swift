@@ -72,6 +72,12 @@ final class HandoverRing<Entry: BitwiseCopyable> {
         return unsafe capacity - (tail.pointee.load(ordering: .relaxed) &- knownHead.pointee)
     }
 
+    /// The position behind the last entry that was pushed.
+    var pushedEnd: Int { unsafe tail.pointee.load(ordering: .relaxed) }
+
+    /// The position up to which the consumer has given places back.
+    var consumedEnd: Int { unsafe head.pointee.load(ordering: .acquiring) }
+
     // MARK: The consumer
 
     /// The position behind the last entry that is published at this moment.

@@ -26,6 +26,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var commandTimeout: UInt64 = 0
     /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
     public var maximumTasks = Limits.tasksPerLogicalUnit
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -40,6 +42,12 @@ public struct MediumErrorCounters: Sendable, Equatable {
     public var corrected: UInt64 = 0
     /// Requests that were given up: their command ended with MEDIUM ERROR.
     public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
 }
 
 /// What a logical unit has done since it was created. Monotonic counters.
@@ -126,10 +134,18 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore.
+    var isFrozen = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+
     /// START STOP UNIT has stopped it.
     var stopped = false
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
@@ -160,8 +176,9 @@ public final class LogicalUnit {
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
+        table = shard.table(Self.features(geometry, store))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet())
         unsafe counters = .allocate(capacity: 1)
@@ -191,8 +208,15 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if store != nil { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -241,6 +265,7 @@ public final class LogicalUnit {
         removed = true
         whenDrained = drained
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
@@ -350,12 +375,15 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isFrozen { return waitForThaw(task) }
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
@@ -395,6 +423,12 @@ public final class LogicalUnit {
         }
     }
 
+    private func waitForThaw(_ task: TaskHandle) {
+        task.waitsFor = .thaw
+        task.transition(to: .dormant)
+        if watchesRequests { callWhenQuiet() }
+    }
+
     private func waitForState(_ task: TaskHandle) {
         task.waitsFor = .state
         task.transition(to: .dormant)
@@ -413,7 +447,8 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore: submit(task)
+        case .backstore, .thaw: submit(task)
+        case .recovery: submitAgain(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
@@ -421,21 +456,24 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            return end(task, .failed(failure(task, error)))
+            if recovers(task, error, again: again) { return }
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
-        return sense
+        return .failed(sense)
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -451,6 +489,7 @@ public final class LogicalUnit {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -485,7 +524,10 @@ public final class LogicalUnit {
         case .write: countWrite(task)
         default: countOther(task)
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+        let status = task.response.status
+        if status != SCSIStatus.good.rawValue, status != SCSIStatus.conditionMet.rawValue {
+            unsafe counters.pointee.notGood += 1
+        }
     }
 
     @inline(__always)
@@ -504,6 +546,7 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
@@ -576,7 +619,7 @@ public final class LogicalUnit {
         enabling = true
         while let task = firstDormant(where: matches) {
             switch task.waitsFor {
-            case .order: break
+            case .order, .thaw, .recovery: break
             case .state: persistentState.stopWaiting(task)
             case .staging, .backstore: shard.stopWaiting(task)
             }
@@ -613,11 +656,15 @@ public final class LogicalUnit {
         establish(condition, exceptFor: nil)
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }
 
     // MARK: Logs
@@ -633,12 +680,36 @@ public final class LogicalUnit {
         let page = ErrorCounterPage(of: task)
         unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
         errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
         log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
     }
 
     /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
     /// it (SPC-6 7.3.2.2.2, 7.5.10).
-    private func errorCountersChanged(_ page: ErrorCounterPage) {
+    func errorCountersChanged(_ page: ErrorCounterPage) {
         guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
         establish(.thresholdConditionMet, exceptFor: nil)
     }

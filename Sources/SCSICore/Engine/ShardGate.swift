@@ -48,6 +48,18 @@ public final class ShardGate {
     private var links: [ShardLink] = []
     private var nexuses: [LinkedNexus] = []
     private var isReceiving = false
+    /// Answers to functions that wait until what the functions ended is delivered on other threads.
+    private var heldBack: [HeldAnswer] = []
+
+    private struct HeldAnswer {
+        let link: ShardLink
+        let slot: FunctionSlot
+        let nexus: LinkedNexus
+        let response: UInt8
+        let additional: UInt32
+        /// By link: how far it must have delivered.
+        let needs: [Int]
+    }
 
     /// A gate without links.
     public init(shard: Shard) { self.shard = shard }
@@ -97,7 +109,8 @@ public final class ShardGate {
     private func lose(_ nexus: LinkedNexus) {
         guard !nexus.isLost else { return }
         nexus.isLost = true
-        unsafe nexus.target.loseNexus(nexus.identifier!)
+        heldBack.removeAll { $0.nexus === nexus }
+        nexus.target.loseNexus(nexus.identifier!)
         if nexus.tasksUnderWay == 0 { gone(nexus) }
     }
 
@@ -128,6 +141,7 @@ public final class ShardGate {
             drain(link, upTo: end, before: .max)
             if link.requestsPosition != position { worked = true }
         }
+        if releaseAnswers() { worked = true }
         return worked
     }
 
@@ -153,7 +167,7 @@ public final class ShardGate {
             }
             nexus.tasksUnderWay += 1
             unsafe task.link = unsafe Unmanaged.passUnretained(link)
-            unsafe nexus.target.receive(task, nexus: nexus.identifier!)
+            nexus.target.receive(task, nexus: nexus.identifier!)
         }
     }
 
@@ -189,7 +203,7 @@ public final class ShardGate {
     public func prepareToSleep() -> Bool {
         var hasWork = false
         for link in links where link.ownerPreparesToSleep() { hasWork = true }
-        return hasWork
+        return releaseAnswers() || hasWork
     }
 
     // MARK: What the task engine gives back
@@ -198,12 +212,42 @@ public final class ShardGate {
         let link = unsafe TaskHandle(head: head).link.unsafelyUnwrapped
         unsafe link._withUnsafeGuaranteedRef { unsafe $0.giveBack(head, nexus) }
         nexus.tasksUnderWay -= 1
-        if nexus.isLost, nexus.tasksUnderWay == 0 { unsafe nexus.gate!.gone(nexus) }
+        if nexus.isLost, nexus.tasksUnderWay == 0 { nexus.gate!.gone(nexus) }
     }
 
     fileprivate func answer(_ cookie: UInt64, _ nexus: LinkedNexus, _ response: UInt8, _ additional: UInt32) {
         let place = ShardLink.place(cookie)
-        links[place.link].answerFunction(place.slot, nexus, response: response, additional: additional)
+        heldBack.append(
+            HeldAnswer(
+                link: links[place.link], slot: place.slot, nexus: nexus, response: response, additional: additional,
+                needs: links.map(\.givenBack)))
+        releaseAnswers()
+    }
+
+    /// A task that a function ended was given back before the function was answered, but maybe through another link, and
+    /// the port that it belongs to may not know yet. The initiator must not hear of the function first: it would take
+    /// the task's memory for free.
+    ///
+    /// - Returns: Whether any answer went out.
+    @discardableResult
+    private func releaseAnswers() -> Bool {
+        guard !heldBack.isEmpty else { return false }
+        for link in links { link.awaitDelivery(true) }
+        var released = false
+        heldBack.removeAll { answer in
+            let isDelivered = links.allSatisfy { link in
+                link === answer.link || link.index >= answer.needs.count
+                    || link.delivered &- answer.needs[link.index] >= 0
+            }
+            if isDelivered {
+                answer.link.answerFunction(
+                    answer.slot, answer.nexus, response: answer.response, additional: answer.additional)
+                released = true
+            }
+            return isDelivered
+        }
+        if heldBack.isEmpty { for link in links { link.awaitDelivery(false) } }
+        return released
     }
 }
 
@@ -221,7 +265,7 @@ private nonisolated(unsafe) let linkOperations: UnsafePointer<scsi_target_port_o
             },
             complete_task_management: { context, cookie, response, additional in
                 unsafe Unmanaged<LinkedNexus>.fromOpaque(context!)._withUnsafeGuaranteedRef {
-                    unsafe $0.gate!.answer(cookie, $0, response, additional)
+                    $0.gate!.answer(cookie, $0, response, additional)
                 }
             },
             report_event: { context, event in

@@ -114,6 +114,8 @@ public final class ShardLink: @unchecked Sendable {
     private let wakeOwner: ShardWaker
     private let wakePort: ShardWaker
     private let stamps: StampCounter
+    /// Set while the shard's thread holds answers back until what it has given back is delivered.
+    private let deliveryAwaited = Atomic<Bool>(false)
 
     // The port's thread's own.
     private var tasksUnderWay = 0
@@ -145,7 +147,8 @@ public final class ShardLink: @unchecked Sendable {
         self.wakePort = wakePort
         // A task or a function has one entry at a time in each direction.
         unsafe requests = HandoverRing(atLeast: capacity + Limits.functionsPerLink + Limits.lossesPerLink)
-        unsafe answers = HandoverRing(atLeast: capacity + Limits.functionsPerLink)
+        // One more: an answer keeps its place until it is delivered, and in between its task may be sent again.
+        unsafe answers = HandoverRing(atLeast: capacity + Limits.functionsPerLink + 1)
         unsafe notices = HandoverRing(atLeast: Limits.noticesPerLink)
         unsafe functions = .allocate(capacity: Limits.functionsPerLink)
         unsafe functions.initialize(repeating: Function(), count: Limits.functionsPerLink)
@@ -250,16 +253,25 @@ public final class ShardLink: @unchecked Sendable {
         var worked = false
         let answersEnd = unsafe answers.publishedEnd
         while unsafe answers.position != answersEnd, let answer = unsafe answers.first {
-            unsafe answers.consume()
             unsafe deliver(answer)
+            // Only now: functions are answered when what they ended is delivered.
+            unsafe answers.consume()
             worked = true
         }
+        if worked, isDeliveryAwaited { hasSent = true }
         while unsafe notices.position != noticesEnd, let notice = unsafe notices.first {
             unsafe notices.consume()
             unsafe deliver(notice)
             worked = true
         }
         return worked
+    }
+
+    /// Whether the shard's thread holds an answer back until tasks are delivered here. It says so before it looks at how
+    /// far the delivery is, and here it is looked at after it was delivered: one of the two sees the other.
+    private var isDeliveryAwaited: Bool {
+        atomicMemoryFence(ordering: .sequentiallyConsistent)
+        return deliveryAwaited.load(ordering: .relaxed)
     }
 
     private func deliver(_ answer: LinkAnswer) {
@@ -312,6 +324,16 @@ public final class ShardLink: @unchecked Sendable {
     var requestsPosition: Int { unsafe requests.position }
     var firstRequest: LinkRequest? { unsafe requests.first }
     func consumeRequest() { unsafe requests.consume() }
+
+    /// What was given back to the port until now, as a position, and how far it is delivered.
+    var givenBack: Int { unsafe answers.pushedEnd }
+    var delivered: Int { unsafe answers.consumedEnd }
+
+    func awaitDelivery(_ isAwaited: Bool) {
+        guard deliveryAwaited.load(ordering: .relaxed) != isAwaited else { return }
+        deliveryAwaited.store(isAwaited, ordering: .relaxed)
+        if isAwaited { atomicMemoryFence(ordering: .sequentiallyConsistent) }
+    }
 
     func ownerIsAwake() { ownerSleeps.lower() }
 

@@ -158,6 +158,9 @@ public final class TargetDevice {
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
     }
 
+    /// Nexuses that are there, or have tasks left from when they were.
+    var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
+
     /// The tasks of a nexus that were received and not completed.
     public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
 

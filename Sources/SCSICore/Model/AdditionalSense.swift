@@ -60,4 +60,5 @@ extension AdditionalSense {
     static let insufficientResources                   = Self(0x5503)
     static let thresholdConditionMet                   = Self(0x5b01)
     static let failurePredictionThresholdExceeded      = Self(0x5d00)
+    static let failurePredictionThresholdExceededFalse = Self(0x5dff)
 }

@@ -39,6 +39,13 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
+    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is GOOD
+    /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
+    public static let prefetchBytes: UInt64 = 32 << 20
+
+    /// LBA status descriptors of one GET LBA STATUS. What they do not reach, the initiator asks for next.
+    public static let lbaStatusDescriptors = 256
+
     /// Task management functions of one target that wait for tasks to end. One more is rejected (SAM-6 7.1).
     public static let waitingFunctions = 256
 

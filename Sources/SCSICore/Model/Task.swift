@@ -67,6 +67,10 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// The unit to be thawed; then its request is submitted.
+    case thaw
+    /// A better moment for its request, which has failed: its time, or a thaw.
+    case recovery
     /// The end of a save of the unit's persistent state; then its handler runs again.
     case state
 }
@@ -114,6 +118,9 @@ struct SCSITask: ~Copyable {
     var sequence: UInt64
     /// When it arrived, in nanoseconds of the shard's clock.
     var receivedAt: UInt64
+    /// Of a request that is tried again: when it failed first, and when it is submitted the next time.
+    var failedAt: UInt64
+    var retryAt: UInt64
 
     /// Neighbours in the task set, in order of arrival.
     var next: TaskHandle?
@@ -150,6 +157,8 @@ struct SCSITask: ~Copyable {
         unsafe progress = 0
         unsafe sequence = 0
         unsafe receivedAt = 0
+        unsafe failedAt = 0
+        unsafe retryAt = 0
         unsafe next = nil
         unsafe previous = nil
         unsafe nextWaiting = nil
@@ -297,6 +306,14 @@ extension TaskHandle {
     @inline(__always) var sequence: UInt64 {
         get { unsafe pointer.pointee.sequence }
         nonmutating set { unsafe pointer.pointee.sequence = newValue }
+    }
+    var failedAt: UInt64 {
+        get { unsafe pointer.pointee.failedAt }
+        nonmutating set { unsafe pointer.pointee.failedAt = newValue }
+    }
+    var retryAt: UInt64 {
+        get { unsafe pointer.pointee.retryAt }
+        nonmutating set { unsafe pointer.pointee.retryAt = newValue }
     }
     @inline(__always) var receivedAt: UInt64 {
         get { unsafe pointer.pointee.receivedAt }

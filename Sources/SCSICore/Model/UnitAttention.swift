@@ -8,6 +8,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
+    case failurePredicted, failurePredictedFalsely
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -26,6 +27,8 @@ enum UnitAttention: UInt8, CaseIterable {
         case .capacityChanged:       (.capacityDataChanged,               false, [])
         case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
+        case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
+        case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
         }
     }
 

@@ -15,6 +15,8 @@ struct Configuration: Equatable, Sendable {
     var stopTimeoutNanoseconds: UInt64 = 10_000_000_000
     /// The least severe messages that are logged; `nil`: the default, information.
     var logLevel: String?
+    /// Where logical units keep what survives power loss; `nil`: where systemd says (StateDirectory=), else nowhere.
+    var stateDirectory: String?
     /// Where the daemon is managed; `nil`: nowhere.
     var control: ControlConfiguration?
     /// The media, by name.
@@ -23,6 +25,8 @@ struct Configuration: Equatable, Sendable {
     var targets: [NAAName: TargetConfiguration] = [:]
     /// The vhost-user sockets.
     var vhostUserFronts: [VhostUserFrontConfiguration] = []
+    /// Xen guests; `nil`: they are not served.
+    var xen: XenConfiguration?
 }
 
 /// The socket of the control API.
