@@ -156,12 +156,16 @@ final class CommandTable {
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
-            usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
+        row(0x1b, nil, .startStopUnit, .none, .none, [], without: .removable,                          // START STOP UNIT
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
+        row(0x1b, nil, .startStopUnit, .none, .none, [], requires: .removable,                         // START STOP UNIT
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
         row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [],                                   // RECEIVE DIAGNOSTIC RESULTS
             usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
         row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
             usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
+        row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [], requires: .removable,            // PREVENT ALLOW MEDIUM REMOVAL
+            usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
         row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium],                                 // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x28, nil, .read, .ten, .read, [.needsMedium],                                            // READ(10)

@@ -48,6 +48,7 @@ enum DeviceServer {
         case .reportIdentifyingInformation: SPC.reportIdentifyingInformation(task, cdb, on: unit)
         case .setIdentifyingInformation: SPC.setIdentifyingInformation(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
@@ -75,7 +76,14 @@ enum DeviceServer {
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
         if task.hasExpired { return .failed(.commandTimeout) }
-        return switch row.handler {
+        let outcome = nextStep(task, cdb, row, on: unit)
+        // The medium may have become smaller since the command began.
+        if case .submit = outcome, let sense = unit.outOfRange(task) { return .failed(sense) }
+        return outcome
+    }
+
+    private static func nextStep(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -83,7 +91,7 @@ enum DeviceServer {
         case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
-        case .startStopUnit: SBC.stopAfterFlush(on: unit)
+        case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
         case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
@@ -91,8 +99,8 @@ enum DeviceServer {
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense, .reportLUNs,
-            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
+            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }

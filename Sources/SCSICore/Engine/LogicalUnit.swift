@@ -22,8 +22,12 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
     /// What becomes of a command whose request the backstore could not carry out.
     public var errorPolicy = ErrorPolicy.report
 
@@ -104,7 +108,7 @@ public final class LogicalUnit {
     public let configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
@@ -138,8 +142,8 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
-    /// Nothing is submitted to the backstore.
-    var isFrozen = false
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
     var freezeState = FreezeState()
     /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
     public var whenStopped: ((FreezeCause) -> Void)?
@@ -147,13 +151,26 @@ public final class LogicalUnit {
     var watchesRequests = false
 
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
     private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -179,11 +196,12 @@ public final class LogicalUnit {
             ?? IdentifyingInformation()
         clock = UnitClock(now: shard.clock)
         self.configuration = configuration
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry, store))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
@@ -215,14 +233,17 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
         var features: UnitFeatures = []
-        if store != nil { features.insert(.savesState) }
+        if savesState { features.insert(.savesState) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
             features.insert(.anchor)
         }
         if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        if configuration.removable { features.insert(.removable) }
         return features
     }
 
@@ -244,9 +265,26 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        pages.adopt(modePages)
+        modePages = pages
+        refresh()
+    }
+
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
     /// HAS CHANGED (SBC-5 4.7) and by an event.
     public func backstoreGeometryChanged() {
+        // The backstore of a medium that was taken away is not the unit's any more.
+        if mediumState == .absent { return }
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
@@ -263,6 +301,7 @@ public final class LogicalUnit {
         removed = false
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
+            releasePowerControl()
             unsafe counters.pointee.idleSince = shard.clock
         }
     }
@@ -328,7 +367,7 @@ public final class LogicalUnit {
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
         let others = unsafe tasks.pointee.count
-        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard others < taskSetBounds.shared || hasRoom(for: task) else { return refuse(task, fullStatus(task)) }
         if others == 0 {
             unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
         }
@@ -356,7 +395,7 @@ public final class LogicalUnit {
     private func run(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], readiness: readiness, writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
@@ -392,7 +431,8 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
-        if isFrozen { return waitForThaw(task) }
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
@@ -440,12 +480,6 @@ public final class LogicalUnit {
         }
     }
 
-    private func waitForThaw(_ task: TaskHandle) {
-        task.waitsFor = .thaw
-        task.transition(to: .dormant)
-        if watchesRequests { callWhenQuiet() }
-    }
-
     private func waitForState(_ task: TaskHandle) {
         task.waitsFor = .state
         task.transition(to: .dormant)
@@ -464,11 +498,21 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore, .thaw: submit(task)
-        case .recovery: submitAgain(task)
+        case .backstore, .thaw, .recovery:
+            // The medium may have become smaller since the request was filled.
+            if let sense = outOfRange(task) { return end(task, .failed(sense)) }
+            task.waitsFor == .recovery ? submitAgain(task) : submit(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
+    }
+
+    /// LBA OUT OF RANGE for a task whose request is not on the medium any more, `nil` if it is.
+    func outOfRange(_ task: TaskHandle) -> SenseData? {
+        let (offset, length) = unsafe (task.request.pointee.offset, task.request.pointee.length)
+        if offset <= size, length <= size - offset { return nil }
+        let first = medium.address(of: ByteOffset(max(offset, size)))
+        return SenseData(.illegalRequest, .logicalBlockAddressOutOfRange, information: first.value)
     }
 
     /// The backstore has completed a task's request.
@@ -495,6 +539,15 @@ public final class LogicalUnit {
         }
         return .failed(sense)
     }
+
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
     @inline(__always)
@@ -524,6 +577,7 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
@@ -565,6 +619,7 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
         case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
@@ -671,6 +726,8 @@ public final class LogicalUnit {
     func reset(_ condition: UnitAttention) {
         stopped = false
         buffers.reset()
+        preventing = 0
+        releasePowerControl()
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)

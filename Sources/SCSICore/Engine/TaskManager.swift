@@ -75,6 +75,7 @@ final class TaskManager {
             for unit in units { unit.mark { $0.nexus == nexus ? .reset : .none } }
             for unit in units {
                 unit.endMarked()
+                unit.prevent(false, by: nexus)
                 unit.establish(.nexusLoss, for: nexus)
             }
             return .ends(.everything(nexus: nexus))

@@ -46,7 +46,6 @@ extension SPC {
     /// Reads a block at the start, in the middle and at the end of the medium; `progress` counts them. A block that
     /// cannot be read is LOGICAL UNIT FAILED SELF-TEST.
     private static func selfTest(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
-        guard unit.medium.blocks.value > 0 else { return .failed(SenseData(.notReady, .mediumNotPresent)) }
         guard unit.shard.takeStaging(task) else { return .needsStaging }
         task.step = 1
         task.progress = 0
@@ -54,6 +53,8 @@ extension SPC {
     }
 
     private static func selfTestRead(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        // Between two blocks the medium may have been taken out.
+        guard unit.medium.blocks.value > 0 else { return .failed(SenseData(.notReady, .mediumNotPresent)) }
         let last = unit.medium.blocks.value - 1
         let address = LogicalBlockAddress([0, last / 2, last][Int(task.progress)])
         DeviceServer.fillStaging(

@@ -15,6 +15,7 @@ enum SPC {
         case extendedInquiry = 0x86
         case modePagePolicy = 0x87
         case ports = 0x88
+        case powerCondition = 0x8a
         case featureSets = 0x92
         case blockLimits = 0xb0
         case blockDeviceCharacteristics = 0xb1
@@ -29,7 +30,8 @@ enum SPC {
             if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
             return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
                 standardInquiry(
-                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product,
+                    peripheral: 0x00, removable: unit.isRemovable, unit.configuration.vendor,
+                    unit.configuration.product,
                     unit.configuration.revision,
                     &writer)
             }
@@ -46,10 +48,11 @@ enum SPC {
 
     /// Standard INQUIRY data, 96 bytes (SPC-6 6.7.2).
     static func standardInquiry(
-        peripheral: UInt8, _ vendor: String, _ product: String, _ revision: String, _ writer: inout ParameterWriter
+        peripheral: UInt8, removable: Bool = false, _ vendor: String, _ product: String, _ revision: String,
+        _ writer: inout ParameterWriter
     ) {
         writer.byte(peripheral)
-        writer.byte(0x00)
+        writer.byte(removable ? 0x80 : 0x00)  // RMB
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
         writer.byte(0x12)  // HISUP, response data format 2
         writer.byte(91)
@@ -76,8 +79,12 @@ enum SPC {
             // All mode pages and subpages are shared by all nexuses, and not by several units (SPC-6 7.7.9).
             writer.bytes([0x3f, 0xff, 0x00, 0x00])
         case .ports: ports(unit, &writer)
+        case .powerCondition:
+            // Power Condition (SPC-6 7.7.14): all of them; leaving them takes no time of its own.
+            writer.bytes([0x03, 0x07])
+            writer.zeros(12)
         case .featureSets:
-            // SPC-6 7.7.13: no feature set is claimed. One that is, is a promise to have everything on its list.
+            // No feature set is claimed. One that is, is a promise to have everything on its list.
             writer.zeros(4)
         case .blockLimits: blockLimits(unit, &writer)
         case .blockDeviceCharacteristics:
