@@ -33,6 +33,8 @@ extension SBC {
 
     /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+        // SBC-5 table 13: START alone is allowed in the presence of reservations.
+        if cdb[4] & 0xf1 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         if cdb.bit(4, 0) {
             unit.stopped = false
             return .done(.good)
