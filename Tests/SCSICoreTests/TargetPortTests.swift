@@ -10,6 +10,15 @@ import Testing
 @Suite("Target ports")
 struct TargetPortTests {
     let world = TestTarget()
+    /// An initiator at the target's second port.
+    let other: MockPort
+
+    init() {
+        other = MockPort(name: "C", target: world.target, journal: world.journal, violations: world.violations)
+        other.targetPort = 2
+        other.connect()
+        #expect(world.run(CDB.testUnitReady, on: other).summary == "6/2901")
+    }
 
     /// The designators of page 83h: association and type, value.
     private func designators(_ port: MockPort) -> [(kind: [UInt8], value: [UInt8])] {
@@ -41,22 +50,23 @@ struct TargetPortTests {
     func designatorsByPort() {
         let kinds: [[UInt8]] = [[1, 3], [2, 1], [1, 0x13], [1, 0x14], [1, 0x15], [1, 0x23]]
         #expect(designators(world.a).map(\.kind) == kinds)
-        #expect(identifier(world.a) != identifier(world.b))
-        #expect(portName(world.a) != portName(world.b))
+        #expect(identifier(world.a) == [0, 1])
+        #expect(identifier(other) == [0, 2])
+        #expect(portName(world.a) != portName(other))
         #expect(portName(world.a)[0] >> 4 == 3)
         for index in [0, 1, 4, 5] {
-            #expect(designators(world.a)[index].value == designators(world.b)[index].value)
+            #expect(designators(world.a)[index].value == designators(other)[index].value)
         }
     }
 
     @Test("Page 88h and REPORT TARGET PORT GROUPS list the same ports as page 83h names")
     func lists() {
-        let expected = [identifier(world.a), identifier(world.b)].sorted { $0.lexicographicallyPrecedes($1) }
+        let expected = [identifier(world.a), identifier(other)]
         #expect(reported() == expected)
         #expect(reported(extended: true) == expected)
         let page = world.run(CDB.inquiry(page: 0x88), dataIn: 255).data
         #expect(page.count == 4 + 2 * 24)
-        let names = [identifier(world.a): portName(world.a), identifier(world.b): portName(world.b)]
+        let names = [identifier(world.a): portName(world.a), identifier(other): portName(other)]
         for (index, port) in expected.enumerated() {
             let entry = Array(page[(4 + index * 24)..<(28 + index * 24)])
             #expect(entry == [0, 0] + port + [0, 0, 0, 0, 0, 0, 0, 12, 0x01, 0x13, 0, 8] + names[port]!)
@@ -78,41 +88,12 @@ struct TargetPortTests {
         #expect(world.run(CDB.inquiry(), lun: 9 << 48, dataIn: 96).data[5] >> 4 & 3 == 0)
     }
 
-    @Test("Identifiers do not depend on the order in which ports come, and a lost nexus keeps its port")
+    @Test("The ports of a target are the same at each start, and other than those of another target")
     func stable() {
-        let identifiers = [identifier(world.a), identifier(world.b)]
-        var reversed = TargetPorts(target: world.target.name)
-        _ = reversed.establish(0, initiatorPort: "B")
-        _ = reversed.establish(1, initiatorPort: "A")
-        #expect(CDB.bytes(UInt64(reversed[1]!.relativeIdentifier), 2) == identifiers[0])
-        world.b.disconnect()
-        #expect(reported().count == 2)
-        world.b.connect()
-        #expect(world.run(CDB.testUnitReady, on: world.a).summary == "good")
-        #expect(reported().count == 2)
-    }
-
-    @Test("As many ports as there are nexuses have as many identifiers, none of them zero")
-    func unique() {
-        var ports = TargetPorts(target: 1)
-        for index in 0..<UInt16(Limits.nexusesPerTarget) { _ = ports.establish(index, initiatorPort: "port \(index)") }
-        #expect(Set(ports.all.map(\.relativeIdentifier)).count == Limits.nexusesPerTarget)
-        #expect(ports.all.allSatisfy { $0.relativeIdentifier != 0 })
-        let again = ports.establish(3, initiatorPort: "port 3")
-        #expect(!again)
-        let replaced = ports.establish(3, initiatorPort: "another")
-        #expect(replaced)
-    }
-
-    @Test("A new port is INQUIRY DATA HAS CHANGED to the nexuses of the others")
-    func newPort() {
-        let late = MockPort(name: "C", target: world.target, journal: world.journal, violations: world.violations)
-        late.connect()
-        #expect(world.run(CDB.testUnitReady, on: world.a).summary == "6/3f03")
-        #expect(world.run(CDB.testUnitReady, on: world.a).summary == "good")
-        #expect(world.run(CDB.testUnitReady, on: late).summary == "6/2901")
-        #expect(world.run(CDB.testUnitReady, on: late).summary == "good")
-        #expect(reported().count == 3)
+        #expect(TargetPorts(target: 1, count: 2).all == TargetPorts(target: 1, count: 2).all)
+        #expect(TargetPorts(target: 1, count: 3).all.map(\.relativeIdentifier) == [1, 2, 3])
+        let names = (1...9 as ClosedRange<UInt64>).flatMap { TargetPorts(target: $0, count: 3).all.map(\.name) }
+        #expect(Set(names).count == names.count)
     }
 
     @Test("Page 87h: the mode pages are shared by all nexuses")

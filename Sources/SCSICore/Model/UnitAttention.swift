@@ -8,6 +8,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
+    case reservationsPreempted, reservationsReleased, registrationsPreempted
     case timestampChanged, deviceIdentifierChanged
     case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
 
@@ -27,6 +28,9 @@ enum UnitAttention: UInt8, CaseIterable {
         case .logParametersChanged:  (.logParametersChanged,              false, [])
         case .capacityChanged:       (.capacityDataChanged,               false, [])
         case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
+        case .reservationsPreempted: (.reservationsPreempted,             false, [])
+        case .reservationsReleased:  (.reservationsReleased,              false, [])
+        case .registrationsPreempted: (.registrationsPreempted,           false, [])
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
         case .timestampChanged:      (.timestampChanged,                  false, [])
         case .deviceIdentifierChanged: (.deviceIdentifierChanged,         false, [])

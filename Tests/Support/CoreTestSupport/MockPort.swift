@@ -103,9 +103,9 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
     return unsafe UnsafePointer(operations)
 }()
 
-/// A target port with one initiator port behind it.
+/// A target port with one initiator port behind it. Used on one thread at a time.
 @safe
-public final class MockPort {
+public final class MockPort: @unchecked Sendable {
     /// The initiator port's name.
     public let name: String
     /// The target that the port gives commands to.
@@ -167,11 +167,14 @@ public final class MockPort {
         free = Array((0..<tasks).reversed())
     }
 
+    /// The relative target port identifier with which it connects.
+    public var targetPort: UInt16 = 1
+
     /// Establishes the nexus.
     public func connect() {
         let port = unsafe TargetPortHandle(
             operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
-        nexus = target.establishNexus(initiatorPort: name, port: port)
+        nexus = target.establishNexus(initiatorPort: name, targetPort: targetPort, port: port)
     }
 
     /// Establishes the nexus so that commands cross to another thread; called on the thread of the gate's shard. From

@@ -109,7 +109,7 @@ enum SPC {
         writer.text(Array(unit.configuration.vendor.utf8), width: 8)
         writer.bytes(serial)
         if let target = unit.target {
-            if let port = target.ports[nexus] {
+            if let port = target.port(of: nexus) {
                 portName(port, &writer)
                 writer.bytes([0x01, 0x14, 0x00, 4, 0, 0])
                 writer.uint16(port.relativeIdentifier)
