@@ -184,13 +184,7 @@ final class Simulation {
         port.whenAnswered = { [unowned self] in self.answered($0, $1, on: index) }
         if planted != nil { port.mutateCompletion = { [unowned self] in self.plant($0, on: index) } }
         ports.append(port)
-        for entry in units where entry.lun != nil {
-            // SPC-6 7.7.14: the others learn of the port, with the power on if that is new to them.
-            for other in 0..<index where entry.model.attention[other]?.contains(0x2901) != true {
-                entry.model.establish(0x3f03, for: other)
-            }
-            entry.model.attention[index] = [0x2901]
-        }
+        for entry in units where entry.lun != nil { entry.model.attention[index] = [0x2901] }
         port.connect()
     }
 
