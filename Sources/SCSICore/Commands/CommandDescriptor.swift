@@ -28,11 +28,13 @@ enum SerializationClass: UInt8, CaseIterable {
     case write
     /// Changes extents that its parameter list names: treated as the whole medium.
     case writeAnywhere
+    /// Touches no blocks, but changes what commands after it may do to them.
+    case unitState
 }
 
 /// What the policy checks ask about a command.
 struct CommandFlags: OptionSet {
-    let rawValue: UInt8
+    let rawValue: UInt16
 
     /// Carried out although a unit attention condition is pending (SAM-6 5.14: INQUIRY, REPORT LUNS, REQUEST SENSE).
     static let passesUnitAttention = Self(rawValue: 1 << 0)
@@ -42,6 +44,9 @@ struct CommandFlags: OptionSet {
     static let needsMedium = Self(rawValue: 1 << 2)
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
+    /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
+    /// (SAM-6 5.9.4).
+    static let passesACA = Self(rawValue: 1 << 15)
 }
 
 /// What a backstore must be able to do for a row to be in a unit's table.

@@ -117,7 +117,9 @@ final class CommandTable {
     ) -> Source {
         var words: (UInt64, UInt64) = (0, 0)
         for (offset, byte) in usage.enumerated() {
-            let bits = UInt64(byte) << (UInt64(offset & 7) * 8)
+            // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
+            let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
+            let bits = UInt64(isControl ? byte | TaskHandle.nacaBit : byte) << (UInt64(offset & 7) * 8)
             if offset < 8 { words.0 |= bits } else { words.1 |= bits }
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.
@@ -146,11 +148,11 @@ final class CommandTable {
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [],                                                // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [],                                             // START STOP UNIT
             usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
         row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium],                                 // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
@@ -172,7 +174,7 @@ final class CommandTable {
             usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, // UNMAP
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [],                                                // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),

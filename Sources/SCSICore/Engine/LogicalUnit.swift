@@ -90,9 +90,9 @@ public final class LogicalUnit {
     /// START STOP UNIT has stopped it.
     var stopped = false
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
-    private let tasks: UnsafeMutablePointer<TaskSet>
+    let tasks: UnsafeMutablePointer<TaskSet>
     private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     private var enabling = false
     private var enableAgain = false
@@ -152,6 +152,8 @@ public final class LogicalUnit {
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
+        unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
+        unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
@@ -178,6 +180,7 @@ public final class LogicalUnit {
     func unmapped(drained: @escaping () -> Void) {
         removed = true
         whenDrained = drained
+        unsafe tasks.pointee.clearAllACA()
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
         callWhenDrained()
     }
@@ -210,6 +213,16 @@ public final class LogicalUnit {
     /// The condition that REQUEST SENSE or a refused command reports next.
     func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
 
+    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key, additional
+    /// sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
+    func asynchronousEvent(for nexus: UInt16) -> UInt32? {
+        let set = unsafe pending[Int(nexus)]
+        guard let condition = set.first else { return nil }
+        // 01b: there is one condition; 10b: there are more.
+        let depth: UInt32 = set.count == 1 ? 1 : 2
+        return depth << 20 | UInt32(SenseKey.unitAttention.rawValue) << 16 | UInt32(condition.code.rawValue)
+    }
+
     /// The condition has been reported; it is not pending any more.
     func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
@@ -223,7 +236,24 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
+        guard unsafe tasks.pointee.count < tasks.pointee.ordinaryLimit else { return receiveWithCare(task) }
+        match(task)
+        admit(task, unsafe tasks.pointee.insert(task))
+    }
+
+    /// The same while an ACA condition is in effect, with a task set for each nexus, or with a full task set.
+    private func receiveWithCare(_ task: TaskHandle) {
+        match(task)
+        let functionsOnly = modePages.taskManagementFunctionsOnly
+        if let status = unsafe tasks.pointee.refusal(of: task, functionsOnly: functionsOnly) {
+            return refuse(task, status)
+        }
         guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        admit(task, unsafe tasks.pointee.insertWithCare(task))
+    }
+
+    @inline(__always)
+    private func match(_ task: TaskHandle) {
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -231,14 +261,22 @@ public final class LogicalUnit {
         } else {
             task.row = nil
         }
+    }
+
+    @inline(__always)
+    private func admit(_ task: TaskHandle, _ entry: TaskSetEntry) {
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
-        if unsafe tasks.pointee.insert(task) {
+        switch entry {
+        case .enabled:
             task.transition(to: .enabled)
             run(task)
-        } else {
+        case .dormant:
             task.waitsFor = .order
             task.transition(to: .dormant)
+        case .withoutACA:
+            task.transition(to: .enabled)
+            end(task, .failed(SenseData(.illegalRequest, .invalidMessageError)))
         }
     }
 
@@ -251,7 +289,7 @@ public final class LogicalUnit {
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
-            report(condition, for: task.nexus)
+            if modePages.unitAttentionInterlock == .none { report(condition, for: task.nexus) }
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
         }
@@ -305,11 +343,24 @@ public final class LogicalUnit {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
+        // One that has no buffer yet has not begun; one whose request only waits for room goes on to its end.
+        if task.waitsFor == .staging, unsafe tasks.pointee.isBlocked(task) { return block(task) }
+        goOn(task)
+    }
+
+    /// Goes on with an enabled task that had waited.
+    private func goOn(_ task: TaskHandle) {
         switch task.waitsFor {
+        case .order: run(task)
         case .backstore: submit(task)
         case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
-        case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
+        case .response: finish(task)
         }
+    }
+
+    private func block(_ task: TaskHandle) {
+        unsafe tasks.pointee.block()
+        task.transition(to: .blocked)
     }
 
     /// The backstore has completed a task's request.
@@ -324,15 +375,57 @@ public final class LogicalUnit {
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    /// Takes the task out of the set, fills the response, gives it back, and lets others run.
+    /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
     private func end(_ task: TaskHandle, _ outcome: Outcome) {
-        unsafe tasks.pointee.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
+        fillResponse(task, outcome)
+        if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
+        finish(task)
+    }
+
+    /// SAM-6 5.9.2: a command that was enabled when an ACA condition was established does not end before it is cleared.
+    private func keepsFromEnding(_ task: TaskHandle) -> Bool {
+        guard task.state == .enabled, task.disposition == .none, unsafe tasks.pointee.isBlocked(task) else {
+            return false
+        }
+        shard.returnStaging(task)
+        task.waitsFor = .response
+        block(task)
+        enableDormant()
+        if shard.hasWaiting { shard.retryWaiting() }
+        return true
+    }
+
+    /// Takes a task whose response is filled out of the set, gives it back, and lets others run.
+    @inline(__always)
+    private func finish(_ task: TaskHandle) {
+        unsafe tasks.pointee.remove(task)
         task.transition(to: .completing)
         shard.returnStaging(task)
-        fillResponse(task, outcome)
         count(task)
+        if task.response.status != SCSIStatus.good.rawValue { return finishNotGood(task) }
+        complete(task)
+        goOnWithOthers()
+    }
+
+    /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
+    /// it.
+    private func finishNotGood(_ task: TaskHandle) {
+        unsafe counters.pointee.notGood += 1
+        let isFault = task.response.status == SCSIStatus.checkCondition.rawValue && !removed
+        let ended = isFault && checkConditionReported(task)
+        complete(task)
+        if ended { endMarked() }
+        goOnWithOthers()
+    }
+
+    @inline(__always)
+    private func complete(_ task: TaskHandle) {
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+    }
+
+    @inline(__always)
+    private func goOnWithOthers() {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
@@ -371,7 +464,6 @@ public final class LogicalUnit {
                 unsafe task.command.data_out_length - task.response.data_out_residual
         default: unsafe counters.pointee.others += 1
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
     }
 
     /// Refuses a task that never was in the task set.
@@ -379,13 +471,14 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
         unsafe counters.pointee.notGood += 1
-        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+        interlock(status, for: task.nexus)
+        complete(task)
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
     @inline(__always)
-    private func enableDormant() {
-        if unsafe tasks.pointee.dormant > 0 { enableAllDormant() }
+    func enableDormant() {
+        if unsafe tasks.pointee.waiting > 0 { enableAllDormant() }
     }
 
     private func enableAllDormant() {
@@ -395,9 +488,9 @@ public final class LogicalUnit {
         while enableAgain {
             enableAgain = false
             while let task = unsafe tasks.pointee.nextEnabled() {
-                task.transition(to: .enabled)
                 // A marked task does not run any more: it would take a unit attention condition with it.
-                if task.disposition == .none { run(task) } else { end(task, .done(.good)) }
+                task.transition(to: .enabled)
+                if task.disposition == .none { goOn(task) } else { end(task, .done(.good)) }
             }
         }
         enabling = false
@@ -430,22 +523,27 @@ public final class LogicalUnit {
         endDormant(.done(.good)) { $0.disposition != .none }
     }
 
-    /// Ends waiting tasks, and lets none of them run meanwhile.
+    /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
+    /// unless it is marked.
     private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
-        while let task = firstDormant(where: matches) {
-            if task.waitsFor != .order { shard.stopWaiting(task) }
-            end(task, outcome)
+        while let task = firstWaiting(where: matches) {
+            if task.state == .dormant, task.waitsFor != .order {
+                shard.stopWaiting(task)
+            } else {
+                unsafe tasks.pointee.stopWaiting(task)
+            }
+            if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
         }
         enabling = wasEnabling
         enableDormant()
     }
 
-    private func firstDormant(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
+    private func firstWaiting(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
-            if task.state == .dormant, matches(task) { return task }
+            if task.state == .dormant || task.state == .blocked, matches(task) { return task }
             cursor = task.next
         }
         return nil
@@ -464,6 +562,7 @@ public final class LogicalUnit {
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        unsafe tasks.pointee.clearAllACA()
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)

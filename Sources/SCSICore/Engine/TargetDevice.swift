@@ -152,7 +152,10 @@ public final class TargetDevice {
         let index = nexus.index
         let all = allUnits
         for unit in all { unit.mark { $0.nexus == index ? .aborted : .none } }
-        for unit in all { unit.endMarked() }
+        for unit in all {
+            unit.endMarked()
+            unit.clearACA(index)
+        }
         taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
@@ -217,8 +220,9 @@ public final class TargetDevice {
         taskManager.receive(request, nexus: nexus.index, on: self)
     }
 
-    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {
-        unsafe nexuses[Int(nexus)].port?.completeTaskManagement(cookie: cookie, response: response.rawValue)
+    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16, additional: UInt32 = 0) {
+        let port = unsafe nexuses[Int(nexus)].port
+        port?.completeTaskManagement(cookie: cookie, response: response.rawValue, additional: additional)
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }

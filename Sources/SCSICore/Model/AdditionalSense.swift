@@ -47,6 +47,9 @@ extension AdditionalSense {
     static let registrationsPreempted                  = Self(0x2a05)
     static let asymmetricAccessStateChanged            = Self(0x2a06)
     static let capacityDataChanged                     = Self(0x2a09)
+    static let previousBusyStatus                      = Self(0x2c07)
+    static let previousTaskSetFullStatus               = Self(0x2c08)
+    static let previousReservationConflictStatus       = Self(0x2c09)
     static let commandsClearedByAnotherInitiator       = Self(0x2f00)
     static let thinProvisioningSoftThresholdReached    = Self(0x3807)
     static let savingParametersNotSupported            = Self(0x3900)
@@ -54,6 +57,7 @@ extension AdditionalSense {
     static let inquiryDataChanged                      = Self(0x3f03)
     static let reportedLUNsDataChanged                 = Self(0x3f0e)
     static let internalTargetFailure                   = Self(0x4400)
+    static let invalidMessageError                     = Self(0x4900)
     static let overlappedCommandsAttempted             = Self(0x4e00)
     static let insufficientResources                   = Self(0x5503)
 }

@@ -47,7 +47,7 @@ enum SPC {
         writer.byte(peripheral)
         writer.byte(0x00)
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
-        writer.byte(0x12)  // HISUP, response data format 2
+        writer.byte(peripheral == 0 ? 0x32 : 0x12)  // NORMACA, if there is a task set; HISUP; response data format 2
         writer.byte(91)
         writer.byte(0x00)
         writer.byte(0x10)  // MULTIP: several target ports, one a front
@@ -94,9 +94,9 @@ enum SPC {
     /// Extended INQUIRY Data (SPC-6 7.7.7).
     private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.byte(0x00)
-        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP
+        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: a priority is accepted and nothing follows from it
         writer.byte(unit.cachesWrites ? 0x01 : 0x00)  // V_SUP
-        writer.byte(0x00)
+        writer.byte(0x01)  // LUICLR: REPORTED LUNS DATA HAS CHANGED is cleared on all units of the nexus at once
         writer.zeros(5)
         writer.byte(UInt8(SCSI_SENSE_CAPACITY))
         writer.zeros(50)

@@ -37,6 +37,24 @@ struct ModePage {
     }
 }
 
+/// QERR (SPC-6 7.5.10): what a CHECK CONDITION does to the other commands of its task set.
+enum QueueErrorManagement: UInt8 {
+    /// Nothing; an ACA condition blocks them.
+    case none = 0b00
+    case abortAll = 0b01
+    /// Aborts those of the same nexus.
+    case abortNexus = 0b11
+}
+
+/// UA_INTLCK_CTRL (SPC-6 7.5.10): what a CHECK CONDITION that reports a unit attention condition does to it.
+enum UnitAttentionInterlock: UInt8 {
+    case none = 0b00
+    /// Only REQUEST SENSE clears it.
+    case keep = 0b10
+    /// The same, and BUSY, RESERVATION CONFLICT and TASK SET FULL establish one.
+    case establish = 0b11
+}
+
 /// The mode pages of one unit. A value: MODE SELECT changes a copy and installs it when the whole list was right.
 struct ModePages {
     /// Sorted by page code.
@@ -47,6 +65,14 @@ struct ModePages {
     private(set) var softwareWriteProtect = false
     private(set) var descriptorSense = false
     private(set) var taskAbortedStatus = false
+    /// TST: whether each I_T nexus has a task set of its own.
+    private(set) var separateTaskSets = false
+    /// TMF_ONLY: while an ACA condition is in effect, even ACA commands of the faulted nexus are refused.
+    private(set) var taskManagementFunctionsOnly = false
+    /// QUEUE ALGORITHM MODIFIER is zero.
+    private(set) var restrictedReordering = true
+    private(set) var queueErrorManagement = QueueErrorManagement.none
+    private(set) var unitAttentionInterlock = UnitAttentionInterlock.none
 
     /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
     init(volatileCache: Bool) {
@@ -59,9 +85,10 @@ struct ModePages {
             // Caching (SBC-5 6.5.6): WCE.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Control (SPC-6 7.5.10): D_SENSE; QUEUE ALGORITHM MODIFIER 1; SWP; TAS; busy timeout period unlimited.
-            ModePage(0x0a, 0, defaults:   [0x00, 0x10, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0x04, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
+            // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL, SWP; TAS;
+            // busy timeout period unlimited.
+            ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
+                              changeable: [0xf4, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Informational Exceptions Control: DEXCPT: there are none to report.
             ModePage(0x1c, 0, defaults:   [0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -81,9 +108,11 @@ struct ModePages {
 
     /// Sets the values of a page.
     ///
-    /// - Returns: The index of the first byte that differs where nothing is changeable, `nil` if there is none.
+    /// - Returns: The index of the first byte that differs where nothing is changeable, or has a value that its field
+    ///   cannot take; `nil` if there is none.
     mutating func set(_ index: Int, _ values: [UInt8]) -> Int? {
         let page = pages[index]
+        if page.code == 0x0a, page.subpage == 0, let fault = Self.invalidControl(values) { return fault }
         for offset in values.indices where (values[offset] ^ page.current[offset]) & ~page.changeable[offset] != 0 {
             return offset
         }
@@ -92,11 +121,23 @@ struct ModePages {
         return nil
     }
 
+    /// The fields of the control mode page that are changeable and do not have all the values that their bits have.
+    private static func invalidControl(_ values: [UInt8]) -> Int? {
+        if values[0] >> 5 > 1 { return 0 }
+        if values[1] >> 4 > 1 || QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
+        return UnitAttentionInterlock(rawValue: values[2] >> 4 & 3) == nil ? 2 : nil
+    }
+
     private mutating func refresh() {
         writeCacheEnable = bit(0x08, byte: 0, 0x04)
         descriptorSense = bit(0x0a, byte: 0, 0x04)
         softwareWriteProtect = bit(0x0a, byte: 2, 0x08)
         taskAbortedStatus = bit(0x0a, byte: 3, 0x40)
+        separateTaskSets = bit(0x0a, byte: 0, 0x20)
+        taskManagementFunctionsOnly = bit(0x0a, byte: 0, 0x10)
+        restrictedReordering = !bit(0x0a, byte: 1, 0x10)
+        queueErrorManagement = !bit(0x0a, byte: 1, 0x02) ? .none : bit(0x0a, byte: 1, 0x04) ? .abortNexus : .abortAll
+        unitAttentionInterlock = !bit(0x0a, byte: 2, 0x20) ? .none : bit(0x0a, byte: 2, 0x10) ? .establish : .keep
     }
 
     private func bit(_ code: UInt8, byte: Int, _ mask: UInt8) -> Bool {
