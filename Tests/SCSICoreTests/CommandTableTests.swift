@@ -52,7 +52,7 @@ struct CommandTableTests {
                 #expect(end != nil)
                 // PAGE CODE, BYTCHK and the like are refused for their value, which names the field as a whole.
                 let valueFields: Set<CommandHandler> = [
-                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes,
+                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes, .logSelect, .logSense,
                 ]
                 if !valueFields.contains(row.handler), let field = end?.sense?.field, end?.sense?.code == 0x2400 {
                     #expect(field.bit != bit || field.byte != byte, "\(row.handler) byte \(byte) bit \(bit)")

@@ -5,6 +5,7 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
+    case logSelect, logSense
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case readDefectData10, readDefectData12

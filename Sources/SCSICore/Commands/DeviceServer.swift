@@ -29,6 +29,8 @@ enum DeviceServer {
         case .inquiry: SPC.inquiry(task, cdb, on: unit)
         case .modeSelect: SPC.modeSelect(task, cdb, on: unit)
         case .modeSense: SPC.modeSense(task, cdb, on: unit)
+        case .logSelect: SPC.logSelect(task, cdb, on: unit)
+        case .logSense: SPC.logSense(task, cdb, on: unit)
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
@@ -56,7 +58,8 @@ enum DeviceServer {
     @inline(never)
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
-        switch row.handler {
+        if task.hasExpired { return .failed(.commandTimeout) }
+        return switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -65,8 +68,9 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
-            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
+        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect, .logSense,
+            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16,
             .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }

@@ -12,6 +12,9 @@ enum BackstoreError {
         static let enomedium: Int32 = 123, ecanceled: Int32 = 125
     }
 
+    /// Whether a request ended because it was cancelled.
+    static func isCancellation(_ error: Int32) -> Bool { error == Errno.ecanceled }
+
     /// The sense data for an error of a task's request. A medium error names the first block that failed if the
     /// backstore knows it (SBC-5 4.18: INFORMATION).
     static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
@@ -22,7 +25,7 @@ enum BackstoreError {
         case Errno.erofs:                return SenseData(.dataProtect,    .writeProtected)
         case Errno.enomedium:            return SenseData(.notReady,       .mediumNotPresent)
         case Errno.ecanceled:            return SenseData(.abortedCommand, .noAdditionalSense)
-        case Errno.etimedout:            return SenseData(.abortedCommand, .logicalUnitCommunicationFailure)
+        case Errno.etimedout:            return SenseData(.abortedCommand, .logicalUnitCommunicationTimeOut)
         case Errno.eremoteio:            return SenseData(.hardwareError,  .logicalUnitCommunicationFailure)
         case Errno.enomem:               return SenseData(.abortedCommand, .insufficientResources)
         default:

@@ -22,6 +22,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
+    public var commandTimeout: UInt64 = 0
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -30,18 +32,42 @@ public struct LogicalUnitConfiguration: Sendable {
     }
 }
 
+/// Errors of the medium that one kind of access met.
+public struct MediumErrorCounters: Sendable, Equatable {
+    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
+    public var corrected: UInt64 = 0
+    /// Requests that were given up: their command ended with MEDIUM ERROR.
+    public var uncorrected: UInt64 = 0
+}
+
 /// What a logical unit has done since it was created. Monotonic counters.
 public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ and WRITE commands moved.
+    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
     public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
+    public var bytesVerified: UInt64 = 0
+    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
+    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
+    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
+    public var idleNanoseconds: UInt64 = 0
+    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
+    var idleSince: UInt64 = 0
+    /// Errors of the medium when it was read, written and verified.
+    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
+    /// Errors of the medium when it was verified.
+    public var verifyErrors = MediumErrorCounters()
+    /// How often the unit was stopped and started again, and how often a medium was ejected.
+    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
     /// Commands that ended with another status than GOOD or CONDITION MET.
     public var notGood: UInt64 = 0
     /// Commands that a task management function or a lost nexus ended.
     public var aborted: UInt64 = 0
     /// Requests that the backstore ended with an error.
     public var backstoreErrors: UInt64 = 0
+    /// Commands whose deadline passed.
+    public var expired: UInt64 = 0
 }
 
 /// How far a command's handler got. `LogicalUnit.proceed` acts on it.
@@ -56,6 +82,11 @@ enum Outcome {
     case needsStaging
     /// The CDB asks for more data than the initiator's buffers hold; nothing was done.
     case overrun
+    /// A change of the persistent state is staged (`LogicalUnit.save`): save it, make it, then go on with the task's
+    /// step; at step 0 it ends with GOOD.
+    case save
+    /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
+    case needsState
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -70,6 +101,12 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// What LOG SELECT has changed: thresholds, and from where the counters count.
+    private(set) var log = LogState()
+    /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
+    private(set) var poweredOnAt: UInt64?
+    /// What survives power loss.
+    let persistentState: PersistentState
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -93,7 +130,8 @@ public final class LogicalUnit {
     private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
-    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let deadlines: UnsafeMutablePointer<UnitDeadlines>
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -101,7 +139,18 @@ public final class LogicalUnit {
     private var whenDrained: (() -> Void)?
 
     /// A unit over a backstore. Its geometry is asked for here.
-    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
+    ///
+    /// - Parameters:
+    ///   - state: What was saved in the unit's earlier life; `nil` if nothing was.
+    ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
+    ///     (PTPL_C, PS).
+    public init(
+        configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
+        store: UnitStateStore? = nil
+    ) {
+        let state = state ?? UnitState(name: configuration.name)
+        precondition(state.name == configuration.name, "a logical unit was given the state of another")
+        persistentState = PersistentState(state, store: store)
         self.configuration = configuration
         self.backstore = backstore
         self.shard = shard
@@ -115,14 +164,19 @@ public final class LogicalUnit {
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        unsafe deadlines = .allocate(capacity: 1)
+        unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
+        shard.add(self)
     }
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
+        unsafe deadlines.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -174,6 +228,10 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        if poweredOnAt == nil {
+            poweredOnAt = shard.clock
+            unsafe counters.pointee.idleSince = shard.clock
+        }
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
@@ -267,6 +325,10 @@ public final class LogicalUnit {
     private func admit(_ task: TaskHandle, _ entry: TaskSetEntry) {
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
+        unsafe deadlines.pointee.arrived(task)
+        if unsafe tasks.pointee.count == 1 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
         switch entry {
         case .enabled:
             task.transition(to: .enabled)
@@ -309,10 +371,12 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return end(task, .done(.good)) }
+        if task.disposition != .none { return endAborted(task, outcome) }
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
+        case .save: save(task)
+        case .needsState: waitForState(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
@@ -332,19 +396,57 @@ public final class LogicalUnit {
         }
     }
 
+    /// An aborted command changes nothing any more, unless the change is on its way already.
+    private func endAborted(_ task: TaskHandle, _ outcome: Outcome) {
+        if case .save = outcome { persistentState.discard() }
+        end(task, .done(.good))
+    }
+
+    // MARK: Persistent state
+
+    /// Stages a change of what survives power loss. A handler returns the outcome; a command that has more to do once
+    /// the change is made sets its step before.
+    ///
+    /// - Parameters:
+    ///   - bytes: The new bytes of the section; `nil` removes it.
+    ///   - apply: Makes the change in memory. Runs once, when the bytes are durable, or never.
+    func save(
+        _ kind: UnitStateKind, version: UInt16 = 1, _ bytes: [UInt8]?, then apply: @escaping () -> Void
+    ) -> Outcome {
+        if persistentState.isBusy { return .needsState }
+        persistentState.stage(kind, version: version, bytes, apply: apply)
+        return .save
+    }
+
+    private func save(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        persistentState.begin { [self] error in
+            task.transition(to: .enabled)
+            if error != 0, task.disposition == .none { return end(task, .failed(PersistentState.sense(error))) }
+            let aborted = task.disposition != .none
+            proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+        }
+    }
+
+    private func waitForState(_ task: TaskHandle) {
+        task.waitsFor = .state
+        task.transition(to: .dormant)
+        persistentState.wait(task)
+    }
+
     private func wait(_ task: TaskHandle, for reason: WaitReason) {
         task.waitsFor = reason
         task.transition(to: .dormant)
         shard.wait(task)
     }
 
-    /// The shard has something free again for a task that waited for it.
+    /// What a task waited for is free again: memory of the shard, the backstore, the persistent state.
     func retry(_ task: TaskHandle) {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
-        // One that has no buffer yet has not begun; one whose request only waits for room goes on to its end.
-        if task.waitsFor == .staging, unsafe tasks.pointee.isBlocked(task) { return block(task) }
+        // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
+        if task.waitsFor != .backstore, unsafe tasks.pointee.isBlocked(task) { return block(task) }
         goOn(task)
     }
 
@@ -353,7 +455,7 @@ public final class LogicalUnit {
         switch task.waitsFor {
         case .order: run(task)
         case .backstore: submit(task)
-        case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .response: finish(task)
         }
     }
@@ -368,11 +470,18 @@ public final class LogicalUnit {
     private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            unsafe counters.pointee.backstoreErrors += 1
-            return end(task, .failed(BackstoreError.sense(error, task, medium)))
+            return end(task, .failed(failure(task, error)))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+    }
+
+    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+        unsafe counters.pointee.backstoreErrors += 1
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        return sense
     }
 
     /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
@@ -403,6 +512,7 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         shard.returnStaging(task)
         count(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         if task.response.status != SCSIStatus.good.rawValue { return finishNotGood(task) }
         complete(task)
         goOnWithOthers()
@@ -447,7 +557,7 @@ public final class LogicalUnit {
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -458,12 +568,36 @@ public final class LogicalUnit {
         case .read:
             unsafe counters.pointee.reads += 1
             unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-        case .write:
-            unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten +=
-                unsafe task.command.data_out_length - task.response.data_out_residual
+            unsafe counters.pointee.readNanoseconds &+= shard.clock &- task.receivedAt
+        case .write: countWrite(task)
+        default: countOther(task)
+        }
+    }
+
+    @inline(__always)
+    private func countWrite(_ task: TaskHandle) {
+        unsafe counters.pointee.writes += 1
+        unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
+        unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
+    }
+
+    @inline(never)
+    private func countOther(_ task: TaskHandle) {
+        switch task.row?.handler {
+        case .verify:
+            unsafe counters.pointee.verifies += 1
+            countVerified(task)
+        case .writeAndVerify:
+            countWrite(task)
+            countVerified(task)
+        case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
+    }
+
+    private func countVerified(_ task: TaskHandle) {
+        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
     /// Refuses a task that never was in the task set.
@@ -525,14 +659,14 @@ public final class LogicalUnit {
 
     /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
     /// unless it is marked.
-    private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
+    func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
         while let task = firstWaiting(where: matches) {
-            if task.state == .dormant, task.waitsFor != .order {
-                shard.stopWaiting(task)
-            } else {
-                unsafe tasks.pointee.stopWaiting(task)
+            switch (task.state, task.waitsFor) {
+            case (.dormant, .state): persistentState.stopWaiting(task)
+            case (.dormant, .staging), (.dormant, .backstore): shard.stopWaiting(task)
+            default: unsafe tasks.pointee.stopWaiting(task)
             }
             if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
         }
@@ -573,6 +707,29 @@ public final class LogicalUnit {
         modePages = pages
         refresh()
         establish(.modeParametersChanged, exceptFor: nexus)
+    }
+
+    // MARK: Logs
+
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    func setLog(_ log: LogState, by nexus: UInt16) {
+        self.log = log
+        establish(.logParametersChanged, exceptFor: nexus)
+    }
+
+    /// A request of a command was given up because of the medium.
+    private func mediumErrorOccurred(_ task: TaskHandle) {
+        let page = ErrorCounterPage(of: task)
+        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
+        errorCountersChanged(page)
+        log.failurePredicted = true
+    }
+
+    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
+    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    private func errorCountersChanged(_ page: ErrorCounterPage) {
+        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
+        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }

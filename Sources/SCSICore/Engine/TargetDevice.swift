@@ -164,6 +164,8 @@ public final class TargetDevice {
     /// The tasks of a nexus that were received and not completed.
     public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
 
+    func initiatorPort(_ nexus: UInt16) -> String? { initiatorPorts[Int(nexus)] }
+
     // MARK: Tasks
 
     /// Takes a free task whose command is filled. It is given back by `complete_task` of the nexus's port, exactly once
@@ -189,7 +191,7 @@ public final class TargetDevice {
         case .failed(let sense):
             task.sense = sense
             task.respond(.commandComplete, .checkCondition)
-        case .submit, .needsStaging: preconditionFailure("there is no unit to submit to")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
         }
         complete(task)
     }
@@ -274,6 +276,7 @@ extension TaskHandle {
         transition(to: .received)
         self.nexus = nexus
         disposition = .none
+        hasExpired = false
         step = 0
         progress = 0
         address = 0

@@ -280,7 +280,7 @@ extension TaskHandle {
     /// Whether the task's command is being carried out, so that another one on the same blocks would meet it.
     fileprivate var isAtWork: Bool {
         switch state {
-        case .enabled, .transferring: true
+        case .enabled, .transferring, .settling: true
         case .dormant: waitsFor != .order
         case .blocked, .free, .received, .completing: false
         }

@@ -50,4 +50,8 @@ public enum Limits {
 
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
+
+    /// Bytes of what one logical unit keeps over power loss: room for the registrations of every nexus, all mode pages
+    /// and the identifying information, many times over.
+    public static let unitStateBytes = 1 << 20
 }

@@ -30,6 +30,9 @@ enum TaskState: UInt8 {
     case blocked
     /// Out of the task set; its response is being given to the front.
     case completing
+    /// In the task set, and what it does is under way elsewhere than at its backstore: its change of the persistent
+    /// state is being saved. It cannot be cancelled.
+    case settling
 
     /// The states that may follow, as a bit mask by raw value.
     var successors: UInt8 {
@@ -41,8 +44,9 @@ enum TaskState: UInt8 {
         case .enabled:
             1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
                 | 1 << TaskState.blocked.rawValue | 1 << TaskState.completing.rawValue
+                | 1 << TaskState.settling.rawValue
         case .blocked: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
-        case .transferring: 1 << TaskState.enabled.rawValue
+        case .transferring, .settling: 1 << TaskState.enabled.rawValue
         case .completing: 1 << TaskState.free.rawValue
         }
     }
@@ -68,6 +72,8 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// The end of a save of the unit's persistent state; then its handler runs again.
+    case state
     /// Nothing: it has ended but for its response, which is filled (a blocked task only).
     case response
 }
@@ -103,6 +109,8 @@ struct SCSITask: ~Copyable {
     var logicalUnit: Unmanaged<LogicalUnit>?
     /// What a dormant task waits for.
     var waitsFor: WaitReason
+    /// Its deadline has passed while the backstore had its request: it goes no further than that.
+    var hasExpired: Bool
 
     /// The logical blocks that a medium access command names, for hazards and for progress.
     var address: UInt64
@@ -139,6 +147,7 @@ struct SCSITask: ~Copyable {
         unsafe row = nil
         unsafe logicalUnit = nil
         unsafe waitsFor = .order
+        unsafe hasExpired = false
         unsafe address = 0
         unsafe blocks = 0
         unsafe progress = 0
@@ -271,6 +280,10 @@ extension TaskHandle {
     @inline(__always) var waitsFor: WaitReason {
         get { unsafe pointer.pointee.waitsFor }
         nonmutating set { unsafe pointer.pointee.waitsFor = newValue }
+    }
+    @inline(__always) var hasExpired: Bool {
+        get { unsafe pointer.pointee.hasExpired }
+        nonmutating set { unsafe pointer.pointee.hasExpired = newValue }
     }
     @inline(__always) var address: UInt64 {
         get { unsafe pointer.pointee.address }

@@ -7,9 +7,9 @@
 enum UnitAttention: UInt8, CaseIterable {
     case powerOnOrReset, powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
-    case modeParametersChanged, capacityChanged
+    case modeParametersChanged, logParametersChanged, capacityChanged
     case reservationsPreempted, reservationsReleased, registrationsPreempted
-    case commandsCleared, thinProvisioningThreshold
+    case commandsCleared, thresholdConditionMet, thinProvisioningThreshold
     case previousBusy, previousTaskSetFull, previousReservationConflict
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
@@ -26,11 +26,13 @@ enum UnitAttention: UInt8, CaseIterable {
         case .reportedLUNsChanged:         (.reportedLUNsDataChanged,              false, [])
         case .inquiryDataChanged:          (.inquiryDataChanged,                   false, [])
         case .modeParametersChanged:       (.modeParametersChanged,                false, [])
+        case .logParametersChanged:        (.logParametersChanged,                 false, [])
         case .capacityChanged:             (.capacityDataChanged,                  false, [])
         case .reservationsPreempted:       (.reservationsPreempted,                false, [])
         case .reservationsReleased:        (.reservationsReleased,                 false, [])
         case .registrationsPreempted:      (.registrationsPreempted,               false, [])
         case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
+        case .thresholdConditionMet:       (.thresholdConditionMet,                false, [])
         case .thinProvisioningThreshold:   (.thinProvisioningSoftThresholdReached, false, [])
         case .previousBusy:                (.previousBusyStatus,                   false, [])
         case .previousTaskSetFull:         (.previousTaskSetFullStatus,            false, [])

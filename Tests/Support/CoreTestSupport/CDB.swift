@@ -108,6 +108,21 @@ public enum CDB {
         [0x55, flags, 0, 0, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
     }
 
+    /// LOG SENSE (SPC-6). `control` is PC.
+    public static func logSense(
+        _ page: UInt8, _ subpage: UInt8 = 0, control: UInt8 = 1, pointer: UInt16 = 0, allocation: UInt16 = 4096,
+        flags: UInt8 = 0
+    ) -> [UInt8] {
+        [0x4d, flags, control << 6 | page, subpage, 0] + bytes(UInt64(pointer), 2) + bytes(UInt64(allocation), 2) + [0]
+    }
+
+    /// LOG SELECT (SPC-6). `flags` is byte 1: PCR 02h, SP 01h.
+    public static func logSelect(
+        _ page: UInt8 = 0, _ subpage: UInt8 = 0, control: UInt8 = 1, listLength: Int = 0, flags: UInt8 = 0
+    ) -> [UInt8] {
+        [0x4c, flags, control << 6 | page, subpage, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
+    }
+
     /// READ CAPACITY(10) (SBC-5).
     public static let readCapacity10: [UInt8] = [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 

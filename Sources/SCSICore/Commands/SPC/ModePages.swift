@@ -73,6 +73,7 @@ struct ModePages {
     private(set) var restrictedReordering = true
     private(set) var queueErrorManagement = QueueErrorManagement.none
     private(set) var unitAttentionInterlock = UnitAttentionInterlock.none
+    private(set) var reportLogExceptions = false
 
     /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
     init(volatileCache: Bool) {
@@ -85,10 +86,10 @@ struct ModePages {
             // Caching (SBC-5 6.5.6): WCE.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL, SWP; TAS;
+            // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL, SWP; TAS;
             // busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0xf4, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
+                              changeable: [0xf5, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Informational Exceptions Control: DEXCPT: there are none to report.
             ModePage(0x1c, 0, defaults:   [0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -131,6 +132,7 @@ struct ModePages {
     private mutating func refresh() {
         writeCacheEnable = bit(0x08, byte: 0, 0x04)
         descriptorSense = bit(0x0a, byte: 0, 0x04)
+        reportLogExceptions = bit(0x0a, byte: 0, 0x01)
         softwareWriteProtect = bit(0x0a, byte: 2, 0x08)
         taskAbortedStatus = bit(0x0a, byte: 3, 0x40)
         separateTaskSets = bit(0x0a, byte: 0, 0x20)
