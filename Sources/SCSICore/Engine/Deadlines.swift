@@ -150,7 +150,9 @@ extension TargetDevice {
     /// What has been here longest, and the number of its unit; `nil` if no unit has a task. Tasks of units that were
     /// removed are among them, with the unit's number of then missing.
     public var oldestTask: (lun: LUN?, task: TaskInFlight)? {
-        allUnits.compactMap { unit in unit.oldestTask.map { (lun: unit.lun, task: $0) } }.max { $0.task.age < $1.task.age }
+        allUnits.compactMap { unit in unit.oldestTask.map { (lun: unit.lun, task: $0) } }.max {
+            $0.task.age < $1.task.age
+        }
     }
 }
 

@@ -92,8 +92,8 @@ enum Outcome {
 /// A direct access block device (SBC-5) behind a target.
 @safe
 public final class LogicalUnit {
-    /// What the unit was created with.
-    public let configuration: LogicalUnitConfiguration
+    /// What the unit was created with, or what `reconfigure` made of it.
+    public private(set) var configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
     let backstore: BackstoreHandle
@@ -211,15 +211,24 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
-    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
-    /// HAS CHANGED (SBC-5 4.7) and by an event.
-    public func backstoreGeometryChanged() {
+    func replaceConfiguration(_ new: LogicalUnitConfiguration) {
+        configuration = new
+        refreshAnnounced()
+    }
+
+    func readGeometry() {
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refreshAnnounced()
+    }
+
+    /// Tells the initiators of write protection that comes or goes and that none of them asked for.
+    private func refreshAnnounced() {
+        let wasProtected = writeProtected
         refresh()
-        if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
+        if writeProtected != wasProtected { establish(.modeParametersChanged, exceptFor: nil) }
     }
 
     // MARK: The target's side
@@ -263,8 +272,8 @@ public final class LogicalUnit {
         if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
     }
 
-    /// A nexus that the target had not seen before: only what a power on leaves.
-    func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
+    /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
+    func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) { unsafe pending[Int(nexus)] = [condition] }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
 

@@ -94,7 +94,7 @@ enum SPC {
     /// Extended INQUIRY Data (SPC-6 7.7.7).
     private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.byte(0x00)
-        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: a priority is accepted and nothing follows from it
+        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: nothing follows from a priority
         writer.byte(unit.cachesWrites ? 0x01 : 0x00)  // V_SUP
         writer.byte(0x01)  // LUICLR: REPORTED LUNS DATA HAS CHANGED is cleared on all units of the nexus at once
         writer.zeros(5)
