@@ -14,7 +14,7 @@ enum AdmissionVerdict {
 /// What admission looks at: a snapshot of the logical unit, seen from one nexus.
 struct AdmissionState {
     let pending: UnitAttentionSet
-    let stopped: Bool
+    let readiness: Readiness
     let writeProtected: Bool
 }
 
@@ -27,13 +27,11 @@ enum Admission {
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
     @inline(__always)
     static func check(_ flags: CommandFlags, _ state: AdmissionState) -> AdmissionVerdict {
-        if state.pending.isEmpty, !state.stopped, !state.writeProtected { return .admitted }
+        if state.pending.isEmpty, state.readiness == .ready, !state.writeProtected { return .admitted }
         if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
             return .unitAttention(condition)
         }
-        if state.stopped, flags.contains(.needsMedium) {
-            return .refused(SenseData(.notReady, .logicalUnitNotReadyInitializingRequired))
-        }
+        if state.readiness != .ready, flags.contains(.needsMedium) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))
         }

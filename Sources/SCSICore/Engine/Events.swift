@@ -7,12 +7,19 @@
 import CBackstore
 
 extension LogicalUnit {
-    /// Changes what the unit was created with. A new name or a new text in the INQUIRY data is told by INQUIRY DATA HAS
-    /// CHANGED; write protection that comes or goes by MODE PARAMETERS CHANGED, because it is a bit of the mode parameter
-    /// header (SBC-5 6.5.1).
+    /// Changes the name, the serial number, the texts and the write protection that the unit was created with; the other
+    /// fields of `new` are not looked at. New INQUIRY data are told by INQUIRY DATA HAS CHANGED, write protection that
+    /// comes or goes by MODE PARAMETERS CHANGED, because it is a bit of the mode parameter header (SBC-5 6.5.1).
     public func reconfigure(_ new: LogicalUnitConfiguration) {
         let old = configuration
-        replaceConfiguration(new)
+        var configuration = old
+        configuration.name = new.name
+        configuration.serial = new.serial
+        configuration.vendor = new.vendor
+        configuration.product = new.product
+        configuration.revision = new.revision
+        configuration.readOnly = new.readOnly
+        replaceConfiguration(configuration)
         let isSame =
             old.name == new.name && old.serial == new.serial && old.vendor == new.vendor && old.product == new.product
             && old.revision == new.revision
@@ -23,14 +30,13 @@ extension LogicalUnit {
     /// HAS CHANGED (SBC-5 4.7) and by an event, of new limits by INQUIRY DATA HAS CHANGED (SPC-6 7.7: vital product
     /// data), of new write protection by MODE PARAMETERS CHANGED.
     public func backstoreGeometryChanged() {
+        // The backstore of a medium that was taken away is not the unit's any more.
+        if mediumState == .absent { return }
         let (old, oldMedium) = (geometry, medium)
         readGeometry()
         if medium.blocks != oldMedium.blocks { establish(.capacityChanged, exceptFor: nil) }
         if !geometry.hasSameLimits(as: old) { establish(.inquiryDataChanged, exceptFor: nil) }
     }
-
-    /// The medium is another one, or has come back (SAM-6 5.14: NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED).
-    func mediumChanged() { establish(.mediumChanged, exceptFor: nil) }
 
     /// A logical block provisioning threshold is reached (SBC-5 4.7.3.7.2).
     func thinProvisioningThresholdReached() { establish(.thinProvisioningThreshold, exceptFor: nil) }

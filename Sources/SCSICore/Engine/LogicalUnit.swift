@@ -22,8 +22,14 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -38,6 +44,12 @@ public struct MediumErrorCounters: Sendable, Equatable {
     public var corrected: UInt64 = 0
     /// Requests that were given up: their command ended with MEDIUM ERROR.
     public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
 }
 
 /// What a logical unit has done since it was created. Monotonic counters.
@@ -96,7 +108,7 @@ public final class LogicalUnit {
     public private(set) var configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
@@ -124,14 +136,35 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
     private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -152,14 +185,16 @@ public final class LogicalUnit {
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
         self.configuration = configuration
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
-        unsafe tasks.initialize(to: TaskSet())
+        unsafe tasks.initialize(to: TaskSet(limit: taskSetBounds.shared))
         unsafe counters = .allocate(capacity: 1)
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
@@ -187,8 +222,18 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if savesState { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        if configuration.removable { features.insert(.removable) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -209,6 +254,21 @@ public final class LogicalUnit {
         unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
         unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+    }
+
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        pages.adopt(modePages)
+        modePages = pages
+        refresh()
     }
 
     func replaceConfiguration(_ new: LogicalUnitConfiguration) {
@@ -239,6 +299,7 @@ public final class LogicalUnit {
         removed = false
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
+            releasePowerControl()
             unsafe counters.pointee.idleSince = shard.clock
         }
     }
@@ -249,6 +310,7 @@ public final class LogicalUnit {
         whenDrained = drained
         unsafe tasks.pointee.clearAllACA()
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
@@ -315,7 +377,9 @@ public final class LogicalUnit {
         if let status = unsafe tasks.pointee.refusal(of: task, functionsOnly: functionsOnly) {
             return refuse(task, status)
         }
-        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard unsafe tasks.pointee.count < taskSetBounds.shared || hasRoom(for: task) else {
+            return refuse(task, fullStatus(task))
+        }
         admit(task, unsafe tasks.pointee.insertWithCare(task))
     }
 
@@ -356,7 +420,7 @@ public final class LogicalUnit {
     private func run(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], readiness: readiness, writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
@@ -392,12 +456,16 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
@@ -455,7 +523,7 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
-        if task.waitsFor != .backstore, unsafe tasks.pointee.isBlocked(task) { return block(task) }
+        if task.waitsFor == .staging || task.waitsFor == .state, unsafe tasks.pointee.isBlocked(task) { return block(task) }
         goOn(task)
     }
 
@@ -463,7 +531,8 @@ public final class LogicalUnit {
     private func goOn(_ task: TaskHandle) {
         switch task.waitsFor {
         case .order: run(task)
-        case .backstore: submit(task)
+        case .backstore, .thaw: submit(task)
+        case .recovery: submitAgain(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .response: finish(task)
         }
@@ -476,22 +545,34 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            return end(task, .failed(failure(task, error)))
+            if recovers(task, error, again: again) { return }
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
-        return sense
+        return .failed(sense)
     }
+
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
 
     /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
@@ -530,7 +611,7 @@ public final class LogicalUnit {
     /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
     /// it.
     private func finishNotGood(_ task: TaskHandle) {
-        unsafe counters.pointee.notGood += 1
+        if task.response.status != SCSIStatus.conditionMet.rawValue { unsafe counters.pointee.notGood += 1 }
         let isFault = task.response.status == SCSIStatus.checkCondition.rawValue && !removed
         let ended = isFault && checkConditionReported(task)
         complete(task)
@@ -548,6 +629,7 @@ public final class LogicalUnit {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -562,6 +644,7 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
@@ -599,6 +682,7 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
@@ -675,6 +759,7 @@ public final class LogicalUnit {
             switch (task.state, task.waitsFor) {
             case (.dormant, .state): persistentState.stopWaiting(task)
             case (.dormant, .staging), (.dormant, .backstore): shard.stopWaiting(task)
+            case (.dormant, .thaw), (.dormant, .recovery): break
             default: unsafe tasks.pointee.stopWaiting(task)
             }
             if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
@@ -706,16 +791,22 @@ public final class LogicalUnit {
     func reset(_ condition: UnitAttention) {
         stopped = false
         unsafe tasks.pointee.clearAllACA()
+        preventing = 0
+        releasePowerControl()
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }
 
     // MARK: Logs
@@ -731,12 +822,36 @@ public final class LogicalUnit {
         let page = ErrorCounterPage(of: task)
         unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
         errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
         log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
     }
 
     /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
     /// it (SPC-6 7.3.2.2.2, 7.5.10).
-    private func errorCountersChanged(_ page: ErrorCounterPage) {
+    func errorCountersChanged(_ page: ErrorCounterPage) {
         guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
         establish(.thresholdConditionMet, exceptFor: nil)
     }

@@ -50,6 +50,9 @@ final class PersistentState {
                 guard section.version == 1 else {
                     throw .newer(what: "section \(section.kind.rawValue)", version: Int(section.version))
                 }
+                guard section.kind != .savedModePages || ModePages.parseSaved(section.bytes) != nil else {
+                    throw .damaged("the saved mode pages are cut off")
+                }
             default: break
             }
         }

@@ -74,6 +74,7 @@ final class TaskManager {
             for unit in units {
                 unit.endMarked()
                 unit.clearACA(nexus)
+                unit.prevent(false, by: nexus)
                 unit.establish(.nexusLoss, for: nexus)
             }
             return .ends(.everything(nexus: nexus))

@@ -23,7 +23,8 @@ struct TaskSet: ~Copyable {
     private(set) var count = 0
     /// How many tasks may be in the set for `insert` to be the way in: 0 while one task more needs a closer look
     /// (`insertWithCare`).
-    private(set) var ordinaryLimit = Limits.tasksPerLogicalUnit
+    private(set) var ordinaryLimit: Int
+    private let limit: Int
     /// Tasks that wait for older ones or for an ACA condition to be cleared.
     private(set) var waiting = 0
     /// Of them, the blocked ones.
@@ -40,8 +41,14 @@ struct TaskSet: ~Copyable {
     /// `Limits.nexusesPerTarget`, 64). Several only if each nexus has its own task set, or had.
     private(set) var faulted: UInt64 = 0
 
+    /// - Parameter limit: How many tasks come in without a closer look.
+    init(limit: Int) {
+        self.limit = limit
+        ordinaryLimit = limit
+    }
+
     private mutating func refreshLimit() {
-        ordinaryLimit = isSeparate || faulted != 0 ? 0 : Limits.tasksPerLogicalUnit
+        ordinaryLimit = isSeparate || faulted != 0 ? 0 : limit
     }
 
     // MARK: In and out
@@ -61,7 +68,8 @@ struct TaskSet: ~Copyable {
         return entry
     }
 
-    /// The same when an ACA condition is in effect, or when each nexus has a task set of its own.
+    /// The same when an ACA condition is in effect, when each nexus has a task set of its own, or when few places are
+    /// left.
     mutating func insertWithCare(_ task: TaskHandle) -> TaskSetEntry {
         append(task)
         if task.attribute == .aca, !isFaulted(task.nexus) { return .withoutACA }

@@ -10,6 +10,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case modeParametersChanged, logParametersChanged, capacityChanged
     case reservationsPreempted, reservationsReleased, registrationsPreempted
     case commandsCleared, thresholdConditionMet, thinProvisioningThreshold
+    case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
     case previousBusy, previousTaskSetFull, previousReservationConflict
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
@@ -34,6 +35,9 @@ enum UnitAttention: UInt8, CaseIterable {
         case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
         case .thresholdConditionMet:       (.thresholdConditionMet,                false, [])
         case .thinProvisioningThreshold:   (.thinProvisioningSoftThresholdReached, false, [])
+        case .failurePredicted:            (.failurePredictionThresholdExceeded,   false, [])
+        case .failurePredictedFalsely:     (.failurePredictionThresholdExceededFalse, false, [])
+        case .mediumRemovalRequested:      (.operatorMediumRemovalRequest,         false, [])
         case .previousBusy:                (.previousBusyStatus,                   false, [])
         case .previousTaskSetFull:         (.previousTaskSetFullStatus,            false, [])
         case .previousReservationConflict: (.previousReservationConflictStatus,    false, [])
