@@ -11,6 +11,7 @@ enum CommandHandler: UInt8, CaseIterable {
     case preFetch, writeAtomic, getLBAStatus
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
+    case persistentReserveIn, persistentReserveOut, reserve, release
 }
 
 /// Where a CDB keeps its logical block address and its number of blocks.
@@ -51,6 +52,20 @@ struct CommandFlags: OptionSet {
     /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
     /// (SAM-6 5.9.4).
     static let passesACA = Self(rawValue: 1 << 15)
+
+    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
+    // handlers ask `LogicalUnit.isRestricted`.
+
+    /// Allowed under a persistent reservation of any type.
+    static let allowedUnderAny = Self(rawValue: 1 << 8)
+    /// Allowed under a persistent reservation of a write exclusive type: what only reads.
+    static let allowedUnderWriteExclusive = Self(rawValue: 1 << 9)
+    /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
+    static let allowedUnderReserve = Self(rawValue: 1 << 10)
+
+    /// A command that the table does not have is refused for that, and not for a reservation.
+    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve]
 }
 
 /// What a unit must be able to do, mostly by its backstore, for a row to be in its table.

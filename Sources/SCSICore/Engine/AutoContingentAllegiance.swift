@@ -53,7 +53,7 @@ extension LogicalUnit {
     }
 
     /// A command was refused with a status that has no sense data (SPC-6 7.5.10, UA_INTLCK_CTRL 11b): the next command
-    /// of the nexus says so. Reservation conflicts come from Admission.
+    /// of the nexus says so.
     func interlock(_ status: SCSIStatus, for nexus: UInt16) {
         guard modePages.unitAttentionInterlock == .establish else { return }
         switch status {
