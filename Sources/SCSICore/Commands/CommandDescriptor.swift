@@ -48,7 +48,8 @@ struct CommandFlags: OptionSet {
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
 
-    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
+    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
     // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
     // handlers ask `LogicalUnit.isRestricted`.
 
