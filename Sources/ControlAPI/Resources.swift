@@ -17,6 +17,8 @@ public struct Status: Codable, Equatable, Sendable {
     public var targets: [TargetStatus]
     /// The fronts at which guests attach, by socket.
     public var fronts: [FrontStatus]
+    /// Xen guests; `nil` where none are served.
+    public var xen: XenStatus?
 
     /// A status of these parts.
     public init(
@@ -158,7 +160,7 @@ public struct CommandStatus: Codable, Equatable, Sendable {
     public var lba: UInt64
     /// How many logical blocks it names.
     public var blocks: UInt64
-    /// `waiting` for other commands, `waiting-for-resource`, or with the `backstore`.
+    /// `waiting` for other commands, `waiting-for-resource`, with the `backstore`, or with the `state-store`.
     public var place: String
     /// Whether its deadline has passed and the backstore was asked to cancel it.
     public var expired: Bool

@@ -11,7 +11,7 @@ enum Text {
         \(status.version), \(status.reactors.count) reactor\(status.reactors.count == 1 ? "" : "s"), \(status.ioEngine)
 
         \(fronts(status.fronts))
-
+        \(status.xen.map { "\n\(xen($0))\n" } ?? "")
         \(([units(status.targets)] + slow(status.targets)).joined(separator: "\n\n"))
         """
     }
@@ -55,6 +55,19 @@ enum Text {
                     "\(front.commands)", targets.map { "\($0.key)=\($0.value)" }.joined(separator: " "),
                 ]
             }, right: [2, 3, 4])
+    }
+
+    static func xen(_ status: XenStatus) -> String {
+        let vhosts = table(
+            ["DOMAIN", "VHOST", "BACK END", "FRONT END", "REACTOR", "COMMANDS", "DEVICES"],
+            status.vhosts.map { vhost in
+                let devices = vhost.devices.map { "\($0.virtualDevice)=\($0.physicalDevice)" }
+                return [
+                    "\(vhost.domain)", "\(vhost.vhost)", vhost.backendState, vhost.frontendState,
+                    vhost.reactor.map { "\($0)" } ?? "", "\(vhost.commands)", devices.joined(separator: " "),
+                ]
+            }, right: [0, 1, 4, 5])
+        return status.waitsFor.map { "Xen guests are not served: \($0)\n" } ?? vhosts
     }
 
     static func units(_ targets: [TargetStatus]) -> String {

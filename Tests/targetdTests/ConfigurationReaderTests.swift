@@ -81,7 +81,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
     ),
     (
         "buffered: true", "bufered: true",
@@ -342,7 +342,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
     ),
 ]
 // swift-format-ignore-end
@@ -450,7 +450,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
         "", "\n", "# nothing yet\n", "{}", "backstores:\ntargets:\nvhost-user-scsi:\n", "vhost-user-scsi: []",
     ])
     func configurationWithoutSocketsIsAnError(yaml: String) {
-        #expect(problems(yaml) == ["f.yaml: error: no guest can attach: add a socket under vhost-user-scsi:"])
+        #expect(problems(yaml) == ["f.yaml: error: no guest can attach: add a socket under vhost-user-scsi:, or xen:"])
     }
 
     @Test(arguments: ["[]", "- a", "7", "text"])

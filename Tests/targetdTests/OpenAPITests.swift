@@ -45,8 +45,23 @@ import Yams
     private static let samples: [(name: String, value: any Encodable & Sendable)] = [
         (
             "Status",
-            Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+            {
+                var status = Status(
+                    version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+                status.xen = XenStatus(waitsFor: nil, vhosts: [])
+                return status
+            }()
         ),
+        ("XenStatus", XenStatus(waitsFor: "", vhosts: [])),
+        (
+            "XenVhostStatus",
+            {
+                var vhost = XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])
+                (vhost.reactor, vhost.fault) = (0, "")
+                return vhost
+            }()
+        ),
+        ("XenDeviceStatus", XenDeviceStatus(name: "", physicalDevice: "", virtualDevice: "", state: "")),
         ("ReactorStatus", ReactorStatus(index: 0)),
         ("BackstoreStatus", BackstoreStatus(name: "", type: "", path: "", size: 0, readOnly: false)),
         ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
@@ -79,6 +94,11 @@ import Yams
     @Test func fieldsThatMayBeAbsentAreNotRequired() throws {
         let schemas = document["components"]?["schemas"]
         let absent = [
+            "Status": JSON.encode(
+                Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])),
+            "XenStatus": JSON.encode(XenStatus(waitsFor: nil, vhosts: [])),
+            "XenVhostStatus": JSON.encode(
+                XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])),
             "BackstoreStatus": JSON.encode(
                 BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
             "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),

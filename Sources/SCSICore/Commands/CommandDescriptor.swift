@@ -5,7 +5,7 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
-    case logSelect, logSense
+    case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case preFetch, writeAtomic, getLBAStatus
@@ -76,9 +76,11 @@ struct UnitFeatures: OptionSet, Hashable {
     static let atomicWrite = Self(rawValue: 1 << 2)
     /// A store for the persistent state: SP of MODE SELECT.
     static let savesState = Self(rawValue: 1 << 3)
+    /// A removable medium.
+    static let removable = Self(rawValue: 1 << 4)
 
     /// What there is: a table for these has every handler.
-    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState]
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState, .removable]
 }
 
 /// One row of the command table.

@@ -160,9 +160,16 @@ final class CommandTable {
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                              // START STOP UNIT
-            usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
-        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve],                                 // READ CAPACITY(10)
+        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            without: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
+        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            requires: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
+        row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
+            requires: .removable,
+            usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
+        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve], // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x28, nil, .read, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(10)
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),

@@ -18,7 +18,7 @@ struct AdmissionState {
     let pending: UnitAttentionSet
     /// What a reservation makes of the nexus: the flags of which a command must have one; none: all may pass.
     let restriction: CommandFlags
-    let stopped: Bool
+    let readiness: Readiness
     let writeProtected: Bool
 }
 
@@ -30,7 +30,9 @@ enum Admission {
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
     @inline(__always)
     static func check(_ flags: CommandFlags, _ state: AdmissionState) -> AdmissionVerdict {
-        if state.pending.isEmpty, state.restriction.isEmpty, !state.stopped, !state.writeProtected { return .admitted }
+        if state.pending.isEmpty, state.restriction.isEmpty, state.readiness == .ready, !state.writeProtected {
+            return .admitted
+        }
         if !state.restriction.isEmpty, flags.isDisjoint(with: state.restriction) {
             guard let condition = state.pending.first, condition.isReset else { return .conflict }
             return .unitAttention(condition)
@@ -38,9 +40,7 @@ enum Admission {
         if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
             return .unitAttention(condition)
         }
-        if state.stopped, flags.contains(.needsMedium) {
-            return .refused(SenseData(.notReady, .logicalUnitNotReadyInitializingRequired))
-        }
+        if state.readiness != .ready, flags.contains(.needsMedium) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))
         }

@@ -80,5 +80,6 @@ extension LogicalUnit {
     /// reservations stay.
     func nexusLost(_ nexus: UInt16) {
         if reservations.reserved == nexus { reservations.setReserved(nil, on: target) }
+        prevent(false, by: nexus)
     }
 }

@@ -175,6 +175,8 @@ public final class TargetDevice {
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
     }
 
+    /// Nexuses that are there, or have tasks left from when they were.
+    var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
     /// What registrations call a nexus; `nil` if there never was one with this index.
     func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
 
@@ -213,6 +215,7 @@ public final class TargetDevice {
         case .overrun: task.respond(.overrun, .good)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = false
             task.respond(.commandComplete, .checkCondition)
         case .submit, .needsStaging, .save, .needsState, .awaitAborted:
             preconditionFailure("there is no unit to submit to")

@@ -9,7 +9,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
     case reservationsPreempted, reservationsReleased, registrationsPreempted
-    case failurePredicted, failurePredictedFalsely
+    case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -33,6 +33,7 @@ enum UnitAttention: UInt8, CaseIterable {
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
         case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
         case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
+        case .mediumRemovalRequested: (.operatorMediumRemovalRequest,     false, [])
         }
     }
 

@@ -25,6 +25,8 @@ struct Configuration: Equatable, Sendable {
     var targets: [NAAName: TargetConfiguration] = [:]
     /// The vhost-user sockets.
     var vhostUserFronts: [VhostUserFrontConfiguration] = []
+    /// Xen guests; `nil`: they are not served.
+    var xen: XenConfiguration?
 }
 
 /// The socket of the control API.

@@ -34,7 +34,7 @@ struct ConfigurationReader {
     // MARK: What is in the file
 
     private mutating func readRoot(_ root: Node) {
-        let sections = ["backstores", "targets", "vhost-user-scsi"]
+        let sections = ["backstores", "targets", "vhost-user-scsi", "xen"]
         let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "state-directory", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
@@ -55,6 +55,7 @@ struct ConfigurationReader {
             }
         }
         if let fronts = fields["vhost-user-scsi"] { readFronts(fronts, at: "vhost-user-scsi") }
+        if let xen = fields["xen"] { result.configuration.xen = readXen(xen, at: "xen") }
     }
 
     private mutating func readSettings(_ fields: Fields) {
@@ -165,6 +166,27 @@ struct ConfigurationReader {
             unit.commandTimeoutNanoseconds = timeout
         }
         return unit
+    }
+
+    private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
+        var xen = XenConfiguration()
+        if node.isEmpty { return xen }
+        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "staging"]) else { return nil }
+        if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
+            xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
+        }
+        if let records = path(fields, "records") { xen.records = records }
+        if let staging = size(fields, "staging") {
+            let range = XenConfiguration.stagingBytes
+            if range.contains(staging) {
+                xen.staging = staging
+            } else {
+                let (least, most) = (Size.format(range.lowerBound), Size.format(range.upperBound))
+                report(
+                    fields.key("staging"), "cannot be \(Size.format(staging)): write a size from \(least) to \(most)")
+            }
+        }
+        return xen
     }
 
     private mutating func readFronts(_ node: Node, at key: String) {

@@ -15,6 +15,7 @@ struct ConfigurationWriter {
         writer.writeBackstores(configuration.backstores)
         writer.writeTargets(configuration.targets)
         writer.writeFronts(configuration.vhostUserFronts)
+        if let xen = configuration.xen { writer.writeXen(xen) }
         return writer.lines.map { $0 + "\n" }.joined()
     }
 
@@ -102,6 +103,14 @@ struct ConfigurationWriter {
             fields.append(("targets", Self.flow(targets)))
             lines.append("  - \(Self.flow(fields))")
         }
+    }
+
+    private mutating func writeXen(_ xen: XenConfiguration) {
+        let standard = XenConfiguration()
+        var fields = [("enabled", xen.enabled.rawValue)]
+        if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
+        if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
+        lines.append("xen: \(Self.flow(fields))")
     }
 
     private static func flow(_ fields: [(String, String)]) -> String {

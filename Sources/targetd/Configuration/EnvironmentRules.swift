@@ -4,6 +4,7 @@
 // nothing: what it finds can be gone a moment later, so opening still has its own errors.
 
 import Glibc
+import XenFront
 
 /// Checks a configuration against the file system.
 struct EnvironmentRules {
@@ -25,6 +26,11 @@ struct EnvironmentRules {
         }
         for (index, front) in configuration.vhostUserFronts.enumerated() where !front.socket.isEmpty {
             rules.checkSocket(front.socket, at: "vhost-user-scsi[\(index)].socket")
+        }
+        if configuration.xen?.enabled == .always, !XenFront.isXenDomain {
+            rules.report(
+                "xen.enabled",
+                "this machine is no domain of Xen's: write auto, which serves Xen guests where there is Xen")
         }
         return rules.problems
     }

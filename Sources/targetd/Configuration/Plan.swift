@@ -17,6 +17,8 @@ enum Change: Equatable, Sendable {
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
     case setCommandTimeout(Int, target: NAAName)
+    case stopXen
+    case startXen
     case setStopTimeout
     case setLogLevel
 }
@@ -36,6 +38,8 @@ extension Change {
         case .removeBackstore(let name): .addBackstore(name)
         case .addBackstore(let name): .removeBackstore(name)
         case .setCommandTimeout, .setStopTimeout, .setLogLevel: self
+        case .stopXen: .startXen
+        case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
         case .resizeBackstore: nil
         }
@@ -58,6 +62,8 @@ extension Change: CustomStringConvertible {
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
         case .setCommandTimeout(let number, let target): "~ target \(target) LUN \(number) command-timeout"
+        case .stopXen: "- xen"
+        case .startXen: "+ xen"
         case .setStopTimeout: "~ stop-timeout"
         case .setLogLevel: "~ log-level"
         }
@@ -177,6 +183,7 @@ struct Plan: Equatable, Sendable {
         let backstores = old.usedBackstores.keys.sorted().filter {
             new.usedBackstores[$0] == nil || replaced.contains($0)
         }
+        if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
     }
 
@@ -206,6 +213,8 @@ struct Plan: Equatable, Sendable {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
             }
         }
+        // Guests whose rings are in use go on with what is there, so all must be there.
+        if new.servedXen != nil && old.servedXen != new.servedXen { changes.append(.startXen) }
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.

@@ -16,7 +16,7 @@ final class ReactorThread: @unchecked Sendable {
     let index: Int
     /// How this reactor does I/O.
     let engine: Reactor.ActiveEngine
-    private let reactor: Reactor
+    let reactor: Reactor
     /// What lives on the thread; used by functions that `perform` runs there, and by nobody else.
     private let objects: ReactorObjects
     private var thread = pthread_t()
