@@ -58,7 +58,8 @@ struct CommandFlags: OptionSet {
     /// (SAM-6 5.9.4).
     static let passesACA = Self(rawValue: 1 << 15)
 
-    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
+    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
     // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
     // handlers ask `LogicalUnit.isRestricted`.
 

@@ -830,8 +830,8 @@ public final class LogicalUnit {
         return false
     }
 
-    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-6
-    /// 5.15.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-4
+    /// 5.7.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
     func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
         let taskAborted = modePages.taskAbortedStatus
         abort {
