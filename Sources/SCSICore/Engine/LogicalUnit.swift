@@ -580,8 +580,6 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
-        case .writeAtomic: countWrite(task)
-        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
