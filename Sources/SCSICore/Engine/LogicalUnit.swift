@@ -26,6 +26,8 @@ public struct LogicalUnitConfiguration: Sendable {
     public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
     /// What becomes of a command whose request the backstore could not carry out.
     public var errorPolicy = ErrorPolicy.report
 
@@ -162,6 +164,7 @@ public final class LogicalUnit {
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -182,6 +185,7 @@ public final class LogicalUnit {
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
         self.configuration = configuration
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
@@ -342,7 +346,7 @@ public final class LogicalUnit {
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
         let others = unsafe tasks.pointee.count
-        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard others < taskSetBounds.shared || hasRoom(for: task) else { return refuse(task, fullStatus(task)) }
         if others == 0 {
             unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
         }
@@ -539,6 +543,7 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)

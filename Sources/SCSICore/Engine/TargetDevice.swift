@@ -161,6 +161,9 @@ public final class TargetDevice {
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
     }
 
+    /// Nexuses that are there, or have tasks left from when they were.
+    var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
+
     /// The tasks of a nexus that were received and not completed.
     public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
 
@@ -190,6 +193,7 @@ public final class TargetDevice {
         case .overrun: task.respond(.overrun, .good)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = false
             task.respond(.commandComplete, .checkCondition)
         case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
         }
