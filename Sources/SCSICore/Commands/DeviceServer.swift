@@ -75,8 +75,9 @@ enum DeviceServer {
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
+        case .logSense: SPC.logSenseMeasured(task, cdb, on: unit)
         case .write, .writeAtomic, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense,
-            .logSelect, .logSense, .reportLUNs, .reportSupportedOperationCodes,
+            .logSelect, .reportLUNs, .reportSupportedOperationCodes,
             .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16, .synchronizeCache,
             .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")

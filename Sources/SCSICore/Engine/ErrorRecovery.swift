@@ -100,7 +100,7 @@ extension LogicalUnit {
 
     /// Tells those who wait for it that the backstore has nothing of this unit.
     func callWhenQuiet() {
-        guard !freezeState.whenQuiet.isEmpty, !contains({ $0.state == .transferring }) else {
+        guard !freezeState.whenQuiet.isEmpty, !space.isInFlight, !contains({ $0.state == .transferring }) else {
             watchesRequests = !freezeState.whenQuiet.isEmpty
             return
         }

@@ -8,7 +8,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
-    case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
+    case failurePredicted, failurePredictedFalsely, mediumRemovalRequested, softThresholdReached
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -29,6 +29,7 @@ enum UnitAttention: UInt8, CaseIterable {
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
         case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
         case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
+        case .softThresholdReached:  (.thinProvisioningSoftThresholdReached, false, [])
         case .mediumRemovalRequested: (.operatorMediumRemovalRequest,     false, [])
         }
     }
