@@ -58,7 +58,7 @@ struct ProvisioningTests {
 
     @Test(
         "The threshold exponent makes sets of 1 MiB, larger where there would be too many for 32 bits",
-        arguments: [(1 << 21, 512, 11), (1 << 18, 4096, 8), (1 << 44, 512, 12), (1 << 54, 512, 22)]
+        arguments: [(1 << 21, 512, 11), (1 << 18, 4096, 8), (1 << 44, 512, 13), (1 << 54, 512, 23)]
             as [(UInt64, UInt32, UInt8)])
     func exponent(blocks: UInt64, blockLength: UInt32, exponent: UInt8) {
         let world = thinWorld(blocks: blocks, blockLength: blockLength)

@@ -34,6 +34,10 @@ enum DeviceServer {
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .persistentReserveIn: SPC.persistentReserveIn(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.persistentReserveOut(task, cdb, on: unit)
+        case .reserve: SPC.reserve(task, on: unit)
+        case .release: SPC.release(task, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
         case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
@@ -72,6 +76,7 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
@@ -79,7 +84,7 @@ enum DeviceServer {
         case .write, .writeAtomic, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense,
             .logSelect, .reportLUNs, .reportSupportedOperationCodes,
             .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16, .synchronizeCache,
-            .readDefectData10, .readDefectData12:
+            .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve, .release:
             preconditionFailure("a command without steps")
         }
     }

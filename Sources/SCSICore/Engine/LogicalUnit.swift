@@ -99,6 +99,8 @@ enum Outcome {
     case save
     /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
     case needsState
+    /// Ends with GOOD when the commands that it has aborted have ended (`LogicalUnit.abortCommands`).
+    case awaitAborted
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -119,6 +121,10 @@ public final class LogicalUnit {
     private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
+    /// Who may use the unit.
+    let reservations: Reservations
+    /// `Reservations.restrictions`, at hand for each command.
+    let restrictions: UnsafeMutablePointer<CommandFlags>
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -187,6 +193,8 @@ public final class LogicalUnit {
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
+        reservations = Reservations(persistentState.reservations)
+        unsafe restrictions = reservations.restrictions
         self.configuration = configuration
         taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
@@ -301,6 +309,7 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        reservations.refresh(target)
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
             releasePowerControl()
@@ -385,15 +394,17 @@ public final class LogicalUnit {
     /// Carries an enabled task out, as far as it goes.
     @inline(__always)
     private func run(_ task: TaskHandle) {
-        let flags = task.row?.flags ?? []
+        let flags = task.row?.flags ?? .ofUnknownCommand
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], readiness: readiness, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], restriction: restriction(task.nexus), readiness: readiness,
+            writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
             report(condition, for: task.nexus)
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
+        case .conflict: return end(task, .done(.reservationConflict))
         }
         guard let row = task.row else { return end(task, .failed(unknownCommand(task))) }
         let cdb = CDB(task)
@@ -417,6 +428,7 @@ public final class LogicalUnit {
         case .needsStaging: wait(task, for: .staging)
         case .save: save(task)
         case .needsState: waitForState(task)
+        case .awaitAborted: awaitAborted(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
@@ -562,7 +574,8 @@ public final class LogicalUnit {
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -704,11 +717,30 @@ public final class LogicalUnit {
         return false
     }
 
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-6
+    /// 5.15.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
+        let taskAborted = modePages.taskAbortedStatus
+        abort {
+            guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
+            return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
+        }
+    }
+
+    private func awaitAborted(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        target?.whenAborted(on: self, nexuses: task.progress, by: task) { [self] in
+            task.transition(to: .enabled)
+            end(task, .done(.good))
+        }
+    }
+
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
         preventing = 0
         releasePowerControl()
+        reservations.setReserved(nil, on: target)
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)

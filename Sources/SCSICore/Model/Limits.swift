@@ -80,6 +80,10 @@ public enum Limits {
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
 
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-6 5.15.7): every nexus
+    /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
+    public static let registrations = 256
+
     /// Bytes of what one logical unit keeps over power loss: room for the registrations of every nexus, all mode pages
     /// and the identifying information, many times over.
     public static let unitStateBytes = 1 << 20

@@ -103,9 +103,9 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
     return unsafe UnsafePointer(operations)
 }()
 
-/// A target port with one initiator port behind it.
+/// A target port with one initiator port behind it. Used on one thread at a time.
 @safe
-public final class MockPort {
+public final class MockPort: @unchecked Sendable {
     /// The initiator port's name.
     public let name: String
     /// The target that the port gives commands to.

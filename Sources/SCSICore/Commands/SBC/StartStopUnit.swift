@@ -47,6 +47,8 @@ extension SBC {
     /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first takes
     /// no longer for it.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+        // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of reservations.
+        if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         guard let action = StartStopAction(cdb) else { return .failed(invalidCondition(cdb)) }
         switch action {
         case .eject where unit.isRemovalPrevented: return .failed(SenseData(.illegalRequest, .mediumRemovalPrevented))
@@ -98,6 +100,8 @@ extension SBC {
 
     /// PREVENT ALLOW MEDIUM REMOVAL (SBC-5 5.15), of removable units only.
     static func preventAllowMediumRemoval(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+        // SPC-6 table 37: only to allow is allowed in the presence of reservations.
+        if cdb.bit(4, 0), unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         unit.prevent(cdb.bit(4, 0), by: task.nexus)
         return .done(.good)
     }
