@@ -90,6 +90,9 @@ struct ConfigurationWriter {
         if unit.commandTimeoutNanoseconds != 0 {
             fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
         }
+        if unit.removable { fields.append(("removable", "true")) }
+        if unit.onError != .report { fields.append(("on-error", unit.onError.rawValue)) }
+        if let timeout = unit.retryTimeoutNanoseconds { fields.append(("retry-timeout", TimeSpan.format(timeout))) }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 
