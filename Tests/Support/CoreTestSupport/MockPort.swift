@@ -122,8 +122,9 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
             complete_task: { context, task in
                 unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().completed(TaskHandle(head: task!))
             },
-            complete_task_management: { context, cookie, response, _ in
-                unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().answered(cookie, response)
+            complete_task_management: { context, cookie, response, additional in
+                let port = unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue()
+                port.answered(cookie, response, additional)
             },
             report_event: { context, event in
                 unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().reported(event!.pointee)
@@ -133,6 +134,8 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
 
 /// What carries a port's commands, if not a call: a real transport, whose front is the port that the target sees.
 public protocol MockTransport: AnyObject {
+    /// Whether there is a nexus.
+    var isConnected: Bool { get }
     /// Establishes the nexus, and loses it.
     func connect()
     func disconnect()
@@ -174,6 +177,10 @@ public final class MockPort: @unchecked Sendable {
     private var answered: [(cookie: UInt64, response: TaskManagementResponse)] = []
     /// What carries commands instead of a call of the target.
     public var transport: (any MockTransport)?
+    /// The Additional Response Information of the last function that was answered.
+    public private(set) var additionalResponse: UInt32 = 0
+    /// Whether there is a nexus.
+    public var isConnected: Bool { nexus != nil || linkedNexus != nil || transport?.isConnected == true }
     /// Called when a command has come back, after it was recorded; it may send more.
     public var whenCompleted: ((Completion) -> Void)?
     /// Called when a task management function was answered.
@@ -218,12 +225,15 @@ public final class MockPort: @unchecked Sendable {
         free = Array((0..<tasks).reversed())
     }
 
+    /// The relative target port identifier with which it connects.
+    public var targetPort: UInt16 = 1
+
     /// Establishes the nexus.
     public func connect() {
         if let transport { return transport.connect() }
         let port = unsafe TargetPortHandle(
             operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
-        nexus = target.establishNexus(initiatorPort: name, port: port)
+        nexus = target.establishNexus(initiatorPort: name, targetPort: targetPort, port: port)
     }
 
     /// Establishes the nexus so that commands cross to another thread; called on the thread of the gate's shard. From
@@ -236,7 +246,7 @@ public final class MockPort: @unchecked Sendable {
         self.links = links
         isGone = false
         linkedNexus = gate.establishNexus(
-            initiatorPort: name, target: target, port: port, events: links[0]
+            initiatorPort: name, targetPort: targetPort, target: target, port: port, events: links[0]
         ) { [unowned self] link in
             if link === self.links[0] { self.isGone = true }
         }
@@ -444,7 +454,8 @@ public final class MockPort: @unchecked Sendable {
         retired.append(transfer.dataIn)
     }
 
-    fileprivate func answered(_ cookie: UInt64, _ response: UInt8) {
+    fileprivate func answered(_ cookie: UInt64, _ response: UInt8, _ additional: UInt32) {
+        additionalResponse = additional
         deliver(TaskManagementResponse(rawValue: response)!, cookie: cookie)
     }
 

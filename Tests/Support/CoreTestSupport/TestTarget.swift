@@ -67,13 +67,23 @@ open class TestTarget {
             unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
             port.transport = transport(port)
             port.connect()
-            if !attentive { _ = run(CDB.requestSense(), dataIn: 18, on: port) }
         }
+        if !attentive { for port in [a, b] { _ = run(CDB.requestSense(), dataIn: 18, on: port) } }
         journal.entries = []
     }
 
-    deinit {
+    /// Lets every command end.
+    public func comeToRest() {
         drain()
+        // What an ACA condition blocks ends when that is cleared, and may establish another one by how it ends.
+        for port in [a, b, a, b] where port.isConnected {
+            for entry in target.logicalUnits { port.manage(.clearACA, lun: entry.lun.field) }
+            drain()
+        }
+    }
+
+    deinit {
+        comeToRest()
         a.checkRetiredMemory()
         b.checkRetiredMemory()
     }

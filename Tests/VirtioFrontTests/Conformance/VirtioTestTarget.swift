@@ -41,7 +41,7 @@ final class VirtioTestTarget: CoreTestSupport.TestTarget {
 
     deinit {
         journal.whenRead = nil
-        drain()
+        comeToRest()
         hub.close()
     }
 
@@ -138,6 +138,8 @@ final class VirtioTransport: MockTransport {
             reactor: hub.reactor, report: { _ in })
         do { try server.start() } catch { fatalError("no server: \(error)") }
     }
+
+    var isConnected: Bool { frontEnd != nil }
 
     func connect() {
         let path = path
