@@ -11,14 +11,13 @@ import Testing
 struct CommandTableTests {
     private static let rows = CommandTable(features: .all).all
 
-    /// A target whose unit has all the rows.
+    /// A unit with every feature, so that it has every row.
     private static func world(
         attentive: Bool = false, configure: (ScriptedBackstore) -> Void = { _ in }
     ) -> TestTarget {
-        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "S")
+        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SERIAL0001")
         configuration.removable = true
-        return TestTarget(
-            attentive: attentive, configuration: configuration, savesState: true, configure: configure)
+        return TestTarget(attentive: attentive, configuration: configuration, savesState: true, configure: configure)
     }
 
     /// A CDB of a row with all parameters zero.
@@ -64,8 +63,8 @@ struct CommandTableTests {
                 #expect(end != nil)
                 // PAGE CODE, BYTCHK and the like are refused for their value, which names the field as a whole.
                 let valueFields: Set<CommandHandler> = [
-                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes, .logSelect, .logSense,
-                    .startStopUnit,
+                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes,
+                    .reportIdentifyingInformation, .setIdentifyingInformation, .logSelect, .logSense, .startStopUnit,
                 ]
                 if !valueFields.contains(row.handler), let field = end?.sense?.field, end?.sense?.code == 0x2400 {
                     #expect(field.bit != bit || field.byte != byte, "\(row.handler) byte \(byte) bit \(bit)")
