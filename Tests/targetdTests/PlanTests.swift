@@ -295,6 +295,7 @@ import Testing
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }
                         all.append(configuration)
                     }
                 }
@@ -308,11 +309,13 @@ import Testing
         var backstores: [String: BackstoreConfiguration]
         var targets: [NAAName: TargetConfiguration]
         var fronts: [String: VhostUserFrontConfiguration]
+        var xen: XenConfiguration?
 
         init(_ configuration: Configuration) {
             backstores = configuration.usedBackstores
             targets = configuration.targets
             fronts = Dictionary(uniqueKeysWithValues: configuration.vhostUserFronts.map { ($0.socket, $0) })
+            xen = configuration.servedXen
         }
 
         mutating func apply(_ change: Change, wanted: Configuration) {
@@ -346,6 +349,12 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .stopXen:
+                #expect(xen != nil)
+                xen = nil
+            case .startXen:
+                #expect(xen == nil && targets == wanted.targets)
+                xen = wanted.servedXen
             case .setStopTimeout, .setLogLevel: break
             }
         }

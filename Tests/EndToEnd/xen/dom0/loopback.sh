@@ -49,7 +49,7 @@ check "apply adds a target while guests are served" targetctl apply /tmp/more.ya
 check "a guest gets a disk of it" targetctl xen attach 0 naa.60014054ac780584:0,0:0:5:0
 need "the guest finds it" within 20 test -b /dev/sdb
 check "apply takes the target away again" targetctl apply /tmp/targetd.yaml
-check "its disk answers no more" sh -c '! dd if=/dev/sdb of=/dev/null bs=4k count=1 iflag=direct'
+check "its disk answers no more" sh -c '! sg_turs /dev/sdb'
 check "apply brings it back" targetctl apply /tmp/more.yaml
 check "the disk answers again" within 20 sg_turs /dev/sdb
 check "it is detached" targetctl xen detach 0 0:0:5:0
@@ -73,6 +73,52 @@ else
 fi
 check "close by the back end's side" targetctl xen detach 0 --vhost 1
 check "no disk is left of it" within 20 test ! -e /dev/sdb
+
+while read -r module; do
+    case $module in *scsi_debug*) insmod "$module" max_luns=2 ;; *) insmod "$module" ;; esac
+done < /modules.host-device
+within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 2 ]'
+# address N: of the Nth device of that kind, and its sg node
+address() { lsscsi | sed -n 's/^\[\([0-9:]*\)\].*scsi_debug.*/\1/p' | sed -n "$1p"; }
+generic() { echo "/dev/$(ls "/sys/bus/scsi/devices/$1/scsi_generic")"; }
+own=$(address 1)
+need "a SCSI device of this host is attached" targetctl xen attach 0 "$(disk "$own"),2:0:0:0"
+need "the guest finds it" within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 3 ]'
+given=$(address 3)
+check "p-dev is its address, p-devname what was said" sh -c '
+    [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-dev)" = '"$own"' ] &&
+    [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-devname)" = '"$(disk "$own")"' ]'
+check "REPORT LUNS of it shows exactly the map" sh -c 'sg_luns '"$(generic "$given")"' | grep -q "Lun list length = 8 "'
+check "what the guest writes is on the device" sh -c '
+    dd if=/tmp/random of='"$(disk "$given")"' bs=256k count=20 oflag=direct 2>&1 &&
+    dd if='"$(disk "$own")"' bs=1M count=5 iflag=direct 2> /dev/null | cmp -n 5242880 - /tmp/random'
+check "and fio verifies it" fio --name=v "--filename=$(disk "$given")" --direct=1 --ioengine=libaio --iodepth=32 \
+    --rw=randwrite --bsrange=512-300k --blockalign=512 --size=7M --verify=crc32c --do_verify=1 --verify_fatal=1
+check "sense data is the device's" sh -c '
+    sg_raw -r 512 '"$(generic "$given")"' 28 00 ff ff ff fe 00 00 01 00 2>&1 | grep -q "Logical block address out of range"'
+check "microcode is not downloaded through it, though the device would" sh -c '
+    sg_raw -s 512 -i /tmp/random '"$(generic "$own")"' 3b 05 00 00 00 00 00 02 00 00 > /dev/null 2>&1 || exit 1
+    sg_raw -s 512 -i /tmp/random '"$(generic "$given")"' 3b 05 00 00 00 00 00 02 00 00 2>&1 |
+        grep -q "Invalid command operation code"'
+sg_turs "$(generic "$given")" > /dev/null 2>&1
+check "sg_reset -d resets it, and it says so" sh -c '
+    sg_reset -N -d '"$(generic "$given")"' && sg_requests '"$(generic "$given")"' 2>&1 | grep -qiE "reset|power on"'
+sg_turs "$(generic "$given")" > /dev/null 2>&1
+echo 4 > /sys/bus/pseudo/drivers/scsi_debug/opts
+echo -1 > /sys/bus/pseudo/drivers/scsi_debug/every_nth
+check "a command that never ends is ended by its time-out" sh -c '
+    ! timeout 100 sg_raw -t 3 -r 512 '"$(generic "$given")"' 28 00 00 00 00 00 00 00 01 00'
+echo 0 > /sys/bus/pseudo/drivers/scsi_debug/opts
+echo 0 > /sys/bus/pseudo/drivers/scsi_debug/every_nth
+check "and the device goes on" within 30 sg_turs "$(generic "$given")"
+check "it is detached" targetctl xen detach 0 "$own"
+check "a whole target of this host is attached" targetctl xen attach 0 "$own,2:0:0:0,feature-host"
+need "the guest finds all of its units" within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 4 ]'
+check "they are two in REPORT LUNS" sh -c 'sg_luns '"$(generic "$(address 3)")"' | grep -q "Lun list length = 16 "'
+check "they are detached" targetctl xen detach 0 --vhost 2
+check "a SCSI device that is not there is refused" sh -c '
+    targetctl xen attach 0 9:9:9:9,2:0:0:0 2>&1 | grep -q "this host has no SCSI device 9:9:9:9"'
+targetctl xen detach 0 --vhost 2 --timeout 5
 
 check "libiscsi's suite: no failure" sh -c '
     timeout 200 iscsi-test-cu --dataloss --test=ALL /dev/sg0 > /tmp/suite 2>&1 || { grep -A5 FAILED /tmp/suite; false; }'
