@@ -49,7 +49,7 @@ check "apply adds a target while guests are served" targetctl apply /tmp/more.ya
 check "a guest gets a disk of it" targetctl xen attach 0 naa.60014054ac780584:0,0:0:5:0
 need "the guest finds it" within 20 test -b /dev/sdb
 check "apply takes the target away again" targetctl apply /tmp/targetd.yaml
-check "its disk answers no more" sh -c '! sg_turs /dev/sdb'
+check "its disk answers no more" sh -c 'sg_turs /dev/sdb 2>&1 | grep -q DID_BAD_TARGET'
 check "apply brings it back" targetctl apply /tmp/more.yaml
 check "the disk answers again" within 20 sg_turs /dev/sdb
 check "it is detached" targetctl xen detach 0 0:0:5:0
@@ -78,13 +78,14 @@ while read -r module; do
     case $module in *scsi_debug*) insmod "$module" max_luns=2 ;; *) insmod "$module" ;; esac
 done < /modules.host-device
 within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 2 ]'
-# address N: of the Nth device of that kind, and its sg node
-address() { lsscsi | sed -n 's/^\[\([0-9:]*\)\].*scsi_debug.*/\1/p' | sed -n "$1p"; }
+# generic ADDRESS: its sg node
 generic() { echo "/dev/$(ls "/sys/bus/scsi/devices/$1/scsi_generic")"; }
-own=$(address 1)
+own=$(lsscsi | sed -n 's/^\[\([0-9:]*:0\)\].*scsi_debug.*/\1/p')
+# The number that Linux gives to vhost 2 as a SCSI host.
+host() { ls "/sys/bus/xen/devices/vscsi-2" | sed -n 's/^host//p'; }
 need "a SCSI device of this host is attached" targetctl xen attach 0 "$(disk "$own"),2:0:0:0"
 need "the guest finds it" within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 3 ]'
-given=$(address 3)
+given=$(host):0:0:0
 check "p-dev is its address, p-devname what was said" sh -c '
     [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-dev)" = '"$own"' ] &&
     [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-devname)" = '"$(disk "$own")"' ]'
@@ -113,9 +114,11 @@ echo 0 > /sys/bus/pseudo/drivers/scsi_debug/every_nth
 check "and the device goes on" within 30 sg_turs "$(generic "$given")"
 check "it is detached" targetctl xen detach 0 "$own"
 check "a whole target of this host is attached" targetctl xen attach 0 "$own,2:0:0:0,feature-host"
-need "the guest finds all of its units" within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 4 ]'
-check "they are two in REPORT LUNS" sh -c 'sg_luns '"$(generic "$(address 3)")"' | grep -q "Lun list length = 16 "'
-check "they are detached" targetctl xen detach 0 --vhost 2
+within 20 test -e "/sys/bus/scsi/devices/$(host):0:0:0/scsi_generic"
+check "its units are two in REPORT LUNS" sh -c 'sg_luns '"$(generic "$(host):0:0:0")"' | grep -q "Lun list length = 16 "'
+echo "0 0 1" > "/sys/class/scsi_host/host$(host)/scan"
+check "the guest finds the second, for which xenstore has no device" within 20 test -b "$(disk "$(host):0:0:1")"
+check "they are detached together" targetctl xen detach 0 --vhost 2
 check "a SCSI device that is not there is refused" sh -c '
     targetctl xen attach 0 9:9:9:9,2:0:0:0 2>&1 | grep -q "this host has no SCSI device 9:9:9:9"'
 targetctl xen detach 0 --vhost 2 --timeout 5
