@@ -38,6 +38,9 @@ import Yams
         }
     }
 
+    private static let command = CommandStatus(
+        ageMilliseconds: 0, initiator: "", tag: 0, operationCode: 0, lba: 0, blocks: 0, place: "", expired: false)
+
     /// A value of each kind that is told, with all that can be absent present.
     private static let samples: [(name: String, value: any Encodable & Sendable)] = [
         (
@@ -64,8 +67,14 @@ import Yams
         ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
         (
             "LogicalUnitStatus",
-            LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+            {
+                var unit = LogicalUnitStatus(
+                    lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+                unit.oldest = command
+                return unit
+            }()
         ),
+        ("CommandStatus", command),
         ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
         ("ChangeReport", ChangeReport(changes: [], warnings: [])),
         ("FailureReport", FailureReport(error: Failure(.failed, ""))),
@@ -93,6 +102,8 @@ import Yams
             "BackstoreStatus": JSON.encode(
                 BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
             "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),
+            "LogicalUnitStatus": JSON.encode(
+                LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)),
         ]
         for (name, value) in Self.samples {
             let least = try JSONSerialization.jsonObject(with: absent[name] ?? JSON.encode(value)) as? [String: Any]

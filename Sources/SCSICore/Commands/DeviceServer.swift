@@ -34,7 +34,12 @@ enum DeviceServer {
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .persistentReserveIn: SPC.persistentReserveIn(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.persistentReserveOut(task, cdb, on: unit)
+        case .reserve: SPC.reserve(task, on: unit)
+        case .release: SPC.release(task, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
@@ -46,6 +51,9 @@ enum DeviceServer {
         case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
         case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
         case .unmap: SBC.unmap(task, cdb, on: unit)
+        case .preFetch: SBC.preFetch(task, cdb, row.extent, on: unit)
+        case .writeAtomic: SBC.writeAtomic(task, cdb, row.extent, on: unit)
+        case .getLBAStatus: SBC.getLBAStatus(task, cdb, on: unit)
         }
     }
 
@@ -67,11 +75,15 @@ enum DeviceServer {
         case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
-        case .startStopUnit: SBC.stopAfterFlush(on: unit)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .logSelect, .logSense,
-            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
-            .readCapacity16,
-            .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
+        case .preFetch: SBC.preFetchDone(task)
+        case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
+        case .modeSelect: SPC.flushBeforeStatus(task)
+        case .write, .writeAtomic, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense,
+            .logSelect, .logSense, .reportLUNs, .reportSupportedOperationCodes,
+            .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16, .synchronizeCache,
+            .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve, .release:
             preconditionFailure("a command without steps")
         }
     }
@@ -96,6 +108,9 @@ enum DeviceServer {
         case .compareAndWrite:
             task.address = cdb.uint64(2)
             task.blocks = UInt64(cdb[13])
+        case .writeAtomic:
+            task.address = cdb.uint64(2)
+            task.blocks = UInt64(cdb.uint16(12))
         }
     }
 
@@ -144,6 +159,11 @@ enum DeviceServer {
         unsafe request.pointee.segments = unsafe UnsafePointer(segments)
         unsafe request.pointee.segment_count = count
         unsafe request.pointee.error_offset = .max
+    }
+
+    /// Adds a flag of scsi_backstore.h to the task's request, which is filled.
+    static func add(_ flag: some BinaryInteger, to task: TaskHandle) {
+        unsafe task.request.pointee.flags |= UInt16(flag)
     }
 
     /// The same for a request that reads or writes the task's staging buffer.

@@ -22,8 +22,14 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -38,6 +44,12 @@ public struct MediumErrorCounters: Sendable, Equatable {
     public var corrected: UInt64 = 0
     /// Requests that were given up: their command ended with MEDIUM ERROR.
     public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
 }
 
 /// What a logical unit has done since it was created. Monotonic counters.
@@ -87,6 +99,8 @@ enum Outcome {
     case save
     /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
     case needsState
+    /// Ends with GOOD when the commands that it has aborted have ended (`LogicalUnit.abortCommands`).
+    case awaitAborted
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -96,7 +110,7 @@ public final class LogicalUnit {
     public let configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
@@ -107,6 +121,10 @@ public final class LogicalUnit {
     private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
+    /// Who may use the unit.
+    let reservations: Reservations
+    /// `Reservations.restrictions`, at hand for each command.
+    let restrictions: UnsafeMutablePointer<CommandFlags>
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -124,14 +142,35 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -151,13 +190,17 @@ public final class LogicalUnit {
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
+        reservations = Reservations(persistentState.reservations)
+        unsafe restrictions = reservations.restrictions
         self.configuration = configuration
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet())
         unsafe counters = .allocate(capacity: 1)
@@ -187,8 +230,18 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if savesState { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        if configuration.removable { features.insert(.removable) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -209,9 +262,26 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        pages.adopt(modePages)
+        modePages = pages
+        refresh()
+    }
+
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
     /// HAS CHANGED (SBC-5 4.7) and by an event.
     public func backstoreGeometryChanged() {
+        // The backstore of a medium that was taken away is not the unit's any more.
+        if mediumState == .absent { return }
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
@@ -226,8 +296,10 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        reservations.refresh(target)
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
+            releasePowerControl()
             unsafe counters.pointee.idleSince = shard.clock
         }
     }
@@ -237,6 +309,7 @@ public final class LogicalUnit {
         removed = true
         whenDrained = drained
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
@@ -282,7 +355,7 @@ public final class LogicalUnit {
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
         let others = unsafe tasks.pointee.count
-        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard others < taskSetBounds.shared || hasRoom(for: task) else { return refuse(task, fullStatus(task)) }
         if others == 0 {
             unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
         }
@@ -308,15 +381,17 @@ public final class LogicalUnit {
     /// Carries an enabled task out, as far as it goes.
     @inline(__always)
     private func run(_ task: TaskHandle) {
-        let flags = task.row?.flags ?? []
+        let flags = task.row?.flags ?? .ofUnknownCommand
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], restriction: restriction(task.nexus), readiness: readiness,
+            writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
             report(condition, for: task.nexus)
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
+        case .conflict: return end(task, .done(.reservationConflict))
         }
         guard let row = task.row else { return end(task, .failed(unknownCommand(task))) }
         let cdb = CDB(task)
@@ -340,18 +415,23 @@ public final class LogicalUnit {
         case .needsStaging: wait(task, for: .staging)
         case .save: save(task)
         case .needsState: waitForState(task)
+        case .awaitAborted: awaitAborted(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
@@ -409,7 +489,8 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore: submit(task)
+        case .backstore, .thaw: submit(task)
+        case .recovery: submitAgain(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
@@ -417,22 +498,34 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            return end(task, .failed(failure(task, error)))
+            if recovers(task, error, again: again) { return }
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
-        return sense
+        return .failed(sense)
     }
+
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
     @inline(__always)
@@ -447,6 +540,7 @@ public final class LogicalUnit {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -461,11 +555,13 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -480,7 +576,10 @@ public final class LogicalUnit {
         case .write: countWrite(task)
         default: countOther(task)
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+        let status = task.response.status
+        if status != SCSIStatus.good.rawValue, status != SCSIStatus.conditionMet.rawValue {
+            unsafe counters.pointee.notGood += 1
+        }
     }
 
     @inline(__always)
@@ -499,6 +598,7 @@ public final class LogicalUnit {
         case .writeAndVerify:
             countWrite(task)
             countVerified(task)
+        case .writeAtomic: countWrite(task)
         case .unmap: unsafe counters.pointee.unmaps += 1
         default: unsafe counters.pointee.others += 1
         }
@@ -571,7 +671,7 @@ public final class LogicalUnit {
         enabling = true
         while let task = firstDormant(where: matches) {
             switch task.waitsFor {
-            case .order: break
+            case .order, .thaw, .recovery: break
             case .state: persistentState.stopWaiting(task)
             case .staging, .backstore: shard.stopWaiting(task)
             }
@@ -600,19 +700,44 @@ public final class LogicalUnit {
         return false
     }
 
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-6
+    /// 5.15.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
+        let taskAborted = modePages.taskAbortedStatus
+        abort {
+            guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
+            return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
+        }
+    }
+
+    private func awaitAborted(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        target?.whenAborted(on: self, nexuses: task.progress, by: task) { [self] in
+            task.transition(to: .enabled)
+            end(task, .done(.good))
+        }
+    }
+
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        preventing = 0
+        releasePowerControl()
+        reservations.setReserved(nil, on: target)
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }
 
     // MARK: Logs
@@ -628,12 +753,36 @@ public final class LogicalUnit {
         let page = ErrorCounterPage(of: task)
         unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
         errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
         log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
     }
 
     /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
     /// it (SPC-6 7.3.2.2.2, 7.5.10).
-    private func errorCountersChanged(_ page: ErrorCounterPage) {
+    func errorCountersChanged(_ page: ErrorCounterPage) {
         guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
         establish(.thresholdConditionMet, exceptFor: nil)
     }

@@ -35,7 +35,7 @@ struct ConfigurationReader {
 
     private mutating func readRoot(_ root: Node) {
         let sections = ["backstores", "targets", "vhost-user-scsi", "xen"]
-        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "control"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "state-directory", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
         if let control = fields["control"], !control.isEmpty {
@@ -72,6 +72,7 @@ struct ConfigurationReader {
             result.configuration.stopTimeoutNanoseconds = timeout
         }
         result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+        result.configuration.stateDirectory = path(fields, "state-directory")
     }
 
     private mutating func readControl(_ node: Node, at key: String) -> ControlConfiguration? {
@@ -146,7 +147,8 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        guard let fields = mapping(node, at: key, allowed: ["backstore", "read-only", "name", "serial"]),
+        let keys = ["backstore", "read-only", "name", "serial", "command-timeout"]
+        guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
@@ -160,6 +162,9 @@ struct ConfigurationReader {
             }
         }
         unit.serial = serial(fields)
+        if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
+            unit.commandTimeoutNanoseconds = timeout
+        }
         return unit
     }
 

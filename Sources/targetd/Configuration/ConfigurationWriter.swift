@@ -30,6 +30,7 @@ struct ConfigurationWriter {
             lines.append("stop-timeout: \(TimeSpan.format(configuration.stopTimeoutNanoseconds))")
         }
         if let level = configuration.logLevel { lines.append("log-level: \(level)") }
+        if let path = configuration.stateDirectory { lines.append("state-directory: \(Self.quoted(path))") }
     }
 
     private mutating func writeControl(_ control: ControlConfiguration) {
@@ -86,6 +87,9 @@ struct ConfigurationWriter {
         if unit.readOnly { fields.append(("read-only", "true")) }
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
+        if unit.commandTimeoutNanoseconds != 0 {
+            fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
+        }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 

@@ -61,11 +61,13 @@ actor Daemon {
     private static func startThreads(_ configuration: Configuration, _ logger: Logger) throws(ChangeError)
         -> [ReactorThread]
     {
+        let stateDirectory = try configuration.openStateDirectory(logger)
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), logger: logger)
+                    index: index, configuration: Reactor.Configuration(configuration), stateDirectory: stateDirectory,
+                    logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -239,13 +241,16 @@ actor Daemon {
             await xen?.publish(name, on: thread(after.targets[name]))
         case .addLogicalUnit(let number, let target):
             let unit = new.configuration.targets[target]!.logicalUnits[number]!
-            await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
-            await xen?.publish(target, on: thread(after.targets[target]))
+            error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
+            if error == nil { await xen?.publish(target, on: thread(after.targets[target])) }
         case .attachTarget(let name, let number, let socket):
             await thread(after.sockets[socket]).perform { $0.attachTarget(name, number: number, socket: socket) }
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .setCommandTimeout(let number, let target):
+            let unit = new.configuration.targets[target]!.logicalUnits[number]!
+            await thread(after.targets[target]).perform { $0.setCommandTimeout(number, target: target, unit) }
         // `stop` looks at the configuration that runs.
         case .setStopTimeout: break
         case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)

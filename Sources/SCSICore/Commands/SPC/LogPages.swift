@@ -235,16 +235,11 @@ enum LogPages {
 
     /// Informational Exceptions (SPC-6 7.3.12): the exception that there is, and no temperature.
     private static func informationalExceptions(_ unit: LogicalUnit) -> [LogParameter] {
-        let exception = unit.informationalException ?? .noAdditionalSense
+        let exception = unit.informationalException?.code ?? .noAdditionalSense
         return [.list(0, [exception.code, exception.qualifier, 0xff, 0])]
     }
 
     private static func bytes(_ value: some FixedWidthInteger) -> [UInt8] {
         unsafe withUnsafeBytes(of: value.bigEndian) { unsafe Array($0) }
     }
-}
-
-extension LogicalUnit {
-    /// The informational exception condition that there is, if any.
-    var informationalException: AdditionalSense? { log.failurePredicted ? .failurePredictionThresholdExceeded : nil }
 }
