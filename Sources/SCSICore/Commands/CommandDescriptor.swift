@@ -9,6 +9,11 @@ enum CommandHandler: UInt8, CaseIterable {
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case preFetch, writeAtomic, getLBAStatus
+    case reportTargetPortGroups
+    case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
+    case writeBufferData, writeEchoBuffer
+    case sendDiagnostic, receiveDiagnosticResults
+    case reportTimestamp, setTimestamp, reportIdentifyingInformation, setIdentifyingInformation
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
     case persistentReserveIn, persistentReserveOut, reserve, release
@@ -33,6 +38,8 @@ enum SerializationClass: UInt8, CaseIterable {
     case write
     /// Changes extents that its parameter list names: treated as the whole medium.
     case writeAnywhere
+    /// Touches no blocks, but changes what commands after it may do to them.
+    case unitState
 }
 
 /// What the policy checks ask about a command.
@@ -47,8 +54,12 @@ struct CommandFlags: OptionSet {
     static let needsMedium = Self(rawValue: 1 << 2)
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
+    /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
+    /// (SAM-6 5.9.4).
+    static let passesACA = Self(rawValue: 1 << 15)
 
-    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
+    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
     // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
     // handlers ask `LogicalUnit.isRestricted`.
 
@@ -73,7 +84,7 @@ struct UnitFeatures: OptionSet, Hashable {
     static let anchor = Self(rawValue: 1 << 1)
     /// Atomic writes.
     static let atomicWrite = Self(rawValue: 1 << 2)
-    /// A store for the persistent state: SP of MODE SELECT.
+    /// A store for the persistent state: SP of MODE SELECT, identifying information.
     static let savesState = Self(rawValue: 1 << 3)
     /// A removable medium.
     static let removable = Self(rawValue: 1 << 4)

@@ -121,7 +121,9 @@ final class CommandTable {
     ) -> Source {
         var words: (UInt64, UInt64) = (0, 0)
         for (offset, byte) in usage.enumerated() {
-            let bits = UInt64(byte) << (UInt64(offset & 7) * 8)
+            // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
+            let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
+            let bits = UInt64(isControl ? byte | TaskHandle.nacaBit : byte) << (UInt64(offset & 7) * 8)
             if offset < 8 { words.0 |= bits } else { words.1 |= bits }
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.
@@ -150,9 +152,9 @@ final class CommandTable {
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(6)
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
             usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
@@ -160,12 +162,16 @@ final class CommandTable {
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             without: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
+        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [],                                   // RECEIVE DIAGNOSTIC RESULTS
+            usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
+        row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
+            usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
         row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
             requires: .removable,
             usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
@@ -185,6 +191,18 @@ final class CommandTable {
             usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x3b, 0x02, .writeBufferData, .none, .none, [],                                           // WRITE BUFFER: data
+            usage: [0x3b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [],                                           // WRITE BUFFER: echo buffer
+            usage: [0x3b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): data
+            usage: [0x3c, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(10): descriptor
+            usage: [0x3c, 0x03, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): echo buffer
+            usage: [0x3c, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(10): echo buffer descriptor
+            usage: [0x3c, 0x0b, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(10)
@@ -199,9 +217,9 @@ final class CommandTable {
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(10)
             usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
             usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
@@ -227,7 +245,7 @@ final class CommandTable {
             usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT
             usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
             usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
             usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
@@ -255,6 +273,14 @@ final class CommandTable {
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(16)
             usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9b, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): data
+            usage: [0x9b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(16): descriptor
+            usage: [0x9b, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): echo buffer
+            usage: [0x9b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(16): echo buffer descriptor
+            usage: [0x9b, 0x0b, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium], requires: .atomicWrite, // WRITE ATOMIC(16)
             usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
         row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve],                                // READ CAPACITY(16)
@@ -263,10 +289,20 @@ final class CommandTable {
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny], requires: .savesState, // REPORT IDENTIFYING INFORMATION
+            usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny],                    // REPORT TARGET PORT GROUPS
+            usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [.allowedUnderWriteExclusive],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa3, 0x0f, .reportTimestamp, .none, .none, [.allowedUnderAny],                           // REPORT TIMESTAMP
+            usage: [0xa3, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savesState,          // SET IDENTIFYING INFORMATION
+            usage: [0xa4, 0x06, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
+        row(0xa4, 0x0f, .setTimestamp, .none, .none, [],                                              // SET TIMESTAMP
+            usage: [0xa4, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa8, nil, .read, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                         // READ(12)
             usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],                        // WRITE(12)

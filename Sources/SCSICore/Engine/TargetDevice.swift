@@ -26,7 +26,7 @@ public final class TargetDevice {
     /// The shard that owns the target and its units.
     public let shard: Shard
     /// The relative target port identifiers of the ports: which of them a nexus goes through, its front says.
-    let targetPorts: ClosedRange<UInt16>
+    let ports: TargetPorts
 
     private var units: [LUN: LogicalUnit] = [:]
     /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
@@ -39,6 +39,9 @@ public final class TargetDevice {
     private let nexuses: UnsafeMutablePointer<ITNexus>
     /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
     private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// Whether a lost nexus had to make room for another: an initiator port that is unknown now may be the one that was
+    /// forgotten, and may have missed a reset as well as the power on (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED).
+    private var hasForgotten = false
     /// What registrations call the nexus.
     private var nexusNames: [NexusName?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
@@ -52,7 +55,7 @@ public final class TargetDevice {
     public init(name: UInt64, shard: Shard, ports: UInt16 = 2) {
         self.name = name
         self.shard = shard
-        targetPorts = 1...ports
+        self.ports = TargetPorts(target: name, count: ports)
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -85,7 +88,7 @@ public final class TargetDevice {
         units[lun] = unit
         setEntry(lun, unit)
         unit.mapped(to: self, at: lun)
-        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index) }
+        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index, .powerOn) }
         reportEvent(SCSI_EVENT_LOGICAL_UNIT_ADDED, lun: lun)
         return true
     }
@@ -143,7 +146,7 @@ public final class TargetDevice {
     public func establishNexus(
         initiatorPort: String, targetPort: UInt16 = 1, port: TargetPortHandle
     ) -> NexusIdentifier? {
-        precondition(targetPorts.contains(targetPort), "a target port that the target does not have")
+        precondition(ports.identifiers.contains(targetPort), "a target port that the target does not have")
         let name = NexusName(initiatorPort: TransportIdentifier.address(of: initiatorPort), targetPort: targetPort)
         let isIdle: (Int) -> Bool = { unsafe self.nexuses[$0].port == nil && self.nexuses[$0].tasks == 0 }
         let slots = 0..<Limits.nexusesPerTarget
@@ -153,10 +156,15 @@ public final class TargetDevice {
                 ?? slots.first(where: isIdle)
         else { return nil }
         unsafe nexuses[index].port = port
+        if known == nil, initiatorPorts[index] != nil { hasForgotten = true }
         initiatorPorts[index] = initiatorPort
         nexusNames[index] = name
         for unit in units.values {
-            known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
+            if known == nil {
+                unit.nexusCreated(UInt16(index), hasForgotten ? .powerOnOrReset : .powerOn)
+            } else {
+                unit.establish(.nexusLoss, for: UInt16(index))
+            }
             unit.reservations.refresh(self)
         }
         return NexusIdentifier(index: UInt16(index))
@@ -179,6 +187,9 @@ public final class TargetDevice {
     var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
     /// What registrations call a nexus; `nil` if there never was one with this index.
     func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
+
+    /// The target port that a nexus goes through.
+    func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].map { ports[$0.targetPort] } }
 
     /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
     /// twice with the same name.
@@ -254,8 +265,9 @@ public final class TargetDevice {
         taskManager.whenAborted(on: unit, nexuses: nexuses, by: task, body)
     }
 
-    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {
-        unsafe nexuses[Int(nexus)].port?.completeTaskManagement(cookie: cookie, response: response.rawValue)
+    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16, additional: UInt32 = 0) {
+        let port = unsafe nexuses[Int(nexus)].port
+        port?.completeTaskManagement(cookie: cookie, response: response.rawValue, additional: additional)
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }

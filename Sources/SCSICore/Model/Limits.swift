@@ -43,6 +43,16 @@ public enum Limits {
     /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
     public static let prefetchBytes: UInt64 = 32 << 20
 
+    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN CDB.
+    public static let dataBufferBytes = 64 << 10
+
+    /// Bytes of the echo buffer: its descriptor can say 8191.
+    public static let echoBufferBytes = 4096
+
+    /// Bytes of each kind of identifying information. SPC-6 6.44 asks for 64 at least of one and 256 of the other; longer
+    /// information is INVALID FIELD IN CDB.
+    public static let identifyingInformationBytes = 512
+
     /// LBA status descriptors of one GET LBA STATUS. What they do not reach, the initiator asks for next.
     public static let lbaStatusDescriptors = 256
 
@@ -80,7 +90,7 @@ public enum Limits {
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
 
-    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-6 5.15.7): every nexus
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.7.7): every nexus
     /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
     public static let registrations = 256
 
