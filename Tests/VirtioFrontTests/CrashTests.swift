@@ -32,9 +32,10 @@ private final class KilledDaemon {
     /// Starts it and waits until guests can attach.
     func start() throws {
         var ends: [Int32] = [-1, -1]
-        precondition(unsafe pipe2(&ends, Int32(O_CLOEXEC)) == 0)
+        precondition(unsafe pipe(&ends) == 0)
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         errors = ends[0]
-        var actions = posix_spawn_file_actions_t()
+        var actions = unsafe posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
         unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
@@ -43,7 +44,7 @@ private final class KilledDaemon {
         ]
         var pointers = unsafe arguments.map { unsafe strdup($0) } + [nil]
         let code = unsafe posix_spawn(&process, executable, &actions, nil, &pointers, environ)
-        for pointer in unsafe pointers { unsafe free(pointer) }
+        for index in unsafe pointers.indices { unsafe free(pointers[index]) }
         unsafe posix_spawn_file_actions_destroy(&actions)
         close(ends[1])
         guard code == 0 else { throw InitiatorError.systemCall("posix_spawn of \(executable)", errno: code) }

@@ -7,6 +7,7 @@ import Backstores
 import CLinux
 import Testing
 import VhostUserInitiator
+import VirtioFront
 
 /// One way to negotiate rings.
 struct RingFeatures: CustomStringConvertible, Sendable {

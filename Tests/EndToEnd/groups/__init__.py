@@ -7,5 +7,6 @@ from .conformance import Conformance
 from .disks import Disks
 from .itself import Itself
 from .restart import Restart
+from .virtio import HotPlug, ManyUnits, Migration, PackedRings
 
-ALL = [Itself, CommandLine, Disks, Restart, Conformance]
+ALL = [Itself, CommandLine, Disks, Restart, PackedRings, HotPlug, ManyUnits, Migration, Conformance]
