@@ -236,4 +236,12 @@ static inline int clinux_lock(int descriptor, int shared) {
     return fcntl(descriptor, F_OFD_SETLK, &lock);
 }
 
+/* openat is variadic. The name is one in the directory itself: no link is followed, nothing is waited for. */
+static inline int clinux_open_at(int directory, const char *name) {
+    return openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+}
+static inline int clinux_create_at(int directory, const char *name, unsigned mode) {
+    return openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+}
+
 #endif

@@ -38,19 +38,43 @@ import Yams
         }
     }
 
+    private static let command = CommandStatus(
+        ageMilliseconds: 0, initiator: "", tag: 0, operationCode: 0, lba: 0, blocks: 0, place: "", expired: false)
+
     /// A value of each kind that is told, with all that can be absent present.
     private static let samples: [(name: String, value: any Encodable & Sendable)] = [
         (
             "Status",
-            Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+            {
+                var status = Status(
+                    version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+                status.xen = XenStatus(waitsFor: nil, vhosts: [])
+                return status
+            }()
         ),
+        ("XenStatus", XenStatus(waitsFor: "", vhosts: [])),
+        (
+            "XenVhostStatus",
+            {
+                var vhost = XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])
+                (vhost.reactor, vhost.fault) = (0, "")
+                return vhost
+            }()
+        ),
+        ("XenDeviceStatus", XenDeviceStatus(name: "", physicalDevice: "", virtualDevice: "", state: "")),
         ("ReactorStatus", ReactorStatus(index: 0)),
         ("BackstoreStatus", BackstoreStatus(name: "", type: "", path: "", size: 0, readOnly: false)),
         ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
         (
             "LogicalUnitStatus",
-            LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+            {
+                var unit = LogicalUnitStatus(
+                    lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+                unit.oldest = command
+                return unit
+            }()
         ),
+        ("CommandStatus", command),
         ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
         ("ChangeReport", ChangeReport(changes: [], warnings: [])),
         ("FailureReport", FailureReport(error: Failure(.failed, ""))),
@@ -70,9 +94,16 @@ import Yams
     @Test func fieldsThatMayBeAbsentAreNotRequired() throws {
         let schemas = document["components"]?["schemas"]
         let absent = [
+            "Status": JSON.encode(
+                Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])),
+            "XenStatus": JSON.encode(XenStatus(waitsFor: nil, vhosts: [])),
+            "XenVhostStatus": JSON.encode(
+                XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])),
             "BackstoreStatus": JSON.encode(
                 BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
             "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),
+            "LogicalUnitStatus": JSON.encode(
+                LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)),
         ]
         for (name, value) in Self.samples {
             let least = try JSONSerialization.jsonObject(with: absent[name] ?? JSON.encode(value)) as? [String: Any]

@@ -49,6 +49,21 @@ import Testing
         #expect(plan.refusals == [])
     }
 
+    @Test func commandTimeoutChangesInPlace() {
+        let plan = plan { $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000 }
+        #expect(plan.changes == [.setCommandTimeout(0, target: first)])
+        #expect(plan.changes.map(\.inverse) == plan.changes)
+        #expect(plan.refusals == [])
+    }
+
+    @Test func commandTimeoutThatComesWithAnotherDiskIsTheNewDisks() {
+        let plan = plan {
+            $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000
+            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+        }
+        #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
+    }
+
     @Test func removedLogicalUnitGoesBeforeItsBackstore() {
         let plan = plan {
             $0.backstores["a"] = nil
@@ -346,6 +361,9 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .setCommandTimeout(let number, let target):
+                let unit = wanted.targets[target]!.logicalUnits[number]!
+                #expect(targets[target]?.logicalUnits.updateValue(unit, forKey: number) != nil)
             case .setStopTimeout, .setLogLevel: break
             }
         }

@@ -5,10 +5,18 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
+    case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
+    case preFetch, writeAtomic, getLBAStatus
+    case reportTargetPortGroups
+    case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
+    case writeBufferData, writeEchoBuffer
+    case sendDiagnostic, receiveDiagnosticResults
+    case reportTimestamp, setTimestamp, reportIdentifyingInformation, setIdentifyingInformation
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
+    case persistentReserveIn, persistentReserveOut, reserve, release
 }
 
 /// Where a CDB keeps its logical block address and its number of blocks.
@@ -16,6 +24,8 @@ enum ExtentField: UInt8 {
     case none, six, ten, twelve, sixteen
     /// COMPARE AND WRITE: as in a CDB of 16 bytes, but with one byte for the number of blocks.
     case compareAndWrite
+    /// WRITE ATOMIC: as in a CDB of 16 bytes, but with two bytes for the number of blocks.
+    case writeAtomic
 }
 
 /// What a command does to the medium, for the hazard matrix in Serialization.
@@ -28,11 +38,13 @@ enum SerializationClass: UInt8, CaseIterable {
     case write
     /// Changes extents that its parameter list names: treated as the whole medium.
     case writeAnywhere
+    /// Touches no blocks, but changes what commands after it may do to them.
+    case unitState
 }
 
 /// What the policy checks ask about a command.
 struct CommandFlags: OptionSet {
-    let rawValue: UInt8
+    let rawValue: UInt16
 
     /// Carried out although a unit attention condition is pending (SAM-6 5.14: INQUIRY, REPORT LUNS, REQUEST SENSE).
     static let passesUnitAttention = Self(rawValue: 1 << 0)
@@ -42,14 +54,43 @@ struct CommandFlags: OptionSet {
     static let needsMedium = Self(rawValue: 1 << 2)
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
+    /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
+    /// (SAM-6 5.9.4).
+    static let passesACA = Self(rawValue: 1 << 15)
+
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
+    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
+    // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
+    // handlers ask `LogicalUnit.isRestricted`.
+
+    /// Allowed under a persistent reservation of any type.
+    static let allowedUnderAny = Self(rawValue: 1 << 8)
+    /// Allowed under a persistent reservation of a write exclusive type: what only reads.
+    static let allowedUnderWriteExclusive = Self(rawValue: 1 << 9)
+    /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
+    static let allowedUnderReserve = Self(rawValue: 1 << 10)
+
+    /// A command that the table does not have is refused for that, and not for a reservation.
+    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve]
 }
 
-/// What a backstore must be able to do for a row to be in a unit's table.
+/// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
 struct UnitFeatures: OptionSet, Hashable {
     let rawValue: UInt8
 
     /// Logical block provisioning management: UNMAP (LBPME).
     static let unmap = Self(rawValue: 1 << 0)
+    /// Space without data: the ANCHOR bit of UNMAP and WRITE SAME (ANC_SUP).
+    static let anchor = Self(rawValue: 1 << 1)
+    /// Atomic writes.
+    static let atomicWrite = Self(rawValue: 1 << 2)
+    /// A store for the persistent state: SP of MODE SELECT, identifying information.
+    static let savesState = Self(rawValue: 1 << 3)
+    /// A removable medium.
+    static let removable = Self(rawValue: 1 << 4)
+
+    /// What there is: a table for these has every handler.
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState, .removable]
 }
 
 /// One row of the command table.

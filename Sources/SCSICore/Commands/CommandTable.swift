@@ -27,6 +27,7 @@ final class CommandTable {
         }
         .map(\.descriptor)
         Self.check(selected)
+        Self.checkHandlers()
         unsafe rows = .allocate(capacity: selected.count)
         _ = unsafe rows.initialize(from: selected)
         unsafe first = .allocate(capacity: 256)
@@ -84,7 +85,7 @@ final class CommandTable {
     }
 
     /// The self-check: sorted by operation code and service action, unique, lengths fit the group code (SPC-6 4.2.2),
-    /// usage data begins with the operation code, every handler is reached.
+    /// usage data begins with the operation code.
     private static func check(_ rows: [CommandDescriptor]) {
         for (row, next) in zip(rows, rows.dropFirst()) {
             precondition(
@@ -97,9 +98,12 @@ final class CommandTable {
             precondition(row.usageByte(0) == row.operationCode, "usage data")
             precondition(!row.hasServiceAction || UInt16(row.usageByte(1) & 0x1f) == row.serviceAction, "usage data")
         }
-        let optional: Set<CommandHandler> = [.unmap]
-        for handler in CommandHandler.allCases where !optional.contains(handler) {
-            precondition(rows.contains { $0.handler == handler }, "a handler that no row reaches")
+    }
+
+    /// Every handler is reached by a row of some unit.
+    private static func checkHandlers() {
+        for handler in CommandHandler.allCases {
+            precondition(source.contains { $0.descriptor.handler == handler }, "a handler that no row reaches")
         }
     }
 
@@ -117,7 +121,9 @@ final class CommandTable {
     ) -> Source {
         var words: (UInt64, UInt64) = (0, 0)
         for (offset, byte) in usage.enumerated() {
-            let bits = UInt64(byte) << (UInt64(offset & 7) * 8)
+            // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
+            let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
+            let bits = UInt64(isControl ? byte | TaskHandle.nacaBit : byte) << (UInt64(offset & 7) * 8)
             if offset < 8 { words.0 |= bits } else { words.1 |= bits }
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.
@@ -136,47 +142,116 @@ final class CommandTable {
     private static let source: [Source] = [
         // Code, service action, handler, extent, serialization, flags
         //     Usage data by byte (SPC-6 6.35.2)
-        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium],                                  // TEST UNIT READY
+        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit],        // REQUEST SENSE
+        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],        // REQUEST SENSE
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
-        row(0x08, nil, .read, .six, .read, [.needsMedium],                                            // READ(6)
+        row(0x08, nil, .read, .six, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(6)
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
+        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(6)
+            usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
+        row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
+            usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x17, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(6)
+            usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
-            usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
-        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium],                                 // READ CAPACITY(10)
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            without: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            requires: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
+        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [],                                   // RECEIVE DIAGNOSTIC RESULTS
+            usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
+        row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
+            usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
+        row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
+            requires: .removable,
+            usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
+        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve], // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x28, nil, .read, .ten, .read, [.needsMedium],                                            // READ(10)
+        row(0x28, nil, .read, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(10)
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],                           // WRITE(10)
             usage: [0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x2e, nil, .writeAndVerify, .ten, .write, [.needsMedium, .writesMedium],                  // WRITE AND VERIFY(10)
             usage: [0x2e, 0x12, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x2f, nil, .verify, .ten, .read, [.needsMedium],                                          // VERIFY(10)
+        row(0x2f, nil, .verify, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                          // VERIFY(10)
             usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(0x34, nil, .preFetch, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // PRE-FETCH(10)
+            usage: [0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
             usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium],                               // READ DEFECT DATA(10)
+        row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x3b, 0x02, .writeBufferData, .none, .none, [],                                           // WRITE BUFFER: data
+            usage: [0x3b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [],                                           // WRITE BUFFER: echo buffer
+            usage: [0x3b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): data
+            usage: [0x3c, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(10): descriptor
+            usage: [0x3c, 0x03, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): echo buffer
+            usage: [0x3c, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(10): echo buffer descriptor
+            usage: [0x3c, 0x0b, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap,     // WRITE SAME(10)
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(10)
             usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, // UNMAP
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(10)
+            usage: [0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // UNMAP
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(10)
+        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // UNMAP
+            usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x4c, nil, .logSelect, .none, .none, [],                                                  // LOG SELECT
+            usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                                   // LOG SENSE
+            usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x55, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(10)
+            usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
+            usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x57, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(10)
+            usage: [0x57, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x5a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x88, nil, .read, .sixteen, .read, [.needsMedium],                                        // READ(16)
+        row(0x5e, 0x00, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ KEYS
+            usage: [0x5e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x01, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ RESERVATION
+            usage: [0x5e, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x02, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: REPORT CAPABILITIES
+            usage: [0x5e, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x03, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ FULL STATUS
+            usage: [0x5e, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x00, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER
+            usage: [0x5f, 0x00, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x01, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RESERVE
+            usage: [0x5f, 0x01, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x02, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RELEASE
+            usage: [0x5f, 0x02, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x03, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: CLEAR
+            usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT
+            usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+            usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
+            usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
+            usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium],     // COMPARE AND WRITE
             usage: [0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0x00, 0x00]),
@@ -186,31 +261,57 @@ final class CommandTable {
             usage: [0x8b, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x8e, nil, .writeAndVerify, .sixteen, .write, [.needsMedium, .writesMedium],              // WRITE AND VERIFY(16)
             usage: [0x8e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium],                                      // VERIFY(16)
+        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                      // VERIFY(16)
             usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                    // PRE-FETCH(16)
+            usage: [0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
             usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
             usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, // WRITE SAME(16)
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(16)
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],                                // READ CAPACITY(16)
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(16)
+            usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9b, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): data
+            usage: [0x9b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(16): descriptor
+            usage: [0x9b, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): echo buffer
+            usage: [0x9b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(16): echo buffer descriptor
+            usage: [0x9b, 0x0b, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium], requires: .atomicWrite, // WRITE ATOMIC(16)
+            usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve],                                // READ CAPACITY(16)
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],          // REPORT LUNS
+        row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                                  // GET LBA STATUS(16)
+            usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],                             // REPORT SUPPORTED OPERATION CODES
+        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny], requires: .savesState, // REPORT IDENTIFYING INFORMATION
+            usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny],                    // REPORT TARGET PORT GROUPS
+            usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [.allowedUnderWriteExclusive],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa8, nil, .read, .twelve, .read, [.needsMedium],                                         // READ(12)
+        row(0xa3, 0x0f, .reportTimestamp, .none, .none, [.allowedUnderAny],                           // REPORT TIMESTAMP
+            usage: [0xa3, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savesState,          // SET IDENTIFYING INFORMATION
+            usage: [0xa4, 0x06, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
+        row(0xa4, 0x0f, .setTimestamp, .none, .none, [],                                              // SET TIMESTAMP
+            usage: [0xa4, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0xa8, nil, .read, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                         // READ(12)
             usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],                        // WRITE(12)
             usage: [0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xae, nil, .writeAndVerify, .twelve, .write, [.needsMedium, .writesMedium],               // WRITE AND VERIFY(12)
             usage: [0xae, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium],                                       // VERIFY(12)
+        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                       // VERIFY(12)
             usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xb7, nil, .readDefectData12, .none, .none, [.needsMedium],                               // READ DEFECT DATA(12)
+        row(0xb7, nil, .readDefectData12, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(12)
             usage: [0xb7, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
     ]
 }

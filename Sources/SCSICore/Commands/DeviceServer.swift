@@ -29,10 +29,30 @@ enum DeviceServer {
         case .inquiry: SPC.inquiry(task, cdb, on: unit)
         case .modeSelect: SPC.modeSelect(task, cdb, on: unit)
         case .modeSense: SPC.modeSense(task, cdb, on: unit)
+        case .logSelect: SPC.logSelect(task, cdb, on: unit)
+        case .logSense: SPC.logSense(task, cdb, on: unit)
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .persistentReserveIn: SPC.persistentReserveIn(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.persistentReserveOut(task, cdb, on: unit)
+        case .reserve: SPC.reserve(task, on: unit)
+        case .release: SPC.release(task, on: unit)
+        case .reportTargetPortGroups: SPC.reportTargetPortGroups(task, cdb, on: unit)
+        case .readBufferData: SPC.readBufferData(task, cdb, on: unit)
+        case .readBufferDescriptor: SPC.readBufferDescriptor(task, cdb, on: unit)
+        case .readEchoBuffer: SPC.readEchoBuffer(task, cdb, on: unit)
+        case .readEchoBufferDescriptor: SPC.readEchoBufferDescriptor(task, cdb, on: unit)
+        case .writeBufferData: SPC.writeBufferData(task, cdb, on: unit)
+        case .writeEchoBuffer: SPC.writeEchoBuffer(task, cdb, on: unit)
+        case .sendDiagnostic: SPC.sendDiagnostic(task, cdb, on: unit)
+        case .receiveDiagnosticResults: SPC.receiveDiagnosticResults(task, cdb, on: unit)
+        case .reportTimestamp: SPC.reportTimestamp(task, cdb, on: unit)
+        case .setTimestamp: SPC.setTimestamp(task, cdb, on: unit)
+        case .reportIdentifyingInformation: SPC.reportIdentifyingInformation(task, cdb, on: unit)
+        case .setIdentifyingInformation: SPC.setIdentifyingInformation(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
@@ -44,6 +64,9 @@ enum DeviceServer {
         case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
         case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
         case .unmap: SBC.unmap(task, cdb, on: unit)
+        case .preFetch: SBC.preFetch(task, cdb, row.extent, on: unit)
+        case .writeAtomic: SBC.writeAtomic(task, cdb, row.extent, on: unit)
+        case .getLBAStatus: SBC.getLBAStatus(task, cdb, on: unit)
         }
     }
 
@@ -57,7 +80,14 @@ enum DeviceServer {
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
         if task.hasExpired { return .failed(.commandTimeout) }
-        return switch row.handler {
+        let outcome = nextStep(task, cdb, row, on: unit)
+        // The medium may have become smaller since the command began.
+        if case .submit = outcome, let sense = unit.outOfRange(task) { return .failed(sense) }
+        return outcome
+    }
+
+    private static func nextStep(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -65,10 +95,20 @@ enum DeviceServer {
         case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
-        case .startStopUnit: SBC.stopAfterFlush(on: unit)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
-            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
-            .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
+        case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
+        case .preFetch: SBC.preFetchDone(task)
+        case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
+        case .modeSelect: SPC.flushBeforeStatus(task)
+        case .logSense: SPC.logSenseMeasured(task, cdb, on: unit)
+        case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
+            .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
+            .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
+            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
+            .release:
             preconditionFailure("a command without steps")
         }
     }
@@ -93,6 +133,9 @@ enum DeviceServer {
         case .compareAndWrite:
             task.address = cdb.uint64(2)
             task.blocks = UInt64(cdb[13])
+        case .writeAtomic:
+            task.address = cdb.uint64(2)
+            task.blocks = UInt64(cdb.uint16(12))
         }
     }
 
@@ -141,6 +184,11 @@ enum DeviceServer {
         unsafe request.pointee.segments = unsafe UnsafePointer(segments)
         unsafe request.pointee.segment_count = count
         unsafe request.pointee.error_offset = .max
+    }
+
+    /// Adds a flag of scsi_backstore.h to the task's request, which is filled.
+    static func add(_ flag: some BinaryInteger, to task: TaskHandle) {
+        unsafe task.request.pointee.flags |= UInt16(flag)
     }
 
     /// The same for a request that reads or writes the task's staging buffer.

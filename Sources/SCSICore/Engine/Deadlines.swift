@@ -1,11 +1,11 @@
 // Deadlines: commands that take too long: when that is, what becomes of them, and which is the oldest.
 //
-// Called by: LogicalUnit (a task arrives), the driver of the shard (time has passed), the control plane (what is stuck).
-// Must not know: transports, backstores, timers.
+// Called by: LogicalUnit (a task arrives), the driver of the shard (time has passed), the control plane (what is
+// stuck). Must not know: transports, backstores, timers.
 //
 // A task's deadline is its transport's (scsi_command.timeout_milliseconds), else the logical unit's. Nothing is set up
-// for a task but one comparison: the unit keeps the earliest deadline there may be, and looks at its tasks when that has
-// come. Docs/decisions/0004 says why a task whose data is under way ends only when the backstore lets go of it.
+// for a task but one comparison: the unit keeps the earliest deadline there may be, and looks at its tasks when that
+// has come. Docs/decisions/0004 says why a task whose data is under way ends only when the backstore lets go of it.
 
 import CTarget
 
@@ -13,12 +13,14 @@ import CTarget
 public struct TaskInFlight: Sendable, Equatable {
     /// Where it is.
     public enum Place: String, Sendable {
-        /// It waits for others: task attributes, or an overlapping extent.
+        /// It waits for others: task attributes, or an overlapping extent; or an ACA condition blocks it.
         case waiting
         /// It waits for a staging buffer or for room in the backstore.
         case waitingForResource
         /// The backstore has its request.
         case backstore
+        /// What it changes of the unit's persistent state is being saved.
+        case stateStore
     }
 
     /// Nanoseconds since it arrived.
@@ -118,6 +120,8 @@ extension LogicalUnit {
             if task.state == .transferring { unsafe backstore.cancel(unsafe task.request) } else { waits = true }
         }
         unsafe deadlines.pointee.earliest = earliest
+        let nextRetry = retryFailed()
+        unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, nextRetry)
         if waits { endDormant(.failed(.commandTimeout)) { $0.hasExpired } }
     }
 
@@ -135,8 +139,9 @@ extension LogicalUnit {
     private func describe(_ task: TaskHandle) -> TaskInFlight {
         let place: TaskInFlight.Place =
             switch (task.state, task.waitsFor) {
-            case (.dormant, .order): .waiting
+            case (.dormant, .order), (.blocked, _): .waiting
             case (.dormant, _): .waitingForResource
+            case (.settling, _): .stateStore
             default: .backstore
             }
         return TaskInFlight(
@@ -150,7 +155,8 @@ extension TargetDevice {
     /// What has been here longest, and the number of its unit; `nil` if no unit has a task. Tasks of units that were
     /// removed are among them, with the unit's number of then missing.
     public var oldestTask: (lun: LUN?, task: TaskInFlight)? {
-        allUnits.compactMap { unit in unit.oldestTask.map { (lun: unit.lun, task: $0) } }.max { $0.task.age < $1.task.age }
+        let oldest = allUnits.compactMap { unit in unit.oldestTask.map { (lun: unit.lun, task: $0) } }
+        return oldest.max { $0.task.age < $1.task.age }
     }
 }
 

@@ -22,8 +22,14 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -32,12 +38,40 @@ public struct LogicalUnitConfiguration: Sendable {
     }
 }
 
+/// Errors of the medium that one kind of access met.
+public struct MediumErrorCounters: Sendable, Equatable {
+    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
+    public var corrected: UInt64 = 0
+    /// Requests that were given up: their command ended with MEDIUM ERROR.
+    public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
+}
+
 /// What a logical unit has done since it was created. Monotonic counters.
 public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ and WRITE commands moved.
+    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
     public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
+    public var bytesVerified: UInt64 = 0
+    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
+    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
+    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
+    public var idleNanoseconds: UInt64 = 0
+    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
+    var idleSince: UInt64 = 0
+    /// Errors of the medium when it was read, written and verified.
+    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
+    /// Errors of the medium when it was verified.
+    public var verifyErrors = MediumErrorCounters()
+    /// How often the unit was stopped and started again, and how often a medium was ejected.
+    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
     /// Commands that ended with another status than GOOD or CONDITION MET.
     public var notGood: UInt64 = 0
     /// Commands that a task management function or a lost nexus ended.
@@ -65,22 +99,38 @@ enum Outcome {
     case save
     /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
     case needsState
+    /// Ends with GOOD when the commands that it has aborted have ended (`LogicalUnit.abortCommands`).
+    case awaitAborted
 }
 
 /// A direct access block device (SBC-5) behind a target.
 @safe
 public final class LogicalUnit {
-    /// What the unit was created with.
-    public let configuration: LogicalUnitConfiguration
+    /// What the unit was created with, or what `reconfigure` made of it.
+    public private(set) var configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// What LOG SELECT has changed: thresholds, and from where the counters count.
+    private(set) var log = LogState()
+    /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
+    private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
+    /// Who may use the unit.
+    let reservations: Reservations
+    /// `Reservations.restrictions`, at hand for each command.
+    let restrictions: UnsafeMutablePointer<CommandFlags>
+    /// What SET IDENTIFYING INFORMATION has set; saved.
+    var identifyingInformation: IdentifyingInformation
+    /// What REPORT TIMESTAMP reports.
+    var clock: UnitClock
+    /// The memory of READ BUFFER and WRITE BUFFER.
+    let buffers = UnitBuffers()
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -98,14 +148,38 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+    var space = SpaceState()
+    /// Whether a logical block provisioning threshold is enabled.
+    var watchesSpace = false
+
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -125,15 +199,24 @@ public final class LogicalUnit {
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
+        reservations = Reservations(persistentState.reservations)
+        unsafe restrictions = reservations.restrictions
+        // What the bytes are was checked when the state was read.
+        identifyingInformation =
+            state[.identifyingInformation].flatMap { IdentifyingInformation(parsing: $0.bytes) }
+            ?? IdentifyingInformation()
+        clock = UnitClock(now: shard.clock)
         self.configuration = configuration
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
-        modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
+        modePages = Self.modePages(geometry)
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
-        unsafe tasks.initialize(to: TaskSet())
+        unsafe tasks.initialize(to: TaskSet(limit: taskSetBounds.shared))
         unsafe counters = .allocate(capacity: 1)
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
@@ -146,6 +229,8 @@ public final class LogicalUnit {
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        precondition(!space.isInFlight, "a logical unit went away with a request of its own in flight")
+        unsafe space.request?.deallocate()
         shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
@@ -161,8 +246,23 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    private static func modePages(_ geometry: scsi_backstore_geometry) -> ModePages {
+        ModePages(
+            volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE), thresholds: Self.hasThresholds(geometry))
+    }
+
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if savesState { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        if configuration.removable { features.insert(.removable) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -180,18 +280,47 @@ public final class LogicalUnit {
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
+        unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
+        unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+        refreshThresholds()
     }
 
-    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
-    /// HAS CHANGED (SBC-5 4.7) and by an event.
-    public func backstoreGeometryChanged() {
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = Self.modePages(geometry)
+        pages.adopt(modePages)
+        modePages = pages
+        space.measured = nil
+        space.reached = []
+        refresh()
+    }
+
+    func replaceConfiguration(_ new: LogicalUnitConfiguration) {
+        configuration = new
+        refreshAnnounced()
+    }
+
+    func readGeometry() {
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refreshAnnounced()
+    }
+
+    /// Tells the initiators of write protection that comes or goes and that none of them asked for.
+    private func refreshAnnounced() {
+        let wasProtected = writeProtected
         refresh()
-        if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
+        if writeProtected != wasProtected { establish(.modeParametersChanged, exceptFor: nil) }
     }
 
     // MARK: The target's side
@@ -200,18 +329,26 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        reservations.refresh(target)
+        if poweredOnAt == nil {
+            poweredOnAt = shard.clock
+            releasePowerControl()
+            unsafe counters.pointee.idleSince = shard.clock
+        }
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
     func unmapped(drained: @escaping () -> Void) {
         removed = true
         whenDrained = drained
+        unsafe tasks.pointee.clearAllACA()
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
-    private func callWhenDrained() {
-        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
+    func callWhenDrained() {
+        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, let drained = whenDrained else { return }
         whenDrained = nil
         unsafe owner = nil
         lun = nil
@@ -230,13 +367,26 @@ public final class LogicalUnit {
         if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
     }
 
-    /// A nexus that the target had not seen before: only what a power on leaves.
-    func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
+    /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
+    func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) {
+        unsafe pending[Int(nexus)] = [condition]
+        buffers.forgetEcho(nexus: nexus)
+    }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
 
     /// The condition that REQUEST SENSE or a refused command reports next.
     func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
+
+    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key, additional
+    /// sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
+    func asynchronousEvent(for nexus: UInt16) -> UInt32? {
+        let set = unsafe pending[Int(nexus)]
+        guard let condition = set.first else { return nil }
+        // 01b: there is one condition; 10b: there are more.
+        let depth: UInt32 = set.count == 1 ? 1 : 2
+        return depth << 20 | UInt32(SenseKey.unitAttention.rawValue) << 16 | UInt32(condition.code.rawValue)
+    }
 
     /// The condition has been reported; it is not pending any more.
     func report(_ condition: UnitAttention, for nexus: UInt16) {
@@ -251,7 +401,26 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard unsafe tasks.pointee.count < tasks.pointee.ordinaryLimit else { return receiveWithCare(task) }
+        match(task)
+        admit(task, unsafe tasks.pointee.insert(task))
+    }
+
+    /// The same while an ACA condition is in effect, with a task set for each nexus, or with a full task set.
+    private func receiveWithCare(_ task: TaskHandle) {
+        match(task)
+        let functionsOnly = modePages.taskManagementFunctionsOnly
+        if let status = unsafe tasks.pointee.refusal(of: task, functionsOnly: functionsOnly) {
+            return refuse(task, status)
+        }
+        guard unsafe tasks.pointee.count < taskSetBounds.shared || hasRoom(for: task) else {
+            return refuse(task, fullStatus(task))
+        }
+        admit(task, unsafe tasks.pointee.insertWithCare(task))
+    }
+
+    @inline(__always)
+    private func match(_ task: TaskHandle) {
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -259,30 +428,43 @@ public final class LogicalUnit {
         } else {
             task.row = nil
         }
+    }
+
+    @inline(__always)
+    private func admit(_ task: TaskHandle, _ entry: TaskSetEntry) {
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
         unsafe deadlines.pointee.arrived(task)
-        if unsafe tasks.pointee.insert(task) {
+        if unsafe tasks.pointee.count == 1 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
+        switch entry {
+        case .enabled:
             task.transition(to: .enabled)
             run(task)
-        } else {
+        case .dormant:
             task.waitsFor = .order
             task.transition(to: .dormant)
+        case .withoutACA:
+            task.transition(to: .enabled)
+            end(task, .failed(SenseData(.illegalRequest, .invalidMessageError)))
         }
     }
 
     /// Carries an enabled task out, as far as it goes.
     @inline(__always)
     private func run(_ task: TaskHandle) {
-        let flags = task.row?.flags ?? []
+        let flags = task.row?.flags ?? .ofUnknownCommand
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], restriction: restriction(task.nexus), readiness: readiness,
+            writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
-            report(condition, for: task.nexus)
+            if modePages.unitAttentionInterlock == .none { report(condition, for: task.nexus) }
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
+        case .conflict: return end(task, .done(.reservationConflict))
         }
         guard let row = task.row else { return end(task, .failed(unknownCommand(task))) }
         let cdb = CDB(task)
@@ -306,18 +488,23 @@ public final class LogicalUnit {
         case .needsStaging: wait(task, for: .staging)
         case .save: save(task)
         case .needsState: waitForState(task)
+        case .awaitAborted: awaitAborted(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
@@ -374,42 +561,133 @@ public final class LogicalUnit {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
-        switch task.waitsFor {
-        case .backstore: submit(task)
-        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
-        case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
+        // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
+        if task.waitsFor == .staging || task.waitsFor == .state, unsafe tasks.pointee.isBlocked(task) {
+            return block(task)
         }
+        goOn(task)
+    }
+
+    /// Goes on with an enabled task that had waited.
+    private func goOn(_ task: TaskHandle) {
+        switch task.waitsFor {
+        case .order: run(task)
+        case .backstore, .thaw, .recovery:
+            // The medium may have become smaller since the request was filled.
+            if let sense = outOfRange(task) { return end(task, .failed(sense)) }
+            task.waitsFor == .recovery ? submitAgain(task) : submit(task)
+        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .response: finish(task)
+        }
+    }
+
+    /// LBA OUT OF RANGE for a task whose request is not on the medium any more, `nil` if it is.
+    func outOfRange(_ task: TaskHandle) -> SenseData? {
+        let (offset, length) = unsafe (task.request.pointee.offset, task.request.pointee.length)
+        if offset <= size, length <= size - offset { return nil }
+        let first = medium.address(of: ByteOffset(max(offset, size)))
+        return SenseData(.illegalRequest, .logicalBlockAddressOutOfRange, information: first.value)
+    }
+
+    private func block(_ task: TaskHandle) {
+        unsafe tasks.pointee.block()
+        task.transition(to: .blocked)
     }
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            return end(task, .failed(failure(task, error)))
+            if recovers(task, error, again: again) { return }
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
     }
 
-    private func failure(_ task: TaskHandle, _ error: Int32) -> SenseData {
-        if task.hasExpired, BackstoreError.isCancellation(error) { return .commandTimeout }
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
-        return BackstoreError.sense(error, task, medium)
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if sense.code == .spaceAllocationFailedWriteProtect, watchesSpace { measureSpace() }
+        if task.row?.handler == .sendDiagnostic {
+            return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
+        }
+        return .failed(sense)
     }
 
-    /// Takes the task out of the set, fills the response, gives it back, and lets others run.
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
+
+    /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
     private func end(_ task: TaskHandle, _ outcome: Outcome) {
-        unsafe tasks.pointee.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
+        fillResponse(task, outcome)
+        if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
+        finish(task)
+    }
+
+    /// SAM-6 5.9.2: a command that was enabled when an ACA condition was established does not end before it is cleared.
+    private func keepsFromEnding(_ task: TaskHandle) -> Bool {
+        guard task.state == .enabled, task.disposition == .none, unsafe tasks.pointee.isBlocked(task) else {
+            return false
+        }
+        shard.returnStaging(task)
+        task.waitsFor = .response
+        block(task)
+        enableDormant()
+        if shard.hasWaiting { shard.retryWaiting() }
+        return true
+    }
+
+    /// Takes a task whose response is filled out of the set, gives it back, and lets others run.
+    @inline(__always)
+    private func finish(_ task: TaskHandle) {
+        unsafe tasks.pointee.remove(task)
         task.transition(to: .completing)
         shard.returnStaging(task)
-        fillResponse(task, outcome)
         count(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
+        if task.response.status != SCSIStatus.good.rawValue { return finishNotGood(task) }
+        complete(task)
+        goOnWithOthers()
+    }
+
+    /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
+    /// it.
+    private func finishNotGood(_ task: TaskHandle) {
+        if task.response.status != SCSIStatus.conditionMet.rawValue { unsafe counters.pointee.notGood += 1 }
+        if task.response.status == SCSIStatus.reservationConflict.rawValue {
+            interlock(.reservationConflict, for: task.nexus)
+        }
+        let isFault = task.response.status == SCSIStatus.checkCondition.rawValue && !removed
+        let ended = isFault && checkConditionReported(task)
+        complete(task)
+        if ended { endMarked() }
+        goOnWithOthers()
+    }
+
+    @inline(__always)
+    private func complete(_ task: TaskHandle) {
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+    }
+
+    @inline(__always)
+    private func goOnWithOthers() {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -424,11 +702,13 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -439,13 +719,40 @@ public final class LogicalUnit {
         case .read:
             unsafe counters.pointee.reads += 1
             unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-        case .write:
-            unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten +=
-                unsafe task.command.data_out_length - task.response.data_out_residual
+            unsafe counters.pointee.readNanoseconds &+= shard.clock &- task.receivedAt
+        case .write: countWrite(task)
+        default: countOther(task)
+        }
+    }
+
+    @inline(__always)
+    private func countWrite(_ task: TaskHandle) {
+        unsafe counters.pointee.writes += 1
+        unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
+        unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
+        if watchesSpace { spaceUsed() }
+    }
+
+    @inline(never)
+    private func countOther(_ task: TaskHandle) {
+        switch task.row?.handler {
+        case .verify:
+            unsafe counters.pointee.verifies += 1
+            countVerified(task)
+        case .writeAndVerify:
+            countWrite(task)
+            countVerified(task)
+        case .writeAtomic: countWrite(task)
+        case .unmap:
+            unsafe counters.pointee.unmaps += 1
+            if watchesSpace { measureSpace() }
         default: unsafe counters.pointee.others += 1
         }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
+    }
+
+    private func countVerified(_ task: TaskHandle) {
+        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
     /// Refuses a task that never was in the task set.
@@ -453,13 +760,14 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
         unsafe counters.pointee.notGood += 1
-        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+        interlock(status, for: task.nexus)
+        complete(task)
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
     @inline(__always)
-    private func enableDormant() {
-        if unsafe tasks.pointee.dormant > 0 { enableAllDormant() }
+    func enableDormant() {
+        if unsafe tasks.pointee.waiting > 0 { enableAllDormant() }
     }
 
     private func enableAllDormant() {
@@ -469,9 +777,9 @@ public final class LogicalUnit {
         while enableAgain {
             enableAgain = false
             while let task = unsafe tasks.pointee.nextEnabled() {
-                task.transition(to: .enabled)
                 // A marked task does not run any more: it would take a unit attention condition with it.
-                if task.disposition == .none { run(task) } else { end(task, .done(.good)) }
+                task.transition(to: .enabled)
+                if task.disposition == .none { goOn(task) } else { end(task, .done(.good)) }
             }
         }
         enabling = false
@@ -504,26 +812,28 @@ public final class LogicalUnit {
         endDormant(.done(.good)) { $0.disposition != .none }
     }
 
-    /// Ends waiting tasks, and lets none of them run meanwhile.
+    /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
+    /// unless it is marked.
     func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
-        while let task = firstDormant(where: matches) {
-            switch task.waitsFor {
-            case .order: break
-            case .state: persistentState.stopWaiting(task)
-            case .staging, .backstore: shard.stopWaiting(task)
+        while let task = firstWaiting(where: matches) {
+            switch (task.state, task.waitsFor) {
+            case (.dormant, .state): persistentState.stopWaiting(task)
+            case (.dormant, .staging), (.dormant, .backstore): shard.stopWaiting(task)
+            case (.dormant, .thaw), (.dormant, .recovery): break
+            default: unsafe tasks.pointee.stopWaiting(task)
             }
-            end(task, outcome)
+            if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
         }
         enabling = wasEnabling
         enableDormant()
     }
 
-    private func firstDormant(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
+    private func firstWaiting(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
-            if task.state == .dormant, matches(task) { return task }
+            if task.state == .dormant || task.state == .blocked, matches(task) { return task }
             cursor = task.next
         }
         return nil
@@ -539,19 +849,100 @@ public final class LogicalUnit {
         return false
     }
 
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-4
+    /// 5.7.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
+        let taskAborted = modePages.taskAbortedStatus
+        abort {
+            guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
+            return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
+        }
+        // SAM-6 5.9.5: with the commands of a faulted nexus its ACA condition goes.
+        var rest = mask
+        while rest != 0 {
+            clearACA(UInt16(rest.trailingZeroBitCount))
+            rest &= rest - 1
+        }
+    }
+
+    private func awaitAborted(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        target?.whenAborted(on: self, nexuses: task.progress, by: task) { [self] in
+            task.transition(to: .enabled)
+            end(task, .done(.good))
+        }
+    }
+
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        buffers.reset()
+        unsafe tasks.pointee.clearAllACA()
+        preventing = 0
+        releasePowerControl()
+        reservations.setReserved(nil, on: target)
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        measureSpace()
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    // MARK: Logs
+
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    func setLog(_ log: LogState, by nexus: UInt16) {
+        self.log = log
+        establish(.logParametersChanged, exceptFor: nexus)
+    }
+
+    /// A request of a command was given up because of the medium.
+    private func mediumErrorOccurred(_ task: TaskHandle) {
+        let page = ErrorCounterPage(of: task)
+        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
+        errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
+        log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
+    }
+
+    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
+    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    func errorCountersChanged(_ page: ErrorCounterPage) {
+        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
+        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }

@@ -25,6 +25,8 @@ public final class TargetDevice {
     public let name: UInt64
     /// The shard that owns the target and its units.
     public let shard: Shard
+    /// The relative target port identifiers of the ports: which of them a nexus goes through, its front says.
+    let ports: TargetPorts
 
     private var units: [LUN: LogicalUnit] = [:]
     /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
@@ -37,14 +39,23 @@ public final class TargetDevice {
     private let nexuses: UnsafeMutablePointer<ITNexus>
     /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
     private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// Whether a lost nexus had to make room for another: an initiator port that is unknown now may be the one that was
+    /// forgotten, and may have missed a reset as well as the power on (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED).
+    private var hasForgotten = false
+    /// What registrations call the nexus.
+    private var nexusNames: [NexusName?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
     private var leaving: UInt64 = 0
     private let taskManager = TaskManager()
 
     /// A target without units.
-    public init(name: UInt64, shard: Shard) {
+    ///
+    /// - Parameter ports: How many target ports it has: one for each kind of front, numbered from 1. The same at each
+    ///   start, because registrations name them.
+    public init(name: UInt64, shard: Shard, ports: UInt16 = 2) {
         self.name = name
         self.shard = shard
+        self.ports = TargetPorts(target: name, count: ports)
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -77,7 +88,7 @@ public final class TargetDevice {
         units[lun] = unit
         setEntry(lun, unit)
         unit.mapped(to: self, at: lun)
-        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index) }
+        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index, .powerOn) }
         reportEvent(SCSI_EVENT_LOGICAL_UNIT_ADDED, lun: lun)
         return true
     }
@@ -127,21 +138,34 @@ public final class TargetDevice {
     ///
     /// - Parameters:
     ///   - initiatorPort: The name of the initiator port, the same after a reconnection: then the unit attention
-    ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them.
+    ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them. The same after a restart
+    ///     too, because persistent reservations belong to it.
+    ///   - targetPort: The relative target port identifier of the front's port, 1 to the number of ports.
     ///   - port: Where its tasks are given back.
     /// - Returns: `nil` if the table is full (`Limits.nexusesPerTarget`).
-    public func establishNexus(initiatorPort: String, port: TargetPortHandle) -> NexusIdentifier? {
+    public func establishNexus(
+        initiatorPort: String, targetPort: UInt16 = 1, port: TargetPortHandle
+    ) -> NexusIdentifier? {
+        precondition(ports.identifiers.contains(targetPort), "a target port that the target does not have")
+        let name = NexusName(initiatorPort: TransportIdentifier.address(of: initiatorPort), targetPort: targetPort)
         let isIdle: (Int) -> Bool = { unsafe self.nexuses[$0].port == nil && self.nexuses[$0].tasks == 0 }
         let slots = 0..<Limits.nexusesPerTarget
-        let known = slots.first { initiatorPorts[$0] == initiatorPort && isIdle($0) }
+        let known = slots.first { nexusNames[$0] == name && isIdle($0) }
         guard
             let index = known ?? slots.first(where: { initiatorPorts[$0] == nil && isIdle($0) })
                 ?? slots.first(where: isIdle)
         else { return nil }
         unsafe nexuses[index].port = port
+        if known == nil, initiatorPorts[index] != nil { hasForgotten = true }
         initiatorPorts[index] = initiatorPort
+        nexusNames[index] = name
         for unit in units.values {
-            known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
+            if known == nil {
+                unit.nexusCreated(UInt16(index), hasForgotten ? .powerOnOrReset : .powerOn)
+            } else {
+                unit.establish(.nexusLoss, for: UInt16(index))
+            }
+            unit.reservations.refresh(self)
         }
         return NexusIdentifier(index: UInt16(index))
     }
@@ -153,9 +177,24 @@ public final class TargetDevice {
         let all = allUnits
         for unit in all { unit.mark { $0.nexus == index ? .aborted : .none } }
         for unit in all { unit.endMarked() }
+        for unit in all { unit.nexusLost(index) }
         taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
+    }
+
+    /// Nexuses that are there, or have tasks left from when they were.
+    var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
+    /// What registrations call a nexus; `nil` if there never was one with this index.
+    func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
+
+    /// The target port that a nexus goes through.
+    func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].map { ports[$0.targetPort] } }
+
+    /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
+    /// twice with the same name.
+    func nexusIndices(_ name: NexusName) -> [UInt16] {
+        nexusNames.indices.filter { nexusNames[$0] == name }.map { UInt16($0) }
     }
 
     /// The tasks of a nexus that were received and not completed.
@@ -187,8 +226,10 @@ public final class TargetDevice {
         case .overrun: task.respond(.overrun, .good)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = false
             task.respond(.commandComplete, .checkCondition)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("there is no unit to submit to")
         }
         complete(task)
     }
@@ -219,8 +260,14 @@ public final class TargetDevice {
         taskManager.receive(request, nexus: nexus.index, on: self)
     }
 
-    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {
-        unsafe nexuses[Int(nexus)].port?.completeTaskManagement(cookie: cookie, response: response.rawValue)
+    /// Calls `body` when the commands of some nexuses that PREEMPT AND ABORT has aborted have ended.
+    func whenAborted(on unit: LogicalUnit, nexuses: UInt64, by task: TaskHandle, _ body: @escaping () -> Void) {
+        taskManager.whenAborted(on: unit, nexuses: nexuses, by: task, body)
+    }
+
+    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16, additional: UInt32 = 0) {
+        let port = unsafe nexuses[Int(nexus)].port
+        port?.completeTaskManagement(cookie: cookie, response: response.rawValue, additional: additional)
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }

@@ -11,6 +11,11 @@ public enum Limits {
     /// (SAM-6 5.3.1), so one guest with many queues cannot hold all of the daemon's memory.
     public static let tasksPerLogicalUnit = 4096
 
+    /// Of these, the places that only a nexus without a task in the set may take, with one task each, so that the first
+    /// command of an initiator gets in beside one that keeps the set full. When they are taken, too, an initiator
+    /// without a task gets BUSY. More initiators than this hardly share a disk.
+    public static let tasksForIdleNexuses = 16
+
     /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384
@@ -34,8 +39,42 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
+    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is GOOD
+    /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
+    public static let prefetchBytes: UInt64 = 32 << 20
+
+    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN CDB.
+    public static let dataBufferBytes = 64 << 10
+
+    /// Bytes of the echo buffer: its descriptor can say 8191.
+    public static let echoBufferBytes = 4096
+
+    /// Bytes of each kind of identifying information. SPC-6 6.44 asks for 64 at least of one and 256 of the other; longer
+    /// information is INVALID FIELD IN CDB.
+    public static let identifyingInformationBytes = 512
+
+    /// LBA status descriptors of one GET LBA STATUS. What they do not reach, the initiator asks for next.
+    public static let lbaStatusDescriptors = 256
+
     /// Task management functions of one target that wait for tasks to end. One more is rejected (SAM-6 7.1).
     public static let waitingFunctions = 256
+
+    /// Links into one shard: one for each other thread that has ports of its targets.
+    public static let linksPerShard = 64
+
+    /// Tasks under way in one link: as many as all the rings of a thread hold. One more stays with its front, in the
+    /// guest's ring.
+    public static let tasksPerLink = 1 << 16
+
+    /// Task management functions under way in one link. One more stays with its front.
+    public static let functionsPerLink = 256
+
+    /// Nexuses that are being lost at the same moment in one link. One more is lost when the shard has run.
+    static let lossesPerLink = 64
+
+    /// Events and lost nexuses on the way to one port's thread. More wait at the shard, each once; past as many again,
+    /// events become one that says that some were missed.
+    static let noticesPerLink = 64
 
     /// Bytes of a parameter list or of parameter data: one shard's staging buffer. A MODE SELECT list or an INQUIRY
     /// answer is far shorter; REPORT LUNS of 16 384 units is the longest (131 080 bytes).
@@ -50,6 +89,10 @@ public enum Limits {
 
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
+
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.7.7): every nexus
+    /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
+    public static let registrations = 256
 
     /// Bytes of what one logical unit keeps over power loss: room for the registrations of every nexus, all mode pages
     /// and the identifying information, many times over.

@@ -7,6 +7,7 @@
 //                          │  └──── behind a barrier or a hazard ───────────────▲
 //                          │                        │
 //                          │                        ├── backstore has it ──► transferring ──► enabled (next step)
+//                          │                        ├── ACA condition ──► blocked ──► enabled (cleared)
 //                          └── refused ──► completing ◄── done, or aborted ────────┘
 //                                             └──► free
 
@@ -25,6 +26,8 @@ enum TaskState: UInt8 {
     case enabled
     /// In the task set, and the backstore has its request.
     case transferring
+    /// In the task set, kept from starting or from ending by an ACA condition (SAM-6 8.4).
+    case blocked
     /// Out of the task set; its response is being given to the front.
     case completing
     /// In the task set, and what it does is under way elsewhere than at its backstore: its change of the persistent
@@ -40,7 +43,9 @@ enum TaskState: UInt8 {
         case .dormant: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .enabled:
             1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
-                | 1 << TaskState.completing.rawValue | 1 << TaskState.settling.rawValue
+                | 1 << TaskState.blocked.rawValue | 1 << TaskState.completing.rawValue
+                | 1 << TaskState.settling.rawValue
+        case .blocked: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .transferring, .settling: 1 << TaskState.enabled.rawValue
         case .completing: 1 << TaskState.free.rawValue
         }
@@ -59,7 +64,7 @@ enum AbortDisposition: UInt8 {
     case taskAborted
 }
 
-/// What keeps a dormant task from being enabled.
+/// What keeps a dormant task from being enabled, and what a blocked one does when its ACA condition is cleared.
 enum WaitReason: UInt8 {
     /// Older tasks: a barrier of task attributes, or an overlapping extent.
     case order
@@ -67,8 +72,14 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// The unit to be thawed; then its request is submitted.
+    case thaw
+    /// A better moment for its request, which has failed: its time, or a thaw.
+    case recovery
     /// The end of a save of the unit's persistent state; then its handler runs again.
     case state
+    /// Nothing: it has ended but for its response, which is filled (a blocked task only).
+    case response
 }
 
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.
@@ -114,6 +125,9 @@ struct SCSITask: ~Copyable {
     var sequence: UInt64
     /// When it arrived, in nanoseconds of the shard's clock.
     var receivedAt: UInt64
+    /// Of a request that is tried again: when it failed first, and when it is submitted the next time.
+    var failedAt: UInt64
+    var retryAt: UInt64
 
     /// Neighbours in the task set, in order of arrival.
     var next: TaskHandle?
@@ -121,8 +135,12 @@ struct SCSITask: ~Copyable {
     /// The next one among the tasks that wait for a resource of the shard.
     var nextWaiting: TaskHandle?
 
-    /// Set together with CHECK CONDITION.
+    /// Set together with CHECK CONDITION, and with it the format that the unit's D_SENSE bit selected at that moment:
+    /// the port that encodes it may be on another thread.
     var sense: SenseData
+    var descriptorSense: Bool
+    /// The link through which the task was handed over from another thread; `nil` if it was not.
+    var link: Unmanaged<ShardLink>?
 
     init(index: UInt32) {
         unsafe head = scsi_task()
@@ -146,10 +164,14 @@ struct SCSITask: ~Copyable {
         unsafe progress = 0
         unsafe sequence = 0
         unsafe receivedAt = 0
+        unsafe failedAt = 0
+        unsafe retryAt = 0
         unsafe next = nil
         unsafe previous = nil
         unsafe nextWaiting = nil
         unsafe sense = SenseData.none
+        unsafe descriptorSense = false
+        unsafe link = nil
     }
 
     /// The one way to change the state. An edge that the diagram does not have is our own bug and traps.
@@ -214,9 +236,7 @@ public struct TaskHandle: Equatable {
         guard response.service_response == ServiceResponse.commandComplete.rawValue,
             response.status == SCSIStatus.checkCondition.rawValue
         else { return 0 }
-        let unit = unsafe pointer.pointee.logicalUnit
-        let descriptorFormat = unsafe unit?._withUnsafeGuaranteedRef { $0.usesDescriptorSense } ?? false
-        return unsafe pointer.pointee.sense.encode(descriptorFormat: descriptorFormat, into: buffer)
+        return unsafe pointer.pointee.sense.encode(descriptorFormat: pointer.pointee.descriptorSense, into: buffer)
     }
 
     /// Two handles are equal if they name the same task.
@@ -294,9 +314,25 @@ extension TaskHandle {
         get { unsafe pointer.pointee.sequence }
         nonmutating set { unsafe pointer.pointee.sequence = newValue }
     }
+    var failedAt: UInt64 {
+        get { unsafe pointer.pointee.failedAt }
+        nonmutating set { unsafe pointer.pointee.failedAt = newValue }
+    }
+    var retryAt: UInt64 {
+        get { unsafe pointer.pointee.retryAt }
+        nonmutating set { unsafe pointer.pointee.retryAt = newValue }
+    }
     @inline(__always) var receivedAt: UInt64 {
         get { unsafe pointer.pointee.receivedAt }
         nonmutating set { unsafe pointer.pointee.receivedAt = newValue }
+    }
+    @inline(__always) var descriptorSense: Bool {
+        get { unsafe pointer.pointee.descriptorSense }
+        nonmutating set { unsafe pointer.pointee.descriptorSense = newValue }
+    }
+    @inline(__always) var link: Unmanaged<ShardLink>? {
+        get { unsafe pointer.pointee.link }
+        nonmutating set { unsafe pointer.pointee.link = newValue }
     }
     @inline(__always) var next: TaskHandle? {
         get { unsafe pointer.pointee.next }

@@ -22,8 +22,8 @@ public struct UnitStateStore {
         unsafe self.context = context
     }
 
-    /// Saves bytes. `done` is called later, exactly once, with `token`.
-    func save(
+    /// Saves bytes, which stay as they are until `done` is called: later, exactly once, with `token`.
+    public func save(
         _ bytes: UnsafeBufferPointer<UInt8>, token: UnsafeMutableRawPointer, done: @escaping scsi_unit_state_done
     ) {
         unsafe operations.pointee.save(context, bytes.baseAddress, UInt64(bytes.count), token, done)

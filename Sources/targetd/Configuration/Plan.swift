@@ -16,6 +16,9 @@ enum Change: Equatable, Sendable {
     case addLogicalUnit(Int, target: NAAName)
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
+    case setCommandTimeout(Int, target: NAAName)
+    case stopXen
+    case startXen
     case setStopTimeout
     case setLogLevel
 }
@@ -34,7 +37,9 @@ extension Change {
         case .addTarget(let name): .removeTarget(name)
         case .removeBackstore(let name): .addBackstore(name)
         case .addBackstore(let name): .removeBackstore(name)
-        case .setStopTimeout, .setLogLevel: self
+        case .setCommandTimeout, .setStopTimeout, .setLogLevel: self
+        case .stopXen: .startXen
+        case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
         case .resizeBackstore: nil
         }
@@ -56,6 +61,9 @@ extension Change: CustomStringConvertible {
         case .addLogicalUnit(let number, let target): "+ target \(target) LUN \(number)"
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
+        case .setCommandTimeout(let number, let target): "~ target \(target) LUN \(number) command-timeout"
+        case .stopXen: "- xen"
+        case .startXen: "+ xen"
         case .setStopTimeout: "~ stop-timeout"
         case .setLogLevel: "~ log-level"
         }
@@ -100,6 +108,7 @@ struct Plan: Equatable, Sendable {
         let text = "cannot change while targetd runs: restart it"
         if old.reactors != new.reactors { refusals.append(Refusal(key: "reactors", text: text)) }
         if old.ioEngine != new.ioEngine { refusals.append(Refusal(key: "io-engine", text: text)) }
+        if old.stateDirectory != new.stateDirectory { refusals.append(Refusal(key: "state-directory", text: text)) }
         if old.control != new.control { refusals.append(Refusal(key: "control", text: text)) }
         if old.pollNanoseconds != new.pollNanoseconds { refusals.append(Refusal(key: "poll", text: text)) }
         if old.stopTimeoutNanoseconds != new.stopTimeoutNanoseconds { changes.append(.setStopTimeout) }
@@ -166,7 +175,7 @@ struct Plan: Equatable, Sendable {
         for (name, target) in old.targets.sorted(by: { $0.key < $1.key }) {
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let wanted = new.targets[name]?.logicalUnits[number]
-                guard wanted != unit || replaced.contains(unit.backstore) else { continue }
+                guard wanted?.isSameDisk(as: unit) != true || replaced.contains(unit.backstore) else { continue }
                 units.append(.removeLogicalUnit(number, target: name))
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
@@ -174,6 +183,7 @@ struct Plan: Equatable, Sendable {
         let backstores = old.usedBackstores.keys.sorted().filter {
             new.usedBackstores[$0] == nil || replaced.contains($0)
         }
+        if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
     }
 
@@ -186,8 +196,11 @@ struct Plan: Equatable, Sendable {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
-                guard running != unit || replaced.contains(unit.backstore) else { continue }
-                changes.append(.addLogicalUnit(number, target: name))
+                if let running, running.isSameDisk(as: unit), !replaced.contains(unit.backstore) {
+                    if running != unit { changes.append(.setCommandTimeout(number, target: name)) }
+                } else {
+                    changes.append(.addLogicalUnit(number, target: name))
+                }
             }
         }
         for front in new.vhostUserFronts {
@@ -200,6 +213,8 @@ struct Plan: Equatable, Sendable {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
             }
         }
+        // Guests whose rings are in use go on with what is there, so all must be there.
+        if new.servedXen != nil && old.servedXen != new.servedXen { changes.append(.startXen) }
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.
@@ -230,6 +245,15 @@ extension Configuration {
 
     /// The front with this socket.
     func front(_ socket: String) -> VhostUserFrontConfiguration? { vhostUserFronts.first { $0.socket == socket } }
+}
+
+extension LogicalUnitSettings {
+    /// Whether one becomes the other without a guest's noticing.
+    fileprivate func isSameDisk(as other: Self) -> Bool {
+        var same = other
+        same.commandTimeoutNanoseconds = commandTimeoutNanoseconds
+        return self == same
+    }
 }
 
 extension BackstoreConfiguration {

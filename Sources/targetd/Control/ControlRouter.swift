@@ -60,6 +60,9 @@ struct ControlRouter: Sendable {
             path: "/v1/fronts",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().fronts) }]),
         Route(
+            path: "/v1/xen",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.xen()) }]),
+        Route(
             path: "/v1/configuration",
             operations: [
                 "GET": { router, _ throws(Failure) in
@@ -152,6 +155,14 @@ struct ControlRouter: Sendable {
             throw Failure(.notFound, "There is no \(kind) \(name).")
         }
         return value
+    }
+
+    private func xen() async throws(Failure) -> XenStatus {
+        guard let xen = try await daemon.status().xen else {
+            throw Failure(
+                .notFound, "Xen guests are not served: the configuration has no xen:, or this is no domain of Xen's.")
+        }
+        return xen
     }
 
     // MARK: The operations that change something

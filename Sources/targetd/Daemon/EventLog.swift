@@ -8,15 +8,8 @@ import VirtioFront
 
 /// The log of one socket.
 final class EventLog {
-    /// Faults that are logged at once, after a quiet time.
-    static let burst = 10
-    /// After that, one fault is logged in this many nanoseconds.
-    static let interval: UInt64 = 10_000_000_000
-
     private var logger: Logger
-    private var allowed = EventLog.burst
-    private var lastRefill: UInt64 = 0
-    private var suppressed = 0
+    private var rate = LogRate()
 
     init(_ logger: Logger, metadata: Logger.Metadata) {
         self.logger = logger
@@ -27,29 +20,14 @@ final class EventLog {
     ///
     /// - Parameter now: Nanoseconds of a monotonic clock.
     func report(_ event: VhostUserSCSIServer.Event, now: UInt64) {
-        guard isAllowed(now) else {
-            suppressed += 1
-            return
-        }
+        guard let suppressed = rate.admit(now) else { return }
         var metadata: Logger.Metadata = [:]
         if suppressed > 0 { metadata["suppressed"] = "\(suppressed)" }
-        suppressed = 0
         switch event {
         case .connected: logger.info("guest connected", metadata: metadata)
         case .disconnected(nil): logger.info("guest disconnected", metadata: metadata)
         case .disconnected(let reason?): logger.warning("guest disconnected: \(reason)", metadata: metadata)
         case .fault(let text): logger.warning("\(text)", metadata: metadata)
         }
-    }
-
-    private func isAllowed(_ now: UInt64) -> Bool {
-        let refills = (now &- lastRefill) / Self.interval
-        if refills > 0 {
-            allowed = min(Self.burst, allowed + Int(min(refills, UInt64(Self.burst))))
-            lastRefill = now
-        }
-        guard allowed > 0 else { return false }
-        allowed -= 1
-        return true
     }
 }

@@ -37,10 +37,16 @@ final class ReactorObjects {
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
     private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
+    /// What keeps the state of each unit, by the name of its backstore.
+    private var stateFiles: [String: StateFile] = [:]
+    private let stateDirectory: StateDirectory?
     private let logger: Logger
+    let slowCommands: SlowCommandLog
 
-    init(reactor: Reactor, shard: Shard, logger: Logger) {
+    init(reactor: Reactor, shard: Shard, stateDirectory: StateDirectory?, logger: Logger) {
+        self.stateDirectory = stateDirectory
         self.logger = logger
+        slowCommands = SlowCommandLog(logger)
         self.reactor = reactor
         self.shard = shard
     }
@@ -100,7 +106,7 @@ final class ReactorObjects {
         precondition(target.logicalUnits.isEmpty, "target \(name) is removed with logical units")
     }
 
-    func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+    func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) -> ChangeError? {
         guard let target = targets[name], let backstore = backstores[settings.backstore]?.medium, let lun = LUN(number)
         else {
             preconditionFailure("LUN \(number) of \(name) is added before what it needs")
@@ -108,10 +114,39 @@ final class ReactorObjects {
         var configuration = LogicalUnitConfiguration(
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
-        let unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
+        configuration.commandTimeout = settings.commandTimeoutNanoseconds
+        configuration.removable = settings.removable
+        configuration.errorPolicy = settings.errorPolicy
+        var stateFile: StateFile?
+        do {
+            stateFile = try stateDirectory.map { try StateFile(unit: configuration.name, in: $0, reactor: reactor) }
+        } catch {
+            return ChangeError(text: "LUN \(number) of \(name): \(error)")
+        }
+        let unit = LogicalUnit(
+            configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
+            store: stateFile?.handle)
+        let log = logger
+        unit.whenStopped = { cause in
+            guard case .mediumError(let code) = cause else { return }
+            log.error(
+                "the disk is frozen: its medium has failed; look after the medium, then thaw the disk",
+                metadata: [
+                    "target": "\(name)", "lun": "\(number)", "error": "\(SystemError(number: code).text)",
+                ])
+        }
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
+        stateFiles[settings.backstore] = stateFile
+        return nil
+    }
+
+    func setCommandTimeout(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+        guard let unit = targets[name]?.logicalUnits.first(where: { $0.lun.number == number })?.unit else {
+            preconditionFailure("no LUN \(number) of \(name)")
+        }
+        unit.commandTimeout = settings.commandTimeoutNanoseconds
     }
 
     /// - Parameter done: Called when the last command of the unit has ended.
@@ -120,11 +155,12 @@ final class ReactorObjects {
         guard let unit = target.logicalUnits.first(where: { $0.lun == lun })?.unit else {
             preconditionFailure("no LUN \(number) of \(name)")
         }
+        let stateFile = units.first { $0.value === unit }.flatMap { stateFiles.removeValue(forKey: $0.key) }
         units = units.filter { $0.value !== unit }
         target.remove(at: lun) { [self] in
             // The unit is still in the call that ended its last command: it goes, and its backstore may, after that.
             later {
-                withExtendedLifetime(unit) {}
+                withExtendedLifetime((unit, stateFile)) {}
                 done()
             }
         }
@@ -256,6 +292,17 @@ final class ReactorObjects {
         }
         for item in items { body(self, item, ended) }
         ended()
+    }
+}
+
+extension LogicalUnitSettings {
+    /// The policy as the core takes it.
+    fileprivate var errorPolicy: ErrorPolicy {
+        switch onError {
+        case .report: .report
+        case .stop: .stop
+        case .retry: .retry(nanoseconds: retryTimeoutNanoseconds ?? Self.defaultRetryTimeoutNanoseconds)
+        }
     }
 }
 

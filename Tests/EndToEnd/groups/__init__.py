@@ -8,5 +8,6 @@ from .disks import Disks
 from .itself import Itself
 from .restart import Restart
 from .virtio import HotPlug, ManyUnits, Migration, PackedRings
+from .xen import Xen
 
-ALL = [Itself, CommandLine, Disks, Restart, PackedRings, HotPlug, ManyUnits, Migration, Conformance]
+ALL = [Itself, CommandLine, Disks, Restart, PackedRings, HotPlug, ManyUnits, Migration, Conformance, Xen]

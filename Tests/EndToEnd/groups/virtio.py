@@ -197,9 +197,11 @@ class ManyUnits(VirtioGroup):
 
 
 class Migration(VirtioGroup):
-    title = "A guest moves to another daemon over the same file"
+    """The daemon locks a file for itself, so each has a block device of its own over the same file."""
+
+    title = "A guest moves to another daemon over the same storage"
     queues = [2]
-    disks = [Disk("shared", "file", 64, lun=0)]
+    disks = [Disk("shared", "block", 64, lun=0)]
 
     def finish(self) -> None:
         for thing in [getattr(self, "second_guest", None)]:
@@ -207,6 +209,7 @@ class Migration(VirtioGroup):
                 thing.close()
         if getattr(self, "second", None) is not None:
             self.second.stop()
+            self.second.release()
         super().finish()
 
     @case("fio with verification goes on while the guest moves")
@@ -220,7 +223,7 @@ class Migration(VirtioGroup):
         other = os.path.join(self.directory, "second")
         os.mkdir(other)
         self.second = Daemon(other, list(self.disks), self.queues)
-        os.link(self.target.medium(self.disks[0]), self.second.medium(self.disks[0]))
+        os.link(os.path.join(self.directory, "shared.img"), os.path.join(other, "shared.img"))
         self.second.start()
         first, self.target = self.target, self.second
         incoming = os.path.join(other, "incoming.sock")

@@ -59,13 +59,18 @@ public final class TestTarget {
         for port in [a, b] {
             unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
             port.connect()
-            if !attentive { _ = run(CDB.requestSense(), dataIn: 18, on: port) }
         }
+        if !attentive { for port in [a, b] { _ = run(CDB.requestSense(), dataIn: 18, on: port) } }
         journal.entries = []
     }
 
     deinit {
         drain()
+        // What an ACA condition blocks ends when that is cleared, and may establish another one by how it ends.
+        for port in [a, b, a, b] where port.nexus != nil {
+            for entry in target.logicalUnits { port.manage(.clearACA, lun: entry.lun.field) }
+            drain()
+        }
         a.checkRetiredMemory()
         b.checkRetiredMemory()
     }

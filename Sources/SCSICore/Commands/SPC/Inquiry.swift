@@ -13,9 +13,14 @@ enum SPC {
         case unitSerialNumber = 0x80
         case deviceIdentification = 0x83
         case extendedInquiry = 0x86
+        case modePagePolicy = 0x87
+        case ports = 0x88
+        case powerCondition = 0x8a
+        case featureSets = 0x92
         case blockLimits = 0xb0
         case blockDeviceCharacteristics = 0xb1
         case logicalBlockProvisioning = 0xb2
+        case blockLimitsExtension = 0xb7
     }
 
     /// INQUIRY (SPC-6 6.7).
@@ -25,7 +30,8 @@ enum SPC {
             if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
             return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
                 standardInquiry(
-                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product,
+                    peripheral: 0x00, removable: unit.isRemovable, unit.configuration.vendor,
+                    unit.configuration.product,
                     unit.configuration.revision,
                     &writer)
             }
@@ -35,21 +41,22 @@ enum SPC {
             writer.byte(0x00)
             writer.byte(page.rawValue)
             writer.uint16(0)
-            write(page, unit, &writer)
+            write(page, task.nexus, unit, &writer)
             writer.patch16(UInt16(clamping: writer.length - 4), at: 2)
         }
     }
 
     /// Standard INQUIRY data, 96 bytes (SPC-6 6.7.2).
     static func standardInquiry(
-        peripheral: UInt8, _ vendor: String, _ product: String, _ revision: String, _ writer: inout ParameterWriter
+        peripheral: UInt8, removable: Bool = false, _ vendor: String, _ product: String, _ revision: String,
+        _ writer: inout ParameterWriter
     ) {
         writer.byte(peripheral)
-        writer.byte(0x00)
+        writer.byte(removable ? 0x80 : 0x00)  // RMB
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
-        writer.byte(0x12)  // HISUP, response data format 2
+        writer.byte(peripheral == 0 ? 0x32 : 0x12)  // NORMACA, if there is a task set; HISUP; response data format 2
         writer.byte(91)
-        writer.byte(0x00)
+        writer.byte(peripheral == 0x00 ? 0x10 : 0x00)  // TPGS 01b, of a unit: its states do not change by command
         writer.byte(0x10)  // MULTIP: several target ports, one a front
         writer.byte(0x02)  // CMDQUE
         writer.text(Array(vendor.utf8), width: 8)
@@ -60,24 +67,40 @@ enum SPC {
         writer.zeros(96 - writer.length)
     }
 
-    private static func write(_ page: VitalProductDataPage, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+    private static func write(
+        _ page: VitalProductDataPage, _ nexus: UInt16, _ unit: LogicalUnit, _ writer: inout ParameterWriter
+    ) {
         switch page {
         case .supportedPages: writer.bytes(VitalProductDataPage.allCases.map(\.rawValue))
         case .unitSerialNumber: writer.bytes(Array(unit.configuration.serial.utf8))
-        case .deviceIdentification: deviceIdentification(unit, &writer)
+        case .deviceIdentification: deviceIdentification(nexus, unit, &writer)
         case .extendedInquiry: extendedInquiry(unit, &writer)
+        case .modePagePolicy:
+            // All mode pages and subpages are shared by all nexuses, and not by several units (SPC-6 7.7.9).
+            writer.bytes([0x3f, 0xff, 0x00, 0x00])
+        case .ports: ports(unit, &writer)
+        case .powerCondition:
+            // Power Condition (SPC-6 7.7.14): all of them; leaving them takes no time of its own.
+            writer.bytes([0x03, 0x07])
+            writer.zeros(12)
+        case .featureSets:
+            // No feature set is claimed. One that is, is a promise to have everything on its list.
+            writer.zeros(4)
         case .blockLimits: blockLimits(unit, &writer)
         case .blockDeviceCharacteristics:
             // Not rotating (1), or not reported (0) for a rotating medium whose rate the backstore does not know.
             writer.uint16(unit.geometry.has(SCSI_BACKSTORE_ROTATIONAL) ? 0 : 1)
             writer.zeros(58)
         case .logicalBlockProvisioning: logicalBlockProvisioning(unit, &writer)
+        case .blockLimitsExtension:
+            // SBC-5 6.6.5: no streams, no scattered writes.
+            writer.zeros(60)
         }
     }
 
-    /// Device Identification (SPC-4 7.8.6): the unit by its NAA name and by T10 vendor ID, the target device by its NAA
-    /// name.
-    private static func deviceIdentification(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+    /// Device Identification (SPC-4 7.8.6): the unit by its NAA name and by T10 vendor ID; the target port that the
+    /// command came through by its NAA name, its identifier and its group; the target device by its NAA name.
+    private static func deviceIdentification(_ nexus: UInt16, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.bytes([0x01, 0x03, 0x00, 8])
         writer.uint64(unit.configuration.name)
         // The designator length is one byte.
@@ -86,17 +109,41 @@ enum SPC {
         writer.text(Array(unit.configuration.vendor.utf8), width: 8)
         writer.bytes(serial)
         if let target = unit.target {
+            if let port = target.port(of: nexus) {
+                portName(port, &writer)
+                writer.bytes([0x01, 0x14, 0x00, 4, 0, 0])
+                writer.uint16(port.relativeIdentifier)
+                writer.bytes([0x01, 0x15, 0x00, 4, 0, 0])
+                writer.uint16(TargetPorts.group)
+            }
             writer.bytes([0x01, 0x23, 0x00, 8])
             writer.uint64(target.name)
+        }
+    }
+
+    private static func portName(_ port: TargetPort, _ writer: inout ParameterWriter) {
+        writer.bytes([0x01, 0x13, 0x00, 8])
+        writer.uint64(port.name)
+    }
+
+    /// SCSI Ports (SPC-6 7.7.14): the target ports. Their initiator ports, which no transport here names, are none of
+    /// the SCSI device's.
+    private static func ports(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        for port in unit.target?.ports.all ?? [] {
+            writer.uint16(0)
+            writer.uint16(port.relativeIdentifier)
+            writer.zeros(6)
+            writer.uint16(12)
+            portName(port, &writer)
         }
     }
 
     /// Extended INQUIRY Data (SPC-6 7.7.7).
     private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.byte(0x00)
-        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP
+        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: nothing follows from a priority
         writer.byte(unit.cachesWrites ? 0x01 : 0x00)  // V_SUP
-        writer.byte(0x00)
+        writer.byte(0x01)  // LUICLR: REPORTED LUNS DATA HAS CHANGED is cleared on all units of the nexus at once
         writer.zeros(5)
         writer.byte(UInt8(SCSI_SENSE_CAPACITY))
         writer.zeros(50)
@@ -119,15 +166,20 @@ enum SPC {
         let granular = thin && geometry.discard_granularity != 0
         writer.uint32(granular ? 0x8000_0000 | UInt32(UInt64(geometry.discard_alignment) >> shift) : 0)
         writer.uint64(unit.maximumWriteSameBlocks)
-        writer.zeros(20)
+        writer.uint32(UInt32(clamping: unit.maximumAtomicBlocks))
+        writer.uint32(geometry.atomic_write_alignment >> UInt32(shift))
+        writer.uint32(geometry.atomic_write_granularity >> UInt32(shift))
+        writer.zeros(8)  // no ATOMIC BOUNDARY
     }
 
     /// Logical Block Provisioning (SBC-5 6.6.7).
     private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-        writer.byte(0)
-        writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) : 0)  // LBPU, LBPWS, LBPWS10, LBPRZ 001b
+        writer.byte(unit.hasProvisioningThresholds ? UInt8(unit.thresholdExponent) : 0)
+        let anchors = unit.geometry.has(SCSI_BACKSTORE_CAN_ANCHOR)
+        // LBPU, LBPWS, LBPWS10, LBPRZ 001b, ANC_SUP
+        writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) | (anchors ? 0x02 : 0) : 0)
         writer.byte(thin ? 0x02 : 0x00)
         writer.byte(0)
     }
