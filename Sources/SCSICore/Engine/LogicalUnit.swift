@@ -155,6 +155,9 @@ public final class LogicalUnit {
     public var whenStopped: ((FreezeCause) -> Void)?
     /// Whether somebody waits until the backstore has none of the unit's requests.
     var watchesRequests = false
+    var space = SpaceState()
+    /// Whether a logical block provisioning threshold is enabled.
+    var watchesSpace = false
 
     /// START STOP UNIT has stopped it.
     var stopped = false { didSet { refreshReadiness() } }
@@ -210,7 +213,7 @@ public final class LogicalUnit {
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, store != nil, configuration))
-        modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        modePages = Self.modePages(geometry)
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet(limit: taskSetBounds.shared))
@@ -226,6 +229,8 @@ public final class LogicalUnit {
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        precondition(!space.isInFlight, "a logical unit went away with a request of its own in flight")
+        unsafe space.request?.deallocate()
         shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
@@ -239,6 +244,11 @@ public final class LogicalUnit {
         precondition(block == 512 || block == 4096, "a backstore with an unsupported logical block size")
         return MediumExtent(
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
+    }
+
+    private static func modePages(_ geometry: scsi_backstore_geometry) -> ModePages {
+        ModePages(
+            volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE), thresholds: Self.hasThresholds(geometry))
     }
 
     private static func features(
@@ -273,6 +283,7 @@ public final class LogicalUnit {
         unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
         unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+        refreshThresholds()
     }
 
     /// What keeps requests from the backstore has changed.
@@ -284,9 +295,11 @@ public final class LogicalUnit {
         geometry = new.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
-        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        var pages = Self.modePages(geometry)
         pages.adopt(modePages)
         modePages = pages
+        space.measured = nil
+        space.reached = []
         refresh()
     }
 
@@ -334,8 +347,8 @@ public final class LogicalUnit {
         callWhenDrained()
     }
 
-    private func callWhenDrained() {
-        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
+    func callWhenDrained() {
+        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, let drained = whenDrained else { return }
         whenDrained = nil
         unsafe owner = nil
         lun = nil
@@ -600,6 +613,7 @@ public final class LogicalUnit {
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if sense.code == .spaceAllocationFailedWriteProtect, watchesSpace { measureSpace() }
         if task.row?.handler == .sendDiagnostic {
             return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
         }
@@ -716,6 +730,7 @@ public final class LogicalUnit {
         unsafe counters.pointee.writes += 1
         unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
         unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
+        if watchesSpace { spaceUsed() }
     }
 
     @inline(never)
@@ -728,7 +743,9 @@ public final class LogicalUnit {
             countWrite(task)
             countVerified(task)
         case .writeAtomic: countWrite(task)
-        case .unmap: unsafe counters.pointee.unmaps += 1
+        case .unmap:
+            unsafe counters.pointee.unmaps += 1
+            if watchesSpace { measureSpace() }
         default: unsafe counters.pointee.others += 1
         }
     }
@@ -876,6 +893,7 @@ public final class LogicalUnit {
         refresh()
         guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        measureSpace()
         let isTest = pages.informationalExceptions.isTest
         if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }

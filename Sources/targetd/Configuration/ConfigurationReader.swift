@@ -147,7 +147,9 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        let keys = ["backstore", "read-only", "name", "serial", "command-timeout"]
+        let keys = [
+            "backstore", "read-only", "name", "serial", "command-timeout", "removable", "on-error", "retry-timeout",
+        ]
         guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
@@ -165,17 +167,27 @@ struct ConfigurationReader {
         if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
             unit.commandTimeoutNanoseconds = timeout
         }
+        unit.removable = boolean(fields, "removable") ?? false
+        if let policy = choice(fields, "on-error", of: LogicalUnitSettings.OnError.allCases.map(\.rawValue)) {
+            unit.onError = LogicalUnitSettings.OnError(rawValue: policy)!
+        }
+        unit.retryTimeoutNanoseconds = span(
+            fields, "retry-timeout", in: ConfigurationLimits.retryTimeoutNanoseconds)
+        if fields["retry-timeout"] != nil, unit.onError != .retry {
+            report(fields.key("retry-timeout"), "means nothing here: remove it, or add on-error: retry")
+        }
         return unit
     }
 
     private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
         var xen = XenConfiguration()
         if node.isEmpty { return xen }
-        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "staging"]) else { return nil }
+        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "host-devices", "staging"]) else { return nil }
         if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
             xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
         }
         if let records = path(fields, "records") { xen.records = records }
+        if let hostDevices = boolean(fields, "host-devices") { xen.hostDevices = hostDevices }
         if let staging = size(fields, "staging") {
             let range = XenConfiguration.stagingBytes
             if range.contains(staging) {

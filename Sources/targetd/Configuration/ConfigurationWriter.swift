@@ -90,6 +90,9 @@ struct ConfigurationWriter {
         if unit.commandTimeoutNanoseconds != 0 {
             fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
         }
+        if unit.removable { fields.append(("removable", "true")) }
+        if unit.onError != .report { fields.append(("on-error", unit.onError.rawValue)) }
+        if let timeout = unit.retryTimeoutNanoseconds { fields.append(("retry-timeout", TimeSpan.format(timeout))) }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 
@@ -109,6 +112,7 @@ struct ConfigurationWriter {
         let standard = XenConfiguration()
         var fields = [("enabled", xen.enabled.rawValue)]
         if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
+        if !xen.hostDevices { fields.append(("host-devices", "false")) }
         if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
         lines.append("xen: \(Self.flow(fields))")
     }

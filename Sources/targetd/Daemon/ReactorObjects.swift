@@ -115,6 +115,8 @@ final class ReactorObjects {
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
         configuration.commandTimeout = settings.commandTimeoutNanoseconds
+        configuration.removable = settings.removable
+        configuration.errorPolicy = settings.errorPolicy
         var stateFile: StateFile?
         do {
             stateFile = try stateDirectory.map { try StateFile(unit: configuration.name, in: $0, reactor: reactor) }
@@ -124,6 +126,15 @@ final class ReactorObjects {
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
             store: stateFile?.handle)
+        let log = logger
+        unit.whenStopped = { cause in
+            guard case .mediumError(let code) = cause else { return }
+            log.error(
+                "the disk is frozen: its medium has failed; look after the medium, then thaw the disk",
+                metadata: [
+                    "target": "\(name)", "lun": "\(number)", "error": "\(SystemError(number: code).text)",
+                ])
+        }
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
@@ -281,6 +292,17 @@ final class ReactorObjects {
         }
         for item in items { body(self, item, ended) }
         ended()
+    }
+}
+
+extension LogicalUnitSettings {
+    /// The policy as the core takes it.
+    fileprivate var errorPolicy: ErrorPolicy {
+        switch onError {
+        case .report: .report
+        case .stop: .stop
+        case .retry: .retry(nanoseconds: retryTimeoutNanoseconds ?? Self.defaultRetryTimeoutNanoseconds)
+        }
     }
 }
 

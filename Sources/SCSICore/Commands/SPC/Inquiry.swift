@@ -176,7 +176,7 @@ enum SPC {
     private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-        writer.byte(0)
+        writer.byte(unit.hasProvisioningThresholds ? UInt8(unit.thresholdExponent) : 0)
         let anchors = unit.geometry.has(SCSI_BACKSTORE_CAN_ANCHOR)
         // LBPU, LBPWS, LBPWS10, LBPRZ 001b, ANC_SUP
         writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) | (anchors ? 0x02 : 0) : 0)
