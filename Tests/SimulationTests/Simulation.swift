@@ -427,7 +427,8 @@ final class Simulation {
         case 20 where features.modeSelect: return modeSelect(entry)
         case 21 where features.startStop: return Command(cdb: CDB.startStopUnit(start: random.chance(3, in: 4)))
         case 22 where features.anyCDB: return anything()
-        case 23 where features.staging: return lessUsual(entry, address, blocks)
+        // HEAD OF QUEUE does not wait for extents: a command of several steps is whole only without it.
+        case 23 where features.staging && !features.attributes: return lessUsual(entry, address, blocks)
         default: return Command(cdb: CDB.testUnitReady)
         }
     }
