@@ -310,6 +310,7 @@ import Testing
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }
                         all.append(configuration)
                     }
                 }
@@ -323,11 +324,13 @@ import Testing
         var backstores: [String: BackstoreConfiguration]
         var targets: [NAAName: TargetConfiguration]
         var fronts: [String: VhostUserFrontConfiguration]
+        var xen: XenConfiguration?
 
         init(_ configuration: Configuration) {
             backstores = configuration.usedBackstores
             targets = configuration.targets
             fronts = Dictionary(uniqueKeysWithValues: configuration.vhostUserFronts.map { ($0.socket, $0) })
+            xen = configuration.servedXen
         }
 
         mutating func apply(_ change: Change, wanted: Configuration) {
@@ -361,6 +364,12 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .stopXen:
+                #expect(xen != nil)
+                xen = nil
+            case .startXen:
+                #expect(xen == nil && targets == wanted.targets)
+                xen = wanted.servedXen
             case .setCommandTimeout(let number, let target):
                 let unit = wanted.targets[target]!.logicalUnits[number]!
                 #expect(targets[target]?.logicalUnits.updateValue(unit, forKey: number) != nil)

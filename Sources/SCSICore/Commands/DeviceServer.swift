@@ -105,8 +105,8 @@ enum DeviceServer {
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect,
-            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
             .release:
             preconditionFailure("a command without steps")

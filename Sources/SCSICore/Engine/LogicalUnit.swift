@@ -562,7 +562,9 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
-        if task.waitsFor == .staging || task.waitsFor == .state, unsafe tasks.pointee.isBlocked(task) { return block(task) }
+        if task.waitsFor == .staging || task.waitsFor == .state, unsafe tasks.pointee.isBlocked(task) {
+            return block(task)
+        }
         goOn(task)
     }
 

@@ -309,6 +309,7 @@ extension TaskHandle {
         case 5: offset = 11
         default: return false
         }
-        return cdb[offset] & Self.nacaBit != 0
+        // Behind what the initiator has sent lies what an earlier command has left.
+        return unsafe offset < Int(command.cdb_length) && cdb[offset] & Self.nacaBit != 0
     }
 }

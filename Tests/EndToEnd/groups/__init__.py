@@ -7,6 +7,7 @@ from .conformance import Conformance
 from .disks import Disks
 from .itself import Itself
 from .restart import Restart
+from .virtio import HotPlug, ManyUnits, Migration, PackedRings
 from .xen import Xen
 
-ALL = [Itself, CommandLine, Disks, Restart, Conformance, Xen]
+ALL = [Itself, CommandLine, Disks, Restart, PackedRings, HotPlug, ManyUnits, Migration, Conformance, Xen]

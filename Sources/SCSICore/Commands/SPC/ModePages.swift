@@ -114,7 +114,7 @@ struct ModePages {
             // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
             // SWP; TAS; busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0xf5, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
+                              changeable: [0x35, 0x16, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
@@ -182,10 +182,9 @@ struct ModePages {
         return nil
     }
 
-    /// The fields of the control mode page that are changeable and do not have all the values that their bits have.
+    /// The fields of the control mode page that do not have all the values that their changeable bits have.
     private static func invalidControl(_ values: [UInt8]) -> Int? {
-        if values[0] >> 5 > 1 { return 0 }
-        if values[1] >> 4 > 1 || QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
+        if QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
         return UnitAttentionInterlock(rawValue: values[2] >> 4 & 3) == nil ? 2 : nil
     }
 
