@@ -111,7 +111,7 @@ extension LogicalUnit {
                 continue
             }
             let isNew = space.reached.insert(threshold.resource).inserted
-            if isNew, modePages.reportsThresholds { establish(.thinProvisioningThreshold, exceptFor: nil) }
+            if isNew, modePages.reportsThresholds { establish(.softThresholdReached, exceptFor: nil) }
         }
     }
 
