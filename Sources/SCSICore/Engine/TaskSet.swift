@@ -4,6 +4,8 @@
 // Owns: the order, the counters, which nexuses are faulted. Called by: LogicalUnit, TaskManager. Must not know: what
 // enabling means, who asks.
 
+import CTarget
+
 /// Where a task that has just arrived stands.
 enum TaskSetEntry {
     /// It may be carried out at once.

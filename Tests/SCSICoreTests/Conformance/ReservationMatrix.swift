@@ -52,6 +52,9 @@ private let matrix: [MatrixRow] = [
     MatrixRow("PREVENT ALLOW MEDIUM REMOVAL, allow",       cdb(0x1e, length: 6),            "A A A A A", "A"),
     MatrixRow("PREVENT ALLOW MEDIUM REMOVAL, prevent",     cdb(0x1e, length: 6, [4: 1]),    "C C A C C", "C"),
     MatrixRow("READ BUFFER(10)",                           cdb(0x3c, 0x02, length: 10),     "A C A A C", "C"),
+    MatrixRow("READ BUFFER(10), descriptor",               cdb(0x3c, 0x03, length: 10),     "A C A A C", "C"),
+    MatrixRow("READ BUFFER(10), echo buffer",              cdb(0x3c, 0x0a, length: 10),     "A C A A C", "C"),
+    MatrixRow("READ BUFFER(10), echo buffer descriptor",   cdb(0x3c, 0x0b, length: 10),     "A C A A C", "C"),
     MatrixRow("RECEIVE DIAGNOSTIC RESULTS",                cdb(0x1c, length: 6),            "A C A A C", "C"),
     MatrixRow("REPORT IDENTIFYING INFORMATION",            cdb(0xa3, 0x05, length: 12),     "A A A A A", "A"),
     MatrixRow("REPORT LUNS",                               cdb(0xa0, length: 12),           "A A A A A", "A"),
@@ -65,6 +68,7 @@ private let matrix: [MatrixRow] = [
     MatrixRow("SET TIMESTAMP",                             cdb(0xa4, 0x0f, length: 12),     "C C A C C", "C"),
     MatrixRow("TEST UNIT READY",                           cdb(0x00, length: 6),            "A A A A A", "C"),
     MatrixRow("WRITE BUFFER",                              cdb(0x3b, 0x02, length: 10),     "C C A C C", "C"),
+    MatrixRow("WRITE BUFFER, echo buffer",                 cdb(0x3b, 0x0a, length: 10),     "C C A C C", "C"),
     // SBC-3 4.17
     MatrixRow("COMPARE AND WRITE",                         cdb(0x89, length: 16),           "C C A C C", "C"),
     MatrixRow("GET LBA STATUS",                            cdb(0x9e, 0x12, length: 16),     "A C A A C", "C"),
