@@ -81,7 +81,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
     (
         "buffered: true", "bufered: true",
@@ -358,7 +358,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
 ]
 // swift-format-ignore-end
