@@ -37,7 +37,7 @@ public enum JSON {
     }
 
     /// `bytesRead` → `bytes-read`
-    static func dashed(_ name: String) -> String {
+    public static func dashed(_ name: String) -> String {
         var result = ""
         for letter in name {
             if letter.isUppercase { result += "-" }

@@ -46,11 +46,13 @@ public struct ReactorStatus: Codable, Equatable, Sendable {
     public var refused: UInt64
     /// Calls that handed I/O to the kernel.
     public var submissions: UInt64
+    /// Nanoseconds in turns of its loop that found work.
+    public var busyNanoseconds: UInt64
 
     /// A reactor that has done nothing yet.
     public init(index: Int) {
         self.index = index
-        (turns, waits, requests, refused, submissions) = (0, 0, 0, 0, 0)
+        (turns, waits, requests, refused, submissions, busyNanoseconds) = (0, 0, 0, 0, 0, 0)
     }
 }
 

@@ -52,6 +52,20 @@ import Yams
             LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
         ),
         ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
+        ("StatisticsReport", StatisticsReport(time: 0, units: [], nexuses: [])),
+        ("UnitStatistics", UnitStatistics(target: "", lun: 0, backstore: "")),
+        ("LatencyReport", LatencyReport(operation: "", sumNanoseconds: 0, buckets: [])),
+        ("LatencyBucket", LatencyBucket(from: 0, to: 0, count: 0)),
+        (
+            "InitiatorReport",
+            InitiatorReport(initiator: "", commands: [], bytesRead: 0, bytesWritten: 0, unitAttentions: 0)
+        ),
+        ("CommandCount", CommandCount(operation: "", status: "", count: 0)),
+        (
+            "NexusReport",
+            NexusReport(target: "", initiator: "", connected: false, inFlight: 0, connections: 0, functions: [])
+        ),
+        ("FunctionCount", FunctionCount(function: "", count: 0)),
         ("ChangeReport", ChangeReport(changes: [], warnings: [])),
         ("FailureReport", FailureReport(error: Failure(.failed, ""))),
         ("Failure", Failure(.failed, "")),

@@ -80,7 +80,13 @@ public final class LogicalUnit {
     /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
     private(set) var maximumTransferBlocks: UInt64 = 0
     /// What it has done.
-    public var statistics: LogicalUnitStatistics { unsafe counters.pointee }
+    public var statistics: LogicalUnitStatistics { measurements.fill(unsafe counters.pointee) }
+    /// How long its commands of a class took.
+    public func latency(_ kind: CommandClass) -> LatencyStatistics { measurements.latency(kind) }
+    /// What an initiator has done, by its index in `TargetDevice.nexuses`; `nil`: nothing.
+    public func commands(nexus: Int) -> CommandStatistics? { measurements.commands(nexus: nexus) }
+    /// What initiators did that the target has forgotten, because others took their places.
+    public var forgottenCommands: CommandStatistics { measurements.forgotten }
 
     /// Where it is mapped, once it is.
     private var owner: Unmanaged<TargetDevice>?
@@ -94,6 +100,7 @@ public final class LogicalUnit {
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
     private let tasks: UnsafeMutablePointer<TaskSet>
     private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    private let measurements = Measurements()
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -123,6 +130,7 @@ public final class LogicalUnit {
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
+        measurements.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -141,6 +149,9 @@ public final class LogicalUnit {
 
     /// Tasks received and not completed.
     public var tasksInFlight: Int { unsafe tasks.pointee.count }
+
+    /// When the oldest of them arrived, in nanoseconds of the shard's clock.
+    public var oldestReceivedAt: UInt64? { unsafe tasks.pointee.first?.receivedAt }
 
     /// Size of the medium in bytes.
     public var size: UInt64 { medium.bytes(medium.blocks).value }
@@ -203,7 +214,10 @@ public final class LogicalUnit {
     }
 
     /// A nexus that the target had not seen before: only what a power on leaves.
-    func nexusCreated(_ nexus: UInt16) { unsafe pending[Int(nexus)] = [.powerOn] }
+    func nexusCreated(_ nexus: UInt16) {
+        unsafe pending[Int(nexus)] = [.powerOn]
+        measurements.retire(nexus: nexus)
+    }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
 
@@ -213,6 +227,7 @@ public final class LogicalUnit {
     /// The condition has been reported; it is not pending any more.
     func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
+        measurements.countUnitAttention(nexus: nexus)
         // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
         if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
@@ -331,7 +346,7 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         shard.returnStaging(task)
         fillResponse(task, outcome)
-        count(task)
+        measurements.count(task, now: shard.clock)
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
@@ -358,27 +373,11 @@ public final class LogicalUnit {
         }
     }
 
-    @inline(__always)
-    private func count(_ task: TaskHandle) {
-        if task.disposition != .none { unsafe counters.pointee.aborted += 1 }
-        switch task.row?.handler {
-        case .read:
-            unsafe counters.pointee.reads += 1
-            unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-        case .write:
-            unsafe counters.pointee.writes += 1
-            unsafe counters.pointee.bytesWritten +=
-                unsafe task.command.data_out_length - task.response.data_out_residual
-        default: unsafe counters.pointee.others += 1
-        }
-        if task.response.status != SCSIStatus.good.rawValue { unsafe counters.pointee.notGood += 1 }
-    }
-
     /// Refuses a task that never was in the task set.
     private func refuse(_ task: TaskHandle, _ status: SCSIStatus) {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
-        unsafe counters.pointee.notGood += 1
+        measurements.countRefused(task)
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
     }
 

@@ -60,6 +60,12 @@ struct ControlRouter: Sendable {
             path: "/v1/fronts",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().fronts) }]),
         Route(
+            path: "/v1/statistics",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.statistics()) }]),
+        Route(
+            path: "/v1/nexuses",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.statistics().nexuses) }]),
+        Route(
             path: "/v1/configuration",
             operations: [
                 "GET": { router, _ throws(Failure) in
@@ -72,7 +78,8 @@ struct ControlRouter: Sendable {
             operations: [
                 "GET": { router, _ throws(Failure) in
                     .init(
-                        text: PrometheusText.render(try await router.daemon.status()),
+                        text: PrometheusText.render(
+                            try await router.daemon.status(), try await router.daemon.statistics()),
                         type: "text/plain; version=0.0.4; charset=utf-8")
                 }
             ]),

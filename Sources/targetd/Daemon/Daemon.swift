@@ -276,6 +276,21 @@ actor Daemon {
         return status
     }
 
+    /// The counters of all logical units and nexuses, up to the moment at which a stop begins.
+    func statistics() async throws(Failure) -> StatisticsReport {
+        if isStopping { throw Failure(.stopping, "targetd is stopping") }
+        var report = StatisticsReport(time: 0, units: [], nexuses: [])
+        for thread in threads {
+            let part = await thread.perform { ($0.statistics(), $0.reactor.now) }
+            report.units += part.0.units
+            report.nexuses += part.0.nexuses
+            report.time = max(report.time, part.1)
+        }
+        report.units.sort { ($0.target, $0.lun) < ($1.target, $1.lun) }
+        report.nexuses.sort { ($0.target, $0.initiator) < ($1.target, $1.initiator) }
+        return report
+    }
+
     /// How many sockets are served.
     var socketCount: Int { state.configuration.vhostUserFronts.count }
 

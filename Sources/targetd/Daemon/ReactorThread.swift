@@ -64,12 +64,17 @@ final class ReactorThread: @unchecked Sendable {
         close(descriptor)
     }
 
-    /// Gives the core its clock, and lets the tasks that wait for memory or for a backstore try again.
+    /// Gives the core its clock, before a turn's completions are seen, and lets the tasks that wait for memory or for a backstore try again.
     private func driveShard() {
+        unsafe reactor.onTurn(
+            { context in
+                unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
+                    objects.shard.now = objects.reactor.now
+                }
+            }, Unmanaged.passUnretained(objects).toOpaque())
         let source = unsafe Reactor.WorkSource(
             poll: { context in
                 unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
-                    objects.shard.now = objects.reactor.now
                     guard objects.shard.hasWaiting else { return false }
                     objects.shard.retryWaiting()
                     return true

@@ -44,6 +44,7 @@ extension ReactorStatus {
         requests = statistics.requests
         refused = statistics.refused
         submissions = statistics.submissions
+        busyNanoseconds = statistics.busyNanoseconds
     }
 }
 

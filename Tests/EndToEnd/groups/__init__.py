@@ -6,6 +6,7 @@ from .commandline import CommandLine
 from .conformance import Conformance
 from .disks import Disks
 from .itself import Itself
+from .metrics import Metrics
 from .restart import Restart
 
-ALL = [Itself, CommandLine, Disks, Restart, Conformance]
+ALL = [Itself, CommandLine, Metrics, Disks, Restart, Conformance]
