@@ -174,8 +174,21 @@ import Testing
     }
 
     @Test func changedUnitIsReplacedAndItsBackstoreStays() {
-        let plan = plan { $0.targets[first]!.logicalUnits[0]!.readOnly = true }
+        let plan = plan { $0.targets[first]!.logicalUnits[0]!.serial = "OTHER" }
         #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
+    }
+
+    @Test func protectionAndLimitsChangeInPlace() {
+        let plan = plan {
+            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+            $0.targets[first]!.logicalUnits[0]!.limits.operationsPerSecond = 7
+            $0.vhostUserFronts[1].limits.bytesPerSecond = 1 << 20
+        }
+        #expect(
+            plan.changes == [
+                .protectLogicalUnit(0, target: first, isProtected: true), .limitLogicalUnit(0, target: first),
+                .limitSocket("/2"),
+            ])
     }
 
     @Test func otherNumberOfQueuesReplacesTheSocket() {
@@ -291,10 +304,20 @@ import Testing
                         configuration.backstores["a"] = a
                         configuration.backstores["b"] = b
                         configuration.targets = [first: TargetConfiguration(), second: TargetConfiguration()]
-                        if a != nil { configuration.targets[first]!.logicalUnits[units] = .init(backstore: "a") }
+                        if a != nil {
+                            configuration.targets[first]!.logicalUnits[units] = .init(backstore: "a")
+                            // Of each shape, some are in another state.
+                            configuration.targets[first]!.logicalUnits[units]!.readOnly = b == nil
+                            if front.count == 1 {
+                                configuration.targets[first]!.logicalUnits[units]!.limits.operationsPerSecond = 7
+                            }
+                        }
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if units == 1, !front.isEmpty {
+                            configuration.vhostUserFronts[0].limits.bytesPerSecond = 1 << 20
+                        }
                         all.append(configuration)
                     }
                 }
@@ -346,6 +369,16 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .protectLogicalUnit(let number, let target, let isProtected):
+                #expect(targets[target]?.logicalUnits[number]?.readOnly == !isProtected)
+                targets[target]?.logicalUnits[number]?.readOnly = isProtected
+            case .limitLogicalUnit(let number, let target):
+                #expect(targets[target]?.logicalUnits[number] != nil)
+                targets[target]?.logicalUnits[number]?.limits =
+                    wanted.targets[target]!.logicalUnits[number]!.limits
+            case .limitSocket(let socket):
+                #expect(fronts[socket] != nil)
+                fronts[socket]?.limits = wanted.front(socket)!.limits
             case .setStopTimeout, .setLogLevel: break
             }
         }

@@ -73,6 +73,8 @@ public final class LogicalUnit {
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
+    /// Whether the operator wants it so; what it was created with, until `setReadOnly`.
+    private var readOnly: Bool
     /// Whether completed writes may be volatile, so that FUA and flushes mean something.
     private(set) var cachesWrites = false
     /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
@@ -101,6 +103,11 @@ public final class LogicalUnit {
     private let tasks: UnsafeMutablePointer<TaskSet>
     private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     private let measurements = Measurements()
+    private var throttle: Throttle?
+    /// Whether commands are to be checked against a limit.
+    private var isThrottled = false
+    private var trace: TraceRing?
+    private var isTraced = false
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -110,6 +117,7 @@ public final class LogicalUnit {
     /// A unit over a backstore. Its geometry is asked for here.
     public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
         self.configuration = configuration
+        readOnly = configuration.readOnly
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
@@ -159,7 +167,7 @@ public final class LogicalUnit {
     /// Derives what each command asks from what seldom changes.
     private func refresh() {
         writeProtected =
-            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+            readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
@@ -177,12 +185,23 @@ public final class LogicalUnit {
         if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
     }
 
+    /// Protects the medium against writes of all initiators, or lets them write again as far as the backstore can.
+    /// Initiators learn of it by MODE PARAMETERS CHANGED: the WP bit is in what MODE SENSE returns.
+    public func setReadOnly(_ isReadOnly: Bool) {
+        guard isReadOnly != readOnly else { return }
+        readOnly = isReadOnly
+        let before = writeProtected
+        refresh()
+        if writeProtected != before { establish(.modeParametersChanged, exceptFor: nil) }
+    }
+
     // MARK: The target's side
 
     func mapped(to target: TargetDevice, at lun: LUN) {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        refreshThrottling()
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
@@ -260,6 +279,12 @@ public final class LogicalUnit {
     /// Carries an enabled task out, as far as it goes.
     @inline(__always)
     private func run(_ task: TaskHandle) {
+        if isThrottled, mustWait(task) { return }
+        carryOut(task)
+    }
+
+    @inline(__always)
+    private func carryOut(_ task: TaskHandle) {
         let flags = task.row?.flags ?? []
         let state = AdmissionState(
             pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
@@ -323,6 +348,7 @@ public final class LogicalUnit {
         switch task.waitsFor {
         case .backstore: submit(task)
         case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .quota: if !mustWait(task) { carryOut(task) }
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
     }
@@ -347,6 +373,7 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         fillResponse(task, outcome)
         measurements.count(task, now: shard.clock)
+        if isTraced { trace?.record(task, now: shard.clock) }
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
@@ -379,6 +406,73 @@ public final class LogicalUnit {
         task.respond(.commandComplete, status)
         measurements.countRefused(task)
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+    }
+
+    // MARK: Limits and trace
+
+    /// Whether a command has to wait because of a limit of its initiator or of the unit; then it does.
+    @inline(never)
+    private func mustWait(_ task: TaskHandle) -> Bool {
+        guard let row = task.row, row.serialization != .none else { return false }
+        let bytes = Self.bytes(task)
+        // The step says whom the task has paid, or will have paid when it is let go: 1 the initiator's, 2 the unit's.
+        if task.step == 0, let throttle = target?.throttle(nexus: task.nexus), !throttle.take(bytes: bytes) {
+            return wait(task, for: throttle, step: 1)
+        }
+        if task.step < 2, let throttle, !throttle.take(bytes: bytes) { return wait(task, for: throttle, step: 2) }
+        task.step = 0
+        return false
+    }
+
+    private func wait(_ task: TaskHandle, for throttle: Throttle, step: UInt8) -> Bool {
+        task.step = step
+        task.waitsFor = .quota
+        task.transition(to: .dormant)
+        throttle.wait(task)
+        return true
+    }
+
+    /// The bytes that a command names, as limits count them: no more than a command may move at all.
+    static func bytes(_ task: TaskHandle) -> UInt64 {
+        let shift = unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.medium.blockShift }
+        return min(task.blocks, Limits.transferBytes >> shift) << shift
+    }
+
+    /// Limits the commands of all initiators together.
+    public func setLimits(_ limits: RateLimits) {
+        if throttle == nil, limits.isUnlimited { return }
+        if let throttle { throttle.setLimits(limits) } else { throttle = Throttle(limits, shard: shard) }
+        refreshThrottling()
+    }
+
+    /// The limiter of the unit, if it ever had limits.
+    public var limiter: Throttle? { throttle }
+
+    func refreshThrottling() { isThrottled = throttle != nil || target?.hasThrottles ?? false }
+
+    /// Keeps the last commands from now on; what was kept before is forgotten.
+    ///
+    /// - Parameter entries: How many, `Limits.traceEntries`; `nil` ends it.
+    public func setTrace(entries: Int?) {
+        trace = entries.map { TraceRing(capacity: $0) }
+        isTraced = trace != nil
+    }
+
+    /// What was kept, the oldest first; `nil` if nothing is.
+    public var traceEntries: [TraceEntry]? { trace?.entries }
+
+    /// How many entries are kept; `nil` if none.
+    public var traceCapacity: Int? { trace?.capacity }
+
+    /// The tasks in flight, the oldest first, of which at most so many.
+    public func tasks(limit: Int) -> [TaskView] {
+        var views: [TaskView] = []
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor, views.count < limit {
+            views.append(TaskView(task))
+            cursor = task.next
+        }
+        return views
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
@@ -466,6 +560,19 @@ public final class LogicalUnit {
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)
+    }
+
+    /// LOGICAL UNIT RESET that no initiator asked for: commands of all end, and all learn of it.
+    public func resetByOperator() {
+        mark { _ in .reset }
+        endMarked()
+        reset(.logicalUnitReset)
+    }
+
+    /// Ends all commands, as a unit does that goes away at once: those that the medium has, as soon as it lets go.
+    public func abortAll() {
+        mark { _ in .reset }
+        endMarked()
     }
 
     /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).

@@ -189,7 +189,7 @@ struct Measurements {
     }
 
     @inline(never)
-    private static func end(_ task: TaskHandle) -> CommandEnd {
+    static func end(_ task: TaskHandle) -> CommandEnd {
         switch ServiceResponse(rawValue: task.response.service_response) {
         case .overrun: return .overrun
         case .commandComplete: break

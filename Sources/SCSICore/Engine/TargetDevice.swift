@@ -56,6 +56,9 @@ public final class TargetDevice {
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
     private var leaving: UInt64 = 0
     private let taskManager = TaskManager()
+    /// Limits by initiator port, and as the commands of each nexus find them.
+    private var throttles: [String: Throttle] = [:]
+    private var nexusThrottles: [Throttle?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
     /// Times that each nexus was established, and its task management functions by number.
     private var connections = Array(repeating: UInt64(0), count: Limits.nexusesPerTarget)
     private var functions: [[UInt8: UInt64]] = Array(repeating: [:], count: Limits.nexusesPerTarget)
@@ -159,6 +162,7 @@ public final class TargetDevice {
         else { return nil }
         unsafe nexuses[index].port = port
         initiatorPorts[index] = initiatorPort
+        nexusThrottles[index] = throttles[initiatorPort]
         if known == nil { (connections[index], functions[index]) = (0, [:]) }
         connections[index] += 1
         for unit in units.values {
@@ -181,6 +185,21 @@ public final class TargetDevice {
 
     /// The tasks of a nexus that were received and not completed.
     public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
+
+    /// Limits what an initiator may do here. The limiter may be that of other targets of the shard as well: then the
+    /// limit is for all of them together. To lift a limit, give its limiter none.
+    public func setThrottle(_ throttle: Throttle, initiatorPort: String) {
+        throttles[initiatorPort] = throttle
+        for index in 0..<Limits.nexusesPerTarget where initiatorPorts[index] == initiatorPort {
+            precondition(nexusThrottles[index]?.waiting ?? 0 == 0 || nexusThrottles[index] === throttle)
+            nexusThrottles[index] = throttle
+        }
+        for unit in allUnits { unit.refreshThrottling() }
+    }
+
+    var hasThrottles: Bool { !throttles.isEmpty }
+
+    func throttle(nexus: UInt16) -> Throttle? { nexusThrottles[Int(nexus)] }
 
     /// The nexuses that are there, and those that were and whose initiators may come back.
     public var nexusStatus: [NexusStatus] {

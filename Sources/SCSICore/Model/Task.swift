@@ -64,6 +64,8 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// Its turn under a limit of operations or bytes per second (Throttle).
+    case quota
 }
 
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.

@@ -16,6 +16,9 @@ enum Change: Equatable, Sendable {
     case addLogicalUnit(Int, target: NAAName)
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
+    case protectLogicalUnit(Int, target: NAAName, isProtected: Bool)
+    case limitLogicalUnit(Int, target: NAAName)
+    case limitSocket(String)
     case setStopTimeout
     case setLogLevel
 }
@@ -34,7 +37,10 @@ extension Change {
         case .addTarget(let name): .removeTarget(name)
         case .removeBackstore(let name): .addBackstore(name)
         case .addBackstore(let name): .removeBackstore(name)
-        case .setStopTimeout, .setLogLevel: self
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            .protectLogicalUnit(number, target: target, isProtected: !isProtected)
+        // Made again, they take what they set from the other configuration.
+        case .setStopTimeout, .setLogLevel, .limitLogicalUnit, .limitSocket: self
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
         case .resizeBackstore: nil
         }
@@ -56,6 +62,10 @@ extension Change: CustomStringConvertible {
         case .addLogicalUnit(let number, let target): "+ target \(target) LUN \(number)"
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            "~ target \(target) LUN \(number) read-only: \(isProtected)"
+        case .limitLogicalUnit(let number, let target): "~ target \(target) LUN \(number) limits"
+        case .limitSocket(let path): "~ vhost-user-scsi \(path) limits"
         case .setStopTimeout: "~ stop-timeout"
         case .setLogLevel: "~ log-level"
         }
@@ -166,7 +176,7 @@ struct Plan: Equatable, Sendable {
         for (name, target) in old.targets.sorted(by: { $0.key < $1.key }) {
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let wanted = new.targets[name]?.logicalUnits[number]
-                guard wanted != unit || replaced.contains(unit.backstore) else { continue }
+                guard !unit.isSameUnit(as: wanted) || replaced.contains(unit.backstore) else { continue }
                 units.append(.removeLogicalUnit(number, target: name))
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
@@ -186,8 +196,14 @@ struct Plan: Equatable, Sendable {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
-                guard running != unit || replaced.contains(unit.backstore) else { continue }
-                changes.append(.addLogicalUnit(number, target: name))
+                guard unit.isSameUnit(as: running), let running, !replaced.contains(unit.backstore) else {
+                    changes.append(.addLogicalUnit(number, target: name))
+                    continue
+                }
+                if unit.readOnly != running.readOnly {
+                    changes.append(.protectLogicalUnit(number, target: name, isProtected: unit.readOnly))
+                }
+                if unit.limits != running.limits { changes.append(.limitLogicalUnit(number, target: name)) }
             }
         }
         for front in new.vhostUserFronts {
@@ -195,6 +211,7 @@ struct Plan: Equatable, Sendable {
                 changes.append(.addSocket(front.socket))
                 continue
             }
+            if front.limits != running.limits { changes.append(.limitSocket(front.socket)) }
             for (number, target) in front.targets.sorted(by: { $0.key < $1.key })
             where running.targets[number] != target {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
@@ -218,6 +235,14 @@ struct Plan: Equatable, Sendable {
                     text: "would bring together what runs on different reactors: restart targetd, or use reactors: 1"))
             return []
         }
+    }
+}
+
+extension LogicalUnitSettings {
+    /// Whether an initiator would take both for the same unit, in another state at the most.
+    fileprivate func isSameUnit(as other: Self?) -> Bool {
+        guard let other else { return false }
+        return backstore == other.backstore && name == other.name && serial == other.serial
     }
 }
 

@@ -17,18 +17,24 @@ actor Daemon {
         var placement = Placement()
     }
 
-    private let threads: [ReactorThread]
+    let threads: [ReactorThread]
     private let logger: Logger
     private var state: State
     /// Whether an operation is under way, and those that wait for their turn, in the order in which they came.
     private var isChanging = false
     private var waiting: [CheckedContinuation<Void, Never>] = []
-    private var isStopping = false
+    private(set) var isStopping = false
+    /// Whether the operation under way aborts commands in flight of what it takes away.
+    var isForced = false
+    private var log = OperationLog()
+    /// What has happened, for those who listen.
+    nonisolated let events: EventHub
     private let hurried: AsyncStream<Void>
     private let hurriedContinuation: AsyncStream<Void>.Continuation
 
-    private init(threads: [ReactorThread], configuration: Configuration, logger: Logger) {
+    private init(threads: [ReactorThread], configuration: Configuration, events: EventHub, logger: Logger) {
         self.threads = threads
+        self.events = events
         self.logger = logger
         state = State(configuration: configuration)
         (hurried, hurriedContinuation) = AsyncStream.makeStream()
@@ -39,13 +45,14 @@ actor Daemon {
     /// Starts the reactors and makes everything that the configuration names; sockets come last, so no guest finds half
     /// of its disks. After an error nothing is left behind.
     static func start(_ wanted: Configuration, logger: Logger) async throws(ChangeError) -> Daemon {
-        let threads = try startThreads(wanted, logger)
+        let events = EventHub()
+        let threads = try startThreads(wanted, events, logger)
         logger.info(
             "reactors started",
             metadata: ["reactors": "\(threads.count)", "io-engine": "\(threads[0].engine.rawValue)"])
         var empty = wanted
         (empty.backstores, empty.targets, empty.vhostUserFronts) = ([:], [:], [])
-        let daemon = Daemon(threads: threads, configuration: empty, logger: logger)
+        let daemon = Daemon(threads: threads, configuration: empty, events: events, logger: logger)
         do {
             try await daemon.apply(wanted)
         } catch {
@@ -55,14 +62,15 @@ actor Daemon {
         return daemon
     }
 
-    private static func startThreads(_ configuration: Configuration, _ logger: Logger) throws(ChangeError)
-        -> [ReactorThread]
-    {
+    private static func startThreads(
+        _ configuration: Configuration, _ events: EventHub, _ logger: Logger
+    ) throws(ChangeError) -> [ReactorThread] {
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), logger: logger)
+                    index: index, configuration: Reactor.Configuration(configuration), events: events,
+                    logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -99,6 +107,34 @@ actor Daemon {
         if waiting.isEmpty { isChanging = false } else { waiting.removeFirst().resume() }
     }
 
+    /// Does `body` when it is this operation's turn.
+    ///
+    /// - Parameter what: What is asked for, for those who look at operations.
+    func operation<Result>(
+        _ what: String, _ body: () async throws(Failure) -> Result
+    ) async throws(Failure) -> Result {
+        let id = log.add(what)
+        do throws(Failure) {
+            do throws(ChangeError) {
+                try await begin()
+            } catch {
+                throw Failure(error)
+            }
+            defer { leave() }
+            log.begin(id)
+            let result = try await body()
+            log.end(id, failure: nil)
+            return result
+        } catch {
+            log.end(id, failure: error.message)
+            events.publish(.operationFailed, subject: what, error.message)
+            throw error
+        }
+    }
+
+    /// The operations that wait, that are under way, or that have ended lately.
+    var operations: [OperationStatus] { log.operations }
+
     // MARK: Changes
 
     /// Makes the daemon match a configuration that has no errors, by the smallest set of changes, all or nothing.
@@ -113,18 +149,14 @@ actor Daemon {
     ///
     /// - Parameter load: Gets the configuration that runs.
     func apply(_ load: @Sendable (Configuration) -> ConfigurationSource.Loaded) async throws(Failure) -> ChangeReport {
-        do throws(ChangeError) {
-            try await begin()
-        } catch {
-            throw Failure(error)
-        }
-        defer { leave() }
-        let loaded = load(state.configuration)
-        guard loaded.isUsable else { throw Failure(loaded) }
-        do throws(ChangeError) {
-            return ChangeReport(try await change(to: loaded.configuration), loaded)
-        } catch {
-            throw Failure(error)
+        try await operation("apply a configuration") { () async throws(Failure) -> ChangeReport in
+            let loaded = load(state.configuration)
+            guard loaded.isUsable else { throw Failure(loaded) }
+            do throws(ChangeError) {
+                return ChangeReport(try await change(to: loaded.configuration), loaded)
+            } catch {
+                throw Failure(error)
+            }
         }
     }
 
@@ -138,9 +170,18 @@ actor Daemon {
     }
 
     /// Makes the file of a backstore longer. The configuration that runs has the new size from then on.
-    func resize(_ name: String, to size: UInt64) async throws(ChangeError) -> [Change] {
-        try await begin()
-        defer { leave() }
+    func resize(_ name: String, to size: UInt64) async throws(Failure) -> [Change] {
+        try await operation("resize backstore \(name) to \(Size.format(size))") {
+            () async throws(Failure) -> [Change] in
+            do throws(ChangeError) {
+                return try await resizeNow(name, to: size)
+            } catch {
+                throw Failure(error)
+            }
+        }
+    }
+
+    private func resizeNow(_ name: String, to size: UInt64) async throws(ChangeError) -> [Change] {
         guard let backstore = state.configuration.backstores[name] else {
             throw ChangeError(text: "there is no backstore \(name)", kind: .notFound)
         }
@@ -166,12 +207,15 @@ actor Daemon {
         var new = state
         new.configuration.backstores[name]?.medium = .file(path: path, size: size, buffered: buffered)
         let change = Change.resizeBackstore(name, size: size)
-        if size > before { try await make(change, from: state, to: new) }
+        if size > before {
+            try await make(change, from: state, to: new)
+            events.publish(.changed, subject: nil, "\(change)")
+        }
         state = new
         return size > before ? [change] : []
     }
 
-    private func change(to wanted: Configuration) async throws(ChangeError) -> [Change] {
+    func change(to wanted: Configuration) async throws(ChangeError) -> [Change] {
         let plan = Plan(from: state.configuration, placement: state.placement, to: wanted)
         if let refusal = plan.refusals.first { throw ChangeError(refusal) }
         let new = State(configuration: wanted, placement: plan.placement)
@@ -180,6 +224,7 @@ actor Daemon {
             do {
                 try await make(change, from: state, to: new)
                 made.append(change)
+                log.progress(made.count, of: plan.changes.count)
                 logger.debug("changed", metadata: ["change": "\(change)"])
             } catch {
                 await undo(made, from: new)
@@ -187,6 +232,7 @@ actor Daemon {
             }
         }
         state = new
+        for change in made { events.publish(.changed, subject: nil, "\(change)") }
         return made
     }
 
@@ -215,8 +261,8 @@ actor Daemon {
         case .detachTarget(_, let number, let socket):
             await thread(before.sockets[socket]).perform { $0.detachTarget(number, socket: socket) }
         case .removeLogicalUnit(let number, let target):
-            await thread(before.targets[target]).performAndWait {
-                $0.removeLogicalUnit(number, target: target, done: $1)
+            await thread(before.targets[target]).performAndWait { [isForced] in
+                $0.removeLogicalUnit(number, target: target, isForced: isForced, done: $1)
             }
         case .removeTarget(let name):
             await thread(before.targets[name]).perform { $0.removeTarget(name) }
@@ -237,6 +283,16 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            await thread(after.targets[target]).perform {
+                $0.protectLogicalUnit(number, target: target, isProtected: isProtected)
+            }
+        case .limitLogicalUnit(let number, let target):
+            let limits = new.configuration.targets[target]!.logicalUnits[number]!.limits
+            await thread(after.targets[target]).perform { $0.limitLogicalUnit(number, target: target, limits) }
+        case .limitSocket(let path):
+            let limits = new.configuration.front(path)!.limits
+            await thread(after.sockets[path]).perform { $0.limitSocket(path, limits) }
         // `stop` looks at the configuration that runs.
         case .setStopTimeout: break
         case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)
@@ -250,6 +306,9 @@ actor Daemon {
     }
 
     // MARK: What runs
+
+    /// Where everything is.
+    var placement: Placement { state.placement }
 
     /// The configuration that runs.
     var configuration: Configuration { state.configuration }
@@ -307,6 +366,7 @@ actor Daemon {
     /// Stops, once: no new commands, those in flight end, media are flushed and closed, sockets are removed.
     func stop() async -> ExitStatus {
         isStopping = true
+        events.close()
         let errors = await finished { [self] in await takeAway() }
         guard let errors else {
             for thread in threads {

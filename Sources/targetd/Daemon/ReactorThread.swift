@@ -21,11 +21,11 @@ final class ReactorThread: @unchecked Sendable {
     private var thread = pthread_t()
 
     /// Makes the reactor. `start` makes it run.
-    init(index: Int, configuration: Reactor.Configuration, logger: Logger) throws(ReactorError) {
+    init(index: Int, configuration: Reactor.Configuration, events: EventHub, logger: Logger) throws(ReactorError) {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        objects = ReactorObjects(reactor: reactor, shard: Shard(), logger: logger)
+        objects = ReactorObjects(reactor: reactor, shard: Shard(), events: events, logger: logger)
     }
 
     /// Starts the thread.
@@ -75,13 +75,14 @@ final class ReactorThread: @unchecked Sendable {
         let source = unsafe Reactor.WorkSource(
             poll: { context in
                 unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
-                    guard objects.shard.hasWaiting else { return false }
-                    objects.shard.retryWaiting()
-                    return true
+                    objects.driveShard()
                 }
             },
             flush: { _ in },
-            prepareToSleep: { _ in false },
+            prepareToSleep: { context in
+                unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.prepareToSleep() }
+                return false
+            },
             context: Unmanaged.passUnretained(objects).toOpaque())
         _ = reactor.add(source)
     }
