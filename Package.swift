@@ -54,12 +54,14 @@ let package = Package(
         .target(name: "ControlAPI", swiftSettings: settings),
         .executableTarget(
             name: "targetctl",
-            dependencies: ["ControlAPI", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: [
+                "ControlAPI", "Xenbus", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
             swiftSettings: settings),
         .executableTarget(
             name: "targetd",
             dependencies: [
-                "SCSICore", "Reactor", "Backstores", "VirtioFront", "ControlAPI",
+                "SCSICore", "Reactor", "Backstores", "VirtioFront", "XenFront", "ControlAPI",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -122,18 +124,17 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(name: "TidyTests", swiftSettings: settings),
 
-        // The Xen front (Debian: libxen-dev).
+        // What xenstore says of vscsi, for both sides of it; the Xen front (Debian: libxen-dev).
+        .systemLibrary(name: "CXenStore"),
         .systemLibrary(name: "CXen"),
+        .target(name: "Xenbus", dependencies: ["CXenStore"], swiftSettings: settings),
         .target(
-            name: "XenFront", dependencies: ["SCSICore", "Reactor", "CTarget", "CLinux", "CXen"],
+            name: "XenFront", dependencies: ["SCSICore", "Reactor", "Xenbus", "CTarget", "CLinux", "CXen"],
             swiftSettings: settings),
-        .executableTarget(
-            name: "xen-target", dependencies: ["XenFront", "Backstores", "Reactor", "SCSICore"],
-            path: "Tests/Support/xen-target", swiftSettings: settings),
         .testTarget(
             name: "XenFrontTests",
             dependencies: [
-                "XenFront", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
+                "XenFront", "Xenbus", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
             ],
             swiftSettings: settings),
     ]

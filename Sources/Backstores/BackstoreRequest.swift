@@ -22,6 +22,8 @@ public enum BackstoreLimits {
     public static let zeroBytes = 1 << 20
     /// Bytes of RAM that are cleared at once; more go to a helper thread, so that other disks need not wait.
     public static let ramClearBytes: UInt64 = 256 << 10
+    /// Words of 64 pages that one EXTENTS request of a RAM disk looks at: 64 KiB of them, some microseconds.
+    public static let ramExtentWords = 8192
     /// How often an interrupted call (EINTR, EAGAIN) is repeated before it counts as failed.
     public static let retries: UInt8 = 16
     /// Requests that one fault injector has in flight at its backstore.
@@ -126,6 +128,50 @@ struct SegmentCursor {
             place += 1
             skip = 0
         }
+    }
+}
+
+/// Fills the array of an EXTENTS request: takes stretches in the order of the medium, joins those in the same state, and
+/// makes their ends ends of logical blocks.
+@safe
+struct ExtentWriter {
+    private let extents: UnsafeMutablePointer<scsi_backstore_extent>
+    private let capacity: Int
+    private let blockSize: UInt64
+    private let end: UInt64
+    private var count = 0
+    /// Where the next stretch begins, in bytes of the medium.
+    private(set) var position: UInt64
+
+    init(_ request: RequestPointer, blockSize: UInt64) {
+        let segment = unsafe request.pointee.segments!.pointee
+        unsafe precondition(request.pointee.segment_count == 1, "an EXTENTS request without its array")
+        capacity = unsafe segment.iov_len / MemoryLayout<scsi_backstore_extent>.stride
+        precondition(capacity > 0, "an EXTENTS request without room for an answer")
+        unsafe extents = segment.iov_base.assumingMemoryBound(to: scsi_backstore_extent.self)
+        self.blockSize = blockSize
+        position = unsafe request.pointee.offset
+        end = unsafe request.pointee.offset + request.pointee.length
+    }
+
+    /// Adds the stretch from `position` to `limit`, which is cut to the request.
+    ///
+    /// - Returns: Whether there is more to tell and room for it.
+    mutating func add(_ state: Int, to limit: UInt64) -> Bool {
+        // A block of which a part is mapped is mapped.
+        let up = state == SCSI_BACKSTORE_MAPPED ? blockSize - 1 : 0
+        let rounded = min((min(limit, end) + up) / blockSize * blockSize, end)
+        guard rounded > position else { return limit < end }
+        let length = rounded - position
+        if count > 0, unsafe extents[count - 1].state == UInt32(state) {
+            unsafe extents[count - 1].length += length
+        } else {
+            guard count < capacity else { return false }
+            unsafe extents[count] = scsi_backstore_extent(length: length, state: UInt32(state), reserved: 0)
+            count += 1
+        }
+        position = rounded
+        return position < end
     }
 }
 

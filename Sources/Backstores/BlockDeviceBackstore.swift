@@ -158,7 +158,8 @@ public final class BlockDeviceBackstore {
     }
 
     private static func capabilities(_ queue: DeviceQueue, _ options: Options) -> UInt32 {
-        var capabilities: UInt32 = queue.isRotational ? UInt32(SCSI_BACKSTORE_ROTATIONAL) : 0
+        var capabilities = UInt32(SCSI_BACKSTORE_CAN_PREFETCH)
+        if queue.isRotational { capabilities |= UInt32(SCSI_BACKSTORE_ROTATIONAL) }
         guard !options.readOnly else { return capabilities }
         // Zeros can always be had: the kernel writes them where the device cannot.
         capabilities |= UInt32(SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_CAN_WRITE_ZEROES)

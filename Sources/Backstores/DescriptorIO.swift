@@ -4,6 +4,9 @@
 //          ── FLUSH ───────► flushing
 //          ── DISCARD ─────► discarding ──────────────┬─► flushing (FUA)
 //          ── WRITE ZEROES ► punching ─► zeroing ─► writingZeros (each if the one before is not supported)
+//          ── ANCHOR ──────► anchoring ───────────────┴─► flushing (FUA)
+//          ── PREFETCH ────► transferring into a bounce buffer, so that the page cache has it; or advising
+//          ── EXTENTS ─────► reporting
 //
 // Owns: the descriptor, the bounce buffers, the lists of requests that wait. Called by: FileBackstore and
 // BlockDeviceBackstore, a logical unit through the vtable, the reactor. Must not know: SCSI, paths, how a medium is
@@ -32,6 +35,9 @@ final class DescriptorIO {
         case punching
         case zeroing
         case writingZeros
+        case anchoring
+        case advising
+        case reporting
     }
 
     /// In the scratch of a request, before the link of `RequestList`.
@@ -84,6 +90,9 @@ final class DescriptorIO {
     private(set) var flushError: Int32 = 0
     private var canPunch: Bool
     private var canZero = true
+    /// Whether the file system tells extents apart, space without data included; else only data and holes.
+    private let knowsExtents: Bool
+    private let blockSize: UInt64
 
     nonisolated(unsafe) private static let operations: UnsafePointer<scsi_backstore_operations> = {
         unsafe precondition(MemoryLayout<State>.size <= scratchBytes - 8, "the scratch of a request is too small")
@@ -122,9 +131,12 @@ final class DescriptorIO {
         lengthMask = UInt64(alignment?.offset ?? 1) - 1
         self.canPunch = canPunch
         answer = geometry
+        blockSize = UInt64(geometry.logical_block_size)
+        knowsExtents = kind == .file && clinux_file_extents(descriptor, 0, 1, 0, nil) == 0
         isReadOnly = geometry.capabilities & UInt32(SCSI_BACKSTORE_WRITABLE) == 0
         self.reactor = reactor
         buffers = try BounceBuffers(path: path)
+        declareAtomicWrites()
         source = unsafe reactor.add(
             Reactor.WorkSource(
                 poll: { unsafe Unmanaged<DescriptorIO>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.poll() } },
@@ -148,6 +160,18 @@ final class DescriptorIO {
 
     /// For a descriptor that turned out to go through the page cache.
     func declareVolatileCache() { answer.capabilities |= UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
+
+    /// Atomic writes as the kernel promises them, over the loss of power too: one length, at multiples of it. (It takes
+    /// shorter ones, of half the length and so on; the Block Limits VPD page has no words for that.) Only direct I/O has
+    /// them.
+    private func declareAtomicWrites() {
+        guard isDirect, !isReadOnly else { return }
+        let maximum = min(clinux_atomic_write_maximum(descriptor), UInt32(BackstoreLimits.bounceBytes))
+        guard maximum >= answer.logical_block_size else { return }
+        answer.atomic_write_maximum = maximum
+        answer.atomic_write_granularity = maximum
+        answer.atomic_write_alignment = maximum
+    }
 
     /// Ends the use. Nothing may be in flight. Returns the errno value of the last flush, or 0.
     func close() -> Int32 {
@@ -193,12 +217,24 @@ final class DescriptorIO {
     private func prepare(_ request: RequestPointer, _ state: UnsafeMutablePointer<State>) {
         let operation = unsafe Int(request.pointee.operation)
         let isTransfer = operation == SCSI_BACKSTORE_READ || operation == SCSI_BACKSTORE_WRITE
+        let needsBuffer = unsafe isTransfer ? isDirect && mustBounce(request) : operation == SCSI_BACKSTORE_PREFETCH
         unsafe state.initialize(
             to: State(
                 io: Self.newIORequest(), segment: iovec(), owner: Unmanaged.passUnretained(self), done: 0,
                 cursor: SegmentCursor(), buffer: -1, error: 0, retries: 0,
                 step: isTransfer ? .transferring : firstStep(operation, request.pointee.flags), isCancelled: false,
-                needsBuffer: isTransfer && isDirect && !isAligned(request)))
+                needsBuffer: needsBuffer && !isAdvice(operation, request.pointee.flags)))
+    }
+
+    private func isAdvice(_ operation: Int, _ flags: UInt16) -> Bool {
+        operation == SCSI_BACKSTORE_PREFETCH && flags & UInt16(SCSI_BACKSTORE_IMMEDIATE) != 0
+    }
+
+    /// Whether direct I/O does not take a request's segments. An atomic write must have one only.
+    @inline(__always)
+    private func mustBounce(_ request: RequestPointer) -> Bool {
+        let isAtomic = unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0
+        return unsafe !isAligned(request) || isAtomic && request.pointee.segment_count > 1
     }
 
     @inline(__always)
@@ -217,6 +253,9 @@ final class DescriptorIO {
         case SCSI_BACKSTORE_WRITE_ZEROES:
             let mayUnmap = flags & UInt16(SCSI_BACKSTORE_MAY_UNMAP) != 0
             return mayUnmap && canPunch ? .punching : firstZeroingStep
+        case SCSI_BACKSTORE_ANCHOR: return .anchoring
+        case SCSI_BACKSTORE_PREFETCH: return isAdvice(operation, flags) ? .advising : .transferring
+        case SCSI_BACKSTORE_EXTENTS: return .reporting
         default:
             return .flushing
         }
@@ -231,7 +270,15 @@ final class DescriptorIO {
         switch unsafe Int(request.pointee.operation) {
         case SCSI_BACKSTORE_READ:
             return unsafe request.pointee.length == 0 ? 0 : nil
-        case SCSI_BACKSTORE_WRITE, SCSI_BACKSTORE_DISCARD, SCSI_BACKSTORE_WRITE_ZEROES:
+        case SCSI_BACKSTORE_PREFETCH:
+            if isDirect { return ENOBUFS }
+            return unsafe request.pointee.length == 0 ? 0 : nil
+        case SCSI_BACKSTORE_EXTENTS:
+            if kind != .file { return EOPNOTSUPP }
+            return unsafe request.pointee.length == 0 ? 0 : nil
+        case SCSI_BACKSTORE_ANCHOR where answer.capabilities & UInt32(SCSI_BACKSTORE_CAN_ANCHOR) == 0:
+            return EOPNOTSUPP
+        case SCSI_BACKSTORE_WRITE, SCSI_BACKSTORE_DISCARD, SCSI_BACKSTORE_WRITE_ZEROES, SCSI_BACKSTORE_ANCHOR:
             if isReadOnly { return EROFS }
             if isFUA && flushError != 0 { return flushError }
             return unsafe request.pointee.length == 0 ? 0 : nil
@@ -285,7 +332,9 @@ final class DescriptorIO {
         case .discarding, .punching:
             return unsafe allocate(request, io, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
         case .zeroing where kind == .blockDevice: return unsafe reactor.offload(io, Self.zeroBlocks)
-        case .zeroing: return unsafe allocate(request, io, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+        case .zeroing, .anchoring: return unsafe allocate(request, io, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+        case .advising: return unsafe reactor.offload(io, Self.advise)
+        case .reporting: return unsafe reactor.offload(io, Self.report)
         case .writingZeros:
             let length = unsafe min(request.pointee.length - state.pointee.done, UInt64(BackstoreLimits.zeroBytes))
             return unsafe startWrite(request, state, io, iovec(iov_base: Zeros.address, iov_len: Int(length)))
@@ -315,12 +364,33 @@ final class DescriptorIO {
             ? 0 : -Int(errno)
     }
 
+    private static let advise: IORequest.Function = { context in
+        let request = unsafe DescriptorIO.request(context)
+        let descriptor = unsafe context.assumingMemoryBound(to: State.self).pointee.owner._withUnsafeGuaranteedRef {
+            $0.descriptor
+        }
+        return Int(unsafe clinux_will_need(descriptor, request.pointee.offset, request.pointee.length))
+    }
+
+    /// On a helper thread: nothing of the owner changes there that this looks at.
+    private static let report: IORequest.Function = { context in
+        let request = unsafe DescriptorIO.request(context)
+        return unsafe context.assumingMemoryBound(to: State.self).pointee.owner._withUnsafeGuaranteedRef { owner in
+            var writer = unsafe ExtentWriter(request, blockSize: owner.blockSize)
+            let end = unsafe request.pointee.offset + request.pointee.length
+            return owner.knowsExtents
+                ? FileExtents.report(
+                    owner.descriptor, &writer, end, owner.blockSize, synchronize: !owner.isDirect)
+                : FileExtents.reportHoles(owner.descriptor, &writer, end)
+        }
+    }
+
     /// Transfers the rest, or as much of it as one call can take.
     @inline(__always)
     private func startTransfer(
         _ request: RequestPointer, _ state: UnsafeMutablePointer<State>, _ io: UnsafeMutablePointer<IORequest>
     ) -> Bool {
-        let isRead = unsafe Int(request.pointee.operation) == SCSI_BACKSTORE_READ
+        let isRead = unsafe Int(request.pointee.operation) != SCSI_BACKSTORE_WRITE
         if unsafe state.pointee.buffer >= 0 {
             let address = unsafe buffers.address(state.pointee.buffer)
             let rest = unsafe request.pointee.length - state.pointee.done
@@ -365,9 +435,12 @@ final class DescriptorIO {
     ) -> Bool {
         let offset = unsafe request.pointee.offset + done
         if isRead { return unsafe reactor.read(io, descriptor: descriptor, segments, count: count, offset: offset) }
-        let isFUA = unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_FUA) != 0
+        let flags = unsafe request.pointee.flags
+        let isFUA = flags & UInt16(SCSI_BACKSTORE_FUA) != 0
+        let isAtomic = flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0
         return unsafe reactor.write(
-            io, descriptor: descriptor, segments, count: count, offset: offset, flags: isFUA ? Int32(RWF_DSYNC) : 0)
+            io, descriptor: descriptor, segments, count: count, offset: offset,
+            flags: (isFUA ? Int32(RWF_DSYNC) : 0) | (isAtomic ? Int32(CLINUX_RWF_ATOMIC) : 0))
     }
 
     // MARK: Completions
@@ -383,6 +456,8 @@ final class DescriptorIO {
         case .transferring, .writingZeros: unsafe transferred(request, state, result)
         case .flushing: unsafe flushed(request, result)
         case .discarding, .punching, .zeroing: unsafe deallocated(request, state, result)
+        case .anchoring where result >= 0: unsafe deallocated(request, state, result)
+        case .anchoring, .advising, .reporting: unsafe finish(request, Int32(-min(result, 0)))
         }
     }
 
@@ -406,7 +481,8 @@ final class DescriptorIO {
                 unsafe state.pointee.cursor.copy(
                     bytes, buffers.address(state.pointee.buffer), toSegments: true, request)
             }
-            if UInt64(bytes) < rest { unsafe state.pointee.cursor.advance(bytes, request) }
+            let hasSegments = unsafe request.pointee.segment_count > 0
+            if UInt64(bytes) < rest, hasSegments { unsafe state.pointee.cursor.advance(bytes, request) }
         }
         unsafe state.pointee.done += UInt64(bytes)
         unsafe state.pointee.retries = 0

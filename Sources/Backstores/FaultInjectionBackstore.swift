@@ -273,7 +273,9 @@ public final class FaultInjectionBackstore {
     /// Leaves the backstore the first `bytes` of a transfer.
     private func tear(_ slot: UnsafeMutablePointer<Slot>, _ bytes: UInt64, _ code: Int32) {
         let blockSize = UInt64(inner.geometry().logical_block_size)
-        let length = unsafe min(bytes / blockSize * blockSize, slot.pointee.inner.length)
+        // An atomic write is not done in part, not even by a fault.
+        let isAtomic = unsafe slot.pointee.inner.flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0
+        let length = unsafe isAtomic ? 0 : min(bytes / blockSize * blockSize, slot.pointee.inner.length)
         let count = unsafe Int(slot.pointee.inner.segment_count)
         let segments = UnsafeMutablePointer<iovec>.allocate(capacity: max(count, 1))
         var rest = Int(length)
@@ -284,7 +286,10 @@ public final class FaultInjectionBackstore {
             unsafe (segments + index).initialize(to: segment)
         }
         unsafe slot.pointee.segments = unsafe segments
-        unsafe slot.pointee.inner.segments = unsafe UnsafePointer(segments)
+        // The segment of EXTENTS is the place for the answer and no data.
+        if unsafe Int(slot.pointee.inner.operation) != SCSI_BACKSTORE_EXTENTS {
+            unsafe slot.pointee.inner.segments = unsafe UnsafePointer(segments)
+        }
         unsafe slot.pointee.inner.length = length
         unsafe slot.pointee.error = code
         unsafe slot.pointee.outer!.pointee.error_offset = unsafe slot.pointee.inner.offset + length

@@ -66,7 +66,7 @@ public final class FileBackstore {
             let canPunch = !options.readOnly && Self.canPunch(descriptor, size: status.st_size)
             io = try DescriptorIO(
                 path: options.path, descriptor: descriptor, kind: .file, alignment: alignment, canPunch: canPunch,
-                geometry: Self.geometry(options, status, canPunch: canPunch), reactor: reactor)
+                geometry: Self.geometry(descriptor, options, status, canPunch: canPunch), reactor: reactor)
         } catch {
             Glibc.close(descriptor)
             throw error
@@ -209,13 +209,30 @@ public final class FileBackstore {
         fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (size + 4095) / 4096 * 4096, 4096) == 0
     }
 
-    private static func geometry(_ options: Options, _ status: stat, canPunch: Bool) -> scsi_backstore_geometry {
+    /// Whether a range can be given space without data, and be seen to have it. Tried past the end like `canPunch`; what
+    /// the trial allocates is given back at once.
+    private static func canAnchor(_ descriptor: Int32, size: off_t) -> Bool {
+        guard clinux_file_extents(descriptor, 0, 1, 0, nil) == 0 else { return false }
+        let past = (size + 4095) / 4096 * 4096
+        let result = fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, past, 4096)
+        // A full file system can do it, only not now.
+        let isSupported = result == 0 || errno == ENOSPC || errno == EDQUOT
+        return isSupported && canPunch(descriptor, size: size)
+    }
+
+    private static func geometry(
+        _ descriptor: Int32, _ options: Options, _ status: stat, canPunch: Bool
+    ) -> scsi_backstore_geometry {
         var geometry = scsi_backstore_geometry()
+        geometry.capabilities = UInt32(SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_PREFETCH)
         if !options.readOnly {
-            geometry.capabilities = UInt32(
+            geometry.capabilities |= UInt32(
                 SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_VOLATILE_CACHE | SCSI_BACKSTORE_CAN_WRITE_ZEROES)
             if canPunch {
                 geometry.capabilities |= UInt32(SCSI_BACKSTORE_CAN_DISCARD | SCSI_BACKSTORE_DISCARD_READS_ZEROS)
+                if canAnchor(descriptor, size: status.st_size) {
+                    geometry.capabilities |= UInt32(SCSI_BACKSTORE_CAN_ANCHOR)
+                }
             }
         }
         geometry.size = UInt64(status.st_size)

@@ -30,6 +30,9 @@ public final class RAMBackstore {
     }
 
     private let memory: UnsafeMutableRawPointer
+    /// The pages that have been written since they were last cleared, a bit each. The kernel could be asked, but counts
+    /// a page as present that was only read.
+    private let mapped: PageMap
     private let size: UInt64
     private let logicalBlockSize: Int
     private let isReadOnly: Bool
@@ -76,6 +79,12 @@ public final class RAMBackstore {
             throw BackstoreError("RAM disk", .systemCall("mmap of \(size) bytes", errno: errno))
         }
         unsafe self.memory = memory
+        do {
+            mapped = try PageMap(pages: (size + Self.pageBytes - 1) / Self.pageBytes)
+        } catch {
+            unsafe munmap(memory, Int(size))
+            throw error
+        }
         self.size = size
         self.logicalBlockSize = logicalBlockSize
         isReadOnly = readOnly
@@ -96,6 +105,7 @@ public final class RAMBackstore {
     deinit {
         precondition(source == nil, "a RAM disk went away without close()")
         unsafe munmap(memory, Int(size))
+        mapped.destroy()
     }
 
     /// Ends the use of the backstore. Nothing may be in flight. On the reactor's thread, or after its end.
@@ -108,12 +118,15 @@ public final class RAMBackstore {
     private func fill(_ geometry: inout scsi_backstore_geometry) {
         var answer = scsi_backstore_geometry()
         answer.capabilities = UInt32(
-            SCSI_BACKSTORE_CAN_DISCARD | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS)
+            SCSI_BACKSTORE_CAN_DISCARD | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS
+                | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_EXTENTS)
         if !isReadOnly { answer.capabilities |= UInt32(SCSI_BACKSTORE_WRITABLE) }
         answer.size = size
         answer.logical_block_size = UInt32(logicalBlockSize)
         answer.physical_block_size = UInt32(Self.pageBytes)
         answer.discard_granularity = UInt32(Self.pageBytes)
+        // A write is one copy within `submit`, and the loss of power takes the whole disk.
+        answer.atomic_write_maximum = 1 << 30
         copyGeometry(answer, to: &geometry)
     }
 
@@ -128,9 +141,11 @@ public final class RAMBackstore {
         case SCSI_BACKSTORE_READ:
             unsafe copy(request, toSegments: true)
         case SCSI_BACKSTORE_WRITE:
-            if isReadOnly { error = EROFS } else { unsafe copy(request, toSegments: false) }
-        case SCSI_BACKSTORE_FLUSH:
+            if isReadOnly { error = EROFS } else { unsafe write(request) }
+        case SCSI_BACKSTORE_FLUSH, SCSI_BACKSTORE_PREFETCH:
             break
+        case SCSI_BACKSTORE_EXTENTS:
+            unsafe reportExtents(request)
         case SCSI_BACKSTORE_DISCARD, SCSI_BACKSTORE_WRITE_ZEROES:
             if isReadOnly {
                 error = EROFS
@@ -138,6 +153,7 @@ public final class RAMBackstore {
                 return unsafe clearElsewhere(request)
             } else {
                 unsafe clear(request.pointee.offset, request.pointee.length)
+                unsafe mapped.clear(Self.wholePages(request))
             }
         default:
             error = EOPNOTSUPP
@@ -156,6 +172,34 @@ public final class RAMBackstore {
     @inline(__always)
     private static func state(_ request: RequestPointer) -> UnsafeMutablePointer<State> {
         unsafe UnsafeMutableRawPointer(request).advanced(by: scratchOffset).assumingMemoryBound(to: State.self)
+    }
+
+    @inline(__always)
+    private func write(_ request: RequestPointer) {
+        guard unsafe request.pointee.length > 0 else { return }
+        let last = unsafe (request.pointee.offset + request.pointee.length - 1) / Self.pageBytes
+        unsafe mapped.set(request.pointee.offset / Self.pageBytes..<last + 1)
+        unsafe copy(request, toSegments: false)
+    }
+
+    /// The pages that a request covers whole: `clear` gives them back to the kernel.
+    private static func wholePages(_ request: RequestPointer) -> Range<UInt64> {
+        let first = unsafe (request.pointee.offset + pageBytes - 1) / pageBytes
+        let end = unsafe (request.pointee.offset + request.pointee.length) / pageBytes
+        return first..<max(first, end)
+    }
+
+    private func reportExtents(_ request: RequestPointer) {
+        var writer = unsafe ExtentWriter(request, blockSize: UInt64(logicalBlockSize))
+        var words = BackstoreLimits.ramExtentWords
+        var goesOn = unsafe request.pointee.length > 0
+        while goesOn, words > 0 {
+            let first = writer.position / Self.pageBytes
+            let run = mapped.run(from: first, limit: words)
+            words -= Int((run.end - first) / 64) + 1
+            goesOn = writer.add(
+                run.isMapped ? SCSI_BACKSTORE_MAPPED : SCSI_BACKSTORE_DEALLOCATED, to: run.end * Self.pageBytes)
+        }
     }
 
     @inline(__always)
@@ -204,6 +248,7 @@ public final class RAMBackstore {
                         $0.inFlight -= 1
                         let request = unsafe (context - scratchOffset).assumingMemoryBound(
                             to: scsi_backstore_request.self)
+                        unsafe $0.mapped.clear(RAMBackstore.wholePages(request))
                         unsafe request.pointee.complete(request, Int32(-result))
                     }
                 }, owner: unsafe Unmanaged.passUnretained(self), error: 0))

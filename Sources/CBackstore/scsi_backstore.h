@@ -38,12 +38,41 @@ enum {
     SCSI_BACKSTORE_FLUSH = 3,        /* all writes completed before this request was submitted become stable */
     SCSI_BACKSTORE_DISCARD = 4,      /* deallocate; reads give zeros afterwards if the geometry says so; no segments */
     SCSI_BACKSTORE_WRITE_ZEROES = 5, /* the range reads as zeros afterwards; no segments */
+    /* Only if the geometry says CAN_PREFETCH: the range is going to be read. Error 0: it is in memory now, or on its way
+     * (IMMEDIATE); ENOBUFS: there is no cache to hold it. No segments. */
+    SCSI_BACKSTORE_PREFETCH = 6,
+    /* Only if the geometry says CAN_REPORT_EXTENTS: how the range is allocated. The segments are no data: they are one
+     * element, an array of scsi_backstore_extent that the caller has zeroed. The backstore fills it from the front, in
+     * the order of the medium and without gaps, and may stop before the end of the range, but not before the first
+     * element: so it bounds its work. */
+    SCSI_BACKSTORE_EXTENTS = 7,
+    /* Only if the geometry says CAN_ANCHOR: the range reads as zeros afterwards and has its space, so that writing to it
+     * does not end with ENOSPC. No segments. */
+    SCSI_BACKSTORE_ANCHOR = 8,
+};
+
+/* scsi_backstore_extent.state */
+enum {
+    SCSI_BACKSTORE_MAPPED = 0,      /* has data and space; also what is not known to be anything else */
+    SCSI_BACKSTORE_DEALLOCATED = 1, /* has neither */
+    SCSI_BACKSTORE_ANCHORED = 2,    /* has space and no data: reads as zeros */
+};
+
+/* A stretch of the medium in one state. A logical block of which a part is mapped is mapped. */
+struct scsi_backstore_extent {
+    uint64_t length; /* bytes, a multiple of logical_block_size; 0 ends the list */
+    uint32_t state;
+    uint32_t reserved;
 };
 
 /* scsi_backstore_request.flags */
 enum {
-    SCSI_BACKSTORE_FUA = 1u << 0,       /* WRITE, WRITE_ZEROES, DISCARD: stable on the medium before `complete` */
+    SCSI_BACKSTORE_FUA = 1u << 0, /* WRITE, WRITE_ZEROES, DISCARD, ANCHOR: stable on the medium before `complete` */
     SCSI_BACKSTORE_MAY_UNMAP = 1u << 1, /* WRITE_ZEROES: deallocating instead of writing is welcome */
+    SCSI_BACKSTORE_IMMEDIATE = 1u << 2, /* PREFETCH: complete once it has begun; the rest goes on without the request */
+    /* WRITE, within the geometry's atomic_write limits: whatever happens, an error, a cancellation, the loss of power,
+     * the medium holds all of the data or none of it. */
+    SCSI_BACKSTORE_ATOMIC = 1u << 3,
 };
 
 /* scsi_backstore_geometry.capabilities */
@@ -54,6 +83,9 @@ enum {
     SCSI_BACKSTORE_CAN_WRITE_ZEROES = 1u << 3,
     SCSI_BACKSTORE_DISCARD_READS_ZEROS = 1u << 4,
     SCSI_BACKSTORE_ROTATIONAL = 1u << 5,
+    SCSI_BACKSTORE_CAN_PREFETCH = 1u << 6,
+    SCSI_BACKSTORE_CAN_REPORT_EXTENTS = 1u << 7,
+    SCSI_BACKSTORE_CAN_ANCHOR = 1u << 8,
 };
 
 /* `scratch` is this large so that a kernel control block fits and submitting needs no allocation. */
@@ -101,6 +133,10 @@ struct scsi_backstore_geometry {
     uint64_t maximum_write_zeroes;     /* bytes in one WRITE_ZEROES; 0: no limit */
     uint32_t discard_granularity;      /* bytes; 0: not reported */
     uint32_t discard_alignment;        /* bytes: offset of the first granule */
+    /* What a WRITE with ATOMIC may be; a backstore whose structure ends above has none. */
+    uint32_t atomic_write_maximum;     /* bytes; 0: there are no atomic writes */
+    uint32_t atomic_write_granularity; /* bytes: the length is a multiple; 0: of a logical block */
+    uint32_t atomic_write_alignment;   /* bytes: the offset is a multiple; 0: of a logical block */
 };
 
 struct scsi_backstore_operations {

@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <liburing.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <linux/stat.h>
@@ -162,6 +163,51 @@ static inline int clinux_block_zero(int descriptor, uint64_t offset, uint64_t le
     return ioctl(descriptor, BLKZEROOUT, range);
 }
 
+/* Atomic writes came with Linux 6.11, after the headers that are installed where this is built: the bits and the places
+ * of the fields are those of include/uapi/linux/stat.h and fs.h, and never change. */
+#define CLINUX_RWF_ATOMIC 0x40
+#define CLINUX_STATX_WRITE_ATOMIC 0x10000u
+#define CLINUX_STATX_ATOMIC_WRITE_UNIT_MAX 0xac
+
+/* The longest write that the kernel, the file system and the device make atomic: a power of two of bytes, at offsets
+ * that are multiples of it. 0 if there is none. */
+static inline uint32_t clinux_atomic_write_maximum(int descriptor) {
+    union { struct statx status; unsigned char bytes[256]; } answer;
+    uint32_t maximum = 0;
+    memset(&answer, 0, sizeof answer);
+    if (syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH, CLINUX_STATX_WRITE_ATOMIC, &answer.status) != 0) return 0;
+    if ((answer.status.stx_mask & CLINUX_STATX_WRITE_ATOMIC) == 0) return 0;
+    memcpy(&maximum, answer.bytes + CLINUX_STATX_ATOMIC_WRITE_UNIT_MAX, sizeof maximum);
+    return maximum;
+}
+
+/* Extents of a file that clinux_file_extents reads at once. */
+#define CLINUX_FILE_EXTENTS 256u
+
+/* The extents of a file that overlap a range, in order; what they leave out is holes. Returns their number, at most
+ * CLINUX_FILE_EXTENTS, or a negative errno value. With `extents` NULL: whether the file system knows them at all. */
+static inline int clinux_file_extents(int descriptor, uint64_t offset, uint64_t length, int synchronize,
+                                      struct fiemap_extent *extents) {
+    union {
+        struct fiemap map;
+        unsigned char bytes[sizeof(struct fiemap) + CLINUX_FILE_EXTENTS * sizeof(struct fiemap_extent)];
+    } request;
+    memset(&request.map, 0, sizeof request.map);
+    request.map.fm_start = offset;
+    request.map.fm_length = length;
+    request.map.fm_flags = synchronize ? FIEMAP_FLAG_SYNC : 0;
+    request.map.fm_extent_count = extents ? CLINUX_FILE_EXTENTS : 0;
+    if (ioctl(descriptor, FS_IOC_FIEMAP, &request) != 0) return -errno;
+    if (extents == NULL) return 0;
+    memcpy(extents, request.bytes + sizeof(struct fiemap), request.map.fm_mapped_extents * sizeof *extents);
+    return (int)request.map.fm_mapped_extents;
+}
+
+/* Asks for a range to be read into the page cache: 0 or a negative errno value. */
+static inline int clinux_will_need(int descriptor, uint64_t offset, uint64_t length) {
+    return -posix_fadvise(descriptor, (off_t)offset, (off_t)length, POSIX_FADV_WILLNEED);
+}
+
 static inline uint32_t clinux_device_major(uint64_t device) { return major(device); }
 static inline uint32_t clinux_device_minor(uint64_t device) { return minor(device); }
 
@@ -188,6 +234,14 @@ static inline int clinux_lock(int descriptor, int shared) {
     lock.l_type = shared ? F_RDLCK : F_WRLCK;
     lock.l_whence = SEEK_SET;
     return fcntl(descriptor, F_OFD_SETLK, &lock);
+}
+
+/* openat is variadic. The name is one in the directory itself: no link is followed, nothing is waited for. */
+static inline int clinux_open_at(int directory, const char *name) {
+    return openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+}
+static inline int clinux_create_at(int directory, const char *name, unsigned mode) {
+    return openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
 }
 
 #endif

@@ -19,14 +19,11 @@
 #include <stdint.h>
 #include <string.h>
 #include <poll.h>
-#include <xenstore.h>
 #include <xenevtchn.h>
 #include <xengnttab.h>
 #include <xen/grant_table.h>
-#include <xen/io/protocols.h>
 #include <xen/io/ring.h>
 #include <xen/io/vscsiif.h>
-#include <xen/io/xenbus.h>
 
 /* Requests, and responses, that one ring page holds. */
 static inline uint32_t cxen_ring_size(void) { return __CONST_RING_SIZE(vscsiif, VSCSIIF_PAGE_SIZE); }

@@ -17,6 +17,8 @@ public struct Status: Codable, Equatable, Sendable {
     public var targets: [TargetStatus]
     /// The fronts at which guests attach, by socket.
     public var fronts: [FrontStatus]
+    /// Xen guests; `nil` where none are served.
+    public var xen: XenStatus?
 
     /// A status of these parts.
     public init(
@@ -128,6 +130,10 @@ public struct LogicalUnitStatus: Codable, Equatable, Sendable {
     public var aborted: UInt64
     /// Requests that the medium ended with an error.
     public var backstoreErrors: UInt64
+    /// Commands whose deadline passed.
+    public var expired: UInt64
+    /// The command that has been here longest; `nil` if there is none.
+    public var oldest: CommandStatus?
 
     /// A unit that has done nothing yet.
     public init(lun: Int, backstore: String, name: String, serial: String, size: UInt64, writeProtected: Bool) {
@@ -138,7 +144,42 @@ public struct LogicalUnitStatus: Codable, Equatable, Sendable {
         self.size = size
         self.writeProtected = writeProtected
         (inFlight, reads, writes, others, bytesRead, bytesWritten) = (0, 0, 0, 0, 0, 0)
-        (notGood, aborted, backstoreErrors) = (0, 0, 0)
+        (notGood, aborted, backstoreErrors, expired) = (0, 0, 0, 0)
+    }
+}
+
+/// A command that has not been completed.
+public struct CommandStatus: Codable, Equatable, Sendable {
+    /// Milliseconds since it arrived.
+    public var ageMilliseconds: UInt64
+    /// The name of the initiator port that sent it.
+    public var initiator: String
+    /// Its command identifier.
+    public var tag: UInt64
+    /// The first byte of its CDB.
+    public var operationCode: Int
+    /// The first logical block that it names; 0 if it names none.
+    public var lba: UInt64
+    /// How many logical blocks it names.
+    public var blocks: UInt64
+    /// `waiting` for other commands, `waiting-for-resource`, or with the `backstore`.
+    public var place: String
+    /// Whether its deadline has passed and the backstore was asked to cancel it.
+    public var expired: Bool
+
+    /// A status of these values.
+    public init(
+        ageMilliseconds: UInt64, initiator: String, tag: UInt64, operationCode: Int, lba: UInt64, blocks: UInt64,
+        place: String, expired: Bool
+    ) {
+        self.ageMilliseconds = ageMilliseconds
+        self.initiator = initiator
+        self.tag = tag
+        self.operationCode = operationCode
+        self.lba = lba
+        self.blocks = blocks
+        self.place = place
+        self.expired = expired
     }
 }
 

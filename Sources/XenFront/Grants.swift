@@ -5,6 +5,7 @@
 
 import CXen
 import Glibc
+import Xenbus
 
 /// The functions behind `Grants`: libxengnttab's, or a test's.
 @safe

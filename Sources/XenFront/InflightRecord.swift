@@ -15,6 +15,7 @@
 
 import CXen
 import Glibc
+import Xenbus
 
 /// The record of one ring.
 @safe

@@ -4,6 +4,7 @@
 
 import CTarget
 import CXen
+import Xenbus
 
 /// Where a slot's request is; see XenPort.
 enum SlotState: UInt8 {

@@ -3,6 +3,7 @@
 // Owns: the file and its mapping. Called by: VhostServer. Must not know: what is in the record.
 
 import Glibc
+import Xenbus
 
 /// A small file in a directory of the running system (/run), mapped.
 @safe

@@ -8,6 +8,7 @@ import CXen
 import Glibc
 import Reactor
 import SCSICore
+import Xenbus
 
 /// What the data plane of the front needs to know to connect a vhost.
 struct VhostConnection: Sendable {
@@ -71,6 +72,9 @@ final class VhostServer {
             batch: worker.batch)
         port.connect(start.ring, channel: channel, record: recordFile.record, recovered: start.recovered)
     }
+
+    /// What was done on the ring.
+    var statistics: XenFront.Statistics { port.statistics }
 
     private struct Start {
         let ring: VSCSIIFRing

@@ -3,6 +3,7 @@
 // Owns: the map of one vhost and its references to nexuses. Called by: XenPort. Must not know: rings, the core.
 
 import SCSICore
+import Xenbus
 
 /// The devices of one vhost, sorted by what requests name them by.
 @safe
@@ -128,5 +129,15 @@ struct VirtualDeviceMap: ~Copyable {
         let count = min(bytes.count, buffer.count)
         unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]).copyBytes(from: bytes[..<count])
         return count
+    }
+}
+
+extension VirtualDevice {
+    /// What a request names, as one number: channel, target, logical unit.
+    var key: UInt64 { VirtualDevice.key(channel: channel, target: target, lun: lun) }
+
+    @inline(__always)
+    static func key(channel: UInt16, target: UInt16, lun: UInt16) -> UInt64 {
+        UInt64(channel) << 32 | UInt64(target) << 16 | UInt64(lun)
     }
 }

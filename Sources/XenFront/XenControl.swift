@@ -3,6 +3,8 @@
 // Owns: the connection to xenstore, the state machine of each vhost. Called by: XenFront's control thread, and by
 // tests, one thread at a time. Must not know: rings, reactors: what is done outside of xenstore is its `executor`'s.
 
+import Xenbus
+
 /// Does the effects that a vhost's state machine asks for.
 protocol XenbusExecutor: AnyObject {
     /// Begins an effect. Its end is reported by `XenControl.completed`, on the control thread, later.
@@ -72,6 +74,24 @@ final class XenControl {
     func give(up vhost: VhostIdentifier, because reason: String) {
         vhosts[vhost]?.machine.give(up: reason)
         dirty.insert(vhost)
+        reconcileDirty()
+    }
+
+    /// A target is gone for now: its devices stay as they are, without anything behind them.
+    func withdrawn(_ target: UInt64) {
+        for vhost in vhosts.keys {
+            let devices = vhosts[vhost]!.nodes.devices.filter { $0.isOf(target) }
+            vhosts[vhost]!.machine.lose(Set(devices.map(\.name)))
+        }
+    }
+
+    /// A target is there, or there again.
+    func published(_ target: UInt64) {
+        for vhost in vhosts.keys {
+            let devices = vhosts[vhost]!.nodes.devices.filter { $0.isOf(target) }
+            vhosts[vhost]!.machine.regain(Set(devices.map(\.name)))
+            dirty.insert(vhost)
+        }
         reconcileDirty()
     }
 
@@ -209,5 +229,13 @@ final class XenControl {
         if let old = entry.watched { store.unwatch(old, token: token(vhost)) }
         try store.watch(frontend, token: token(vhost))
         vhosts[vhost]!.watched = frontend
+    }
+}
+
+extension DeviceNodes {
+    /// Whether `p-dev` names a unit of this target.
+    fileprivate func isOf(_ target: UInt64) -> Bool {
+        guard case .named(target, _) = PhysicalDevice(node: physicalDevice) else { return false }
+        return true
     }
 }

@@ -9,12 +9,7 @@ import Glibc
 public import Reactor
 public import SCSICore
 import Synchronization
-
-/// Why the Xen front could not be started.
-public struct XenFrontError: Error, Sendable, CustomStringConvertible {
-    /// What is wrong and what to do.
-    public let description: String
-}
+import Xenbus
 
 /// Serves each `backend/vscsi` device of this domain whose `p-dev` names a target of the daemon.
 @safe
@@ -26,11 +21,19 @@ public final class XenFront: @unchecked Sendable {
         /// Where records of requests in flight are kept, so that a daemon that died can be followed by another. Must
         /// not outlive the host's boot.
         public var recordDirectory = "/run/targetd/xen"
-        /// Takes one line for the operator; called on the control thread.
-        public var log: @Sendable (_ vhost: String, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
+        /// Takes one line for the operator; called on the control thread. `vhost` is `nil` for what concerns all.
+        public var log: @Sendable (_ vhost: String?, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
 
         /// The defaults.
         public init() { stagingBytes = VSCSIIFLimits.stagingBytes }
+    }
+
+    /// What is known at one moment.
+    public struct Status: Sendable {
+        /// What it waits for before it can serve, such as xenstored; `nil`: it serves.
+        public var waitsFor: String?
+        /// In the order of domains and numbers.
+        public var vhosts: [VhostStatus] = []
     }
 
     /// What is known of one vhost.
@@ -39,62 +42,60 @@ public final class XenFront: @unchecked Sendable {
         public let domain: UInt16
         /// The vhost's number.
         public let number: UInt32
+        /// The reactor that serves it, by index; `nil` while there is no ring.
+        public let reactor: Int?
         /// The back end's state, and the front end's.
         public let backendState: String, frontendState: String
         /// Its devices: directory, `p-dev`, `v-dev`, state.
         public let devices: [(name: String, physicalDevice: String, virtualDevice: String, state: String)]
         /// Why it is not served, if it is not.
         public let fault: String?
+        /// What was done since the ring was mapped.
+        public var statistics = Statistics()
+    }
+
+    /// What was done on a ring.
+    public struct Statistics: Sendable {
+        /// Commands taken.
+        public var commands: UInt64 = 0
+        /// ABORT and RESET.
+        public var taskManagementFunctions: UInt64 = 0
+        /// Times the guest was notified of answers.
+        public var notifications: UInt64 = 0
+        /// Requests that had to wait for staging memory.
+        public var waits: UInt64 = 0
     }
 
     private let configuration: Configuration
-    private let store: XenStoreClient
-    private let workers: Mutex<[XenWorker]>
-    private var control: XenControl!
+    private let reactors: [Reactor]
     private let executor: Executor
-    private let messages = Mutex<[@Sendable (XenControl) -> Void]>([])
+    private let messages = Mutex<[@Sendable (XenControl?) -> Void]>([])
     private let wakeDescriptor: Int32
-    private let stopping = Atomic<Bool>(false)
-    private var thread = pthread_t()
+    private let lifecycle = Mutex(Lifecycle.idle)
+    /// The control thread's.
+    private var store: XenStoreClient?
+    private var control: XenControl?
+    /// Why there is no `control`; told once for each reason.
+    private var waitsFor: String?
 
-    /// Whether this is a Xen domain with the devices that a back end needs.
-    public static var isAvailable: Bool {
-        unsafe access("/dev/xen/gntdev", R_OK | W_OK) == 0 && access("/dev/xen/evtchn", R_OK | W_OK) == 0
+    private enum Lifecycle {
+        case idle
+        case running
+        case stopping(@Sendable () -> Void)
     }
 
-    /// Opens xenstore and the grant device. `start` makes it serve.
+    /// Whether this machine is a domain of Xen's.
+    public static var isXenDomain: Bool { unsafe access("/proc/xen", F_OK) == 0 || access("/dev/xen", F_OK) == 0 }
+
+    /// Opens nothing. `start` makes it serve.
     ///
     /// - Parameter reactors: Where vhosts may be served: each on the reactor of the first target that it uses.
-    public init(_ configuration: Configuration, reactors: [Reactor]) throws(XenFrontError) {
+    public init(_ configuration: Configuration, reactors: [Reactor]) {
         self.configuration = configuration
+        self.reactors = reactors
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
-        makeDirectories(configuration.recordDirectory)
+        precondition(wakeDescriptor >= 0, "no eventfd")
         executor = Executor(log: configuration.log)
-        workers = Mutex([])
-        do throws(XenStoreError) {
-            store = try XenStoreClient()
-            let domain = try store.read("domid", .none).flatMap { decimal($0) }.flatMap { UInt16(exactly: $0) }
-            let control = XenControl(store: store, domain: domain ?? 0, executor: executor)
-            self.control = control
-            executor.store = store
-            executor.front = self
-            var made: [XenWorker] = []
-            for reactor in reactors {
-                made.append(
-                    try XenWorker(
-                        reactor: reactor, stagingBytes: configuration.stagingBytes,
-                        recordDirectory: configuration.recordDirectory,
-                        onFault: { [executor] vhost, text in
-                            executor.front?.post { $0.give(up: vhost, because: text) }
-                        }))
-            }
-            let all = made
-            workers.withLock { $0 = all }
-            executor.workers = all
-        } catch {
-            throw XenFrontError(
-                description: "the Xen front cannot start: \(error); is this a Xen domain, and xenstored running?")
-        }
     }
 
     deinit { close(wakeDescriptor) }
@@ -107,26 +108,34 @@ public final class XenFront: @unchecked Sendable {
     ///   - target: A target on the reactor with this index.
     ///   - units: The numbers of its units.
     public func publish(_ target: TargetDevice, reactor: Int, units: Set<UInt16>) {
+        let name = target.name
         let entry = CatalogueEntry(target: target, reactor: reactor, units: units)
-        executor.catalogue.withLock { $0[target.name] = entry }
+        executor.catalogue.withLock { $0[name] = entry }
+        post { $0?.published(name) }
     }
 
-    /// Takes a target away from guests.
+    /// Takes a target away from guests. Their devices stay, without an answer but "no connection", until the target is
+    /// published again or the toolstack removes them.
     ///
-    /// - Parameter done: Called on the reactor's thread when nothing of the front uses the target any more.
+    /// - Parameter done: Called on any thread when nothing of the front uses the target any more.
     public func withdraw(_ name: UInt64, done: @escaping @Sendable () -> Void) {
         guard let entry = executor.catalogue.withLock({ $0.removeValue(forKey: name) }) else { return done() }
-        executor.workers[entry.reactor].post { $0.withdraw(name, done: done) }
+        let workers = executor.workers.withLock { $0 }
+        // Without workers there are no vhosts; those that will be do not find the target.
+        guard !workers.isEmpty else { return done() }
+        post { $0?.withdrawn(name) }
+        workers[entry.reactor].post { $0.withdraw(name, done: done) }
     }
 
     // MARK: Running
 
-    /// Starts the control thread: vhosts are served from now on.
+    /// Starts the control thread: vhosts are served from now on, or as soon as there is a xenstored to ask.
     public func start() throws(XenFrontError) {
-        do throws(XenStoreError) { try control.start() } catch {
-            throw XenFrontError(description: "the Xen front cannot start: \(error)")
-        }
+        executor.front = self
+        makeDirectories(configuration.recordDirectory)
+        lifecycle.withLock { $0 = .running }
         let context = unsafe Unmanaged.passRetained(self)
+        var thread = pthread_t()
         let error = unsafe pthread_create(
             &thread, nil,
             { context in
@@ -134,42 +143,66 @@ public final class XenFront: @unchecked Sendable {
                 front.run()
                 return nil
             }, context.toOpaque())
-        if error != 0 {
+        guard error == 0 else {
             unsafe context.release()
-            throw XenFrontError(description: "the Xen front cannot start: no thread, errno \(error)")
+            lifecycle.withLock { $0 = .idle }
+            throw XenFrontError(
+                description: unsafe "the Xen front cannot start: no thread: \(String(cString: strerror(error)))")
         }
+        pthread_detach(thread)
     }
 
     /// Stops the control thread, then lets go of all rings in good order: commands in flight are answered, guests wait
     /// for the next daemon.
     ///
-    /// - Parameter done: Called on a reactor's thread when all is done.
+    /// - Parameter done: Called on any thread when all is done.
     public func stop(done: @escaping @Sendable () -> Void) {
-        stopping.store(true, ordering: .releasing)
+        let runs = lifecycle.withLock { lifecycle in
+            guard case .running = lifecycle else { return false }
+            lifecycle = .stopping(done)
+            return true
+        }
+        guard runs else { return done() }
         wake()
-        pthread_join(thread, nil)
-        let all = executor.workers
-        let left = Counter(all.count)
-        for worker in all { worker.post { $0.stop { if left.decrement() == 0 { done() } } } }
     }
 
-    /// What is known of each vhost. Called on any thread; answered on the control thread.
-    public func status(_ answer: @escaping @Sendable ([VhostStatus]) -> Void) {
-        post { control in
-            answer(
-                control.status.map { vhost, machine, nodes in
-                    VhostStatus(
-                        domain: vhost.domain, number: vhost.number,
-                        backendState: "\(nodes.backendState ?? .unknown)",
-                        frontendState: "\(nodes.frontendState ?? .unknown)",
-                        devices: nodes.devices.map { ($0.name, $0.physicalDevice, $0.virtualDevice, "\($0.state)") },
-                        fault: machine.fault)
-                })
+    /// What is known. Called on any thread; answered on another.
+    public func status(_ answer: @escaping @Sendable (Status) -> Void) {
+        let runs = lifecycle.withLock { lifecycle in
+            if case .running = lifecycle { true } else { false }
+        }
+        guard runs else { return answer(Status(waitsFor: "its end")) }
+        post { [self] control in
+            guard let control else { return answer(Status(waitsFor: waitsFor ?? "xenstored")) }
+            let vhosts = control.status.map { vhost, machine, nodes in
+                VhostStatus(
+                    domain: vhost.domain, number: vhost.number, reactor: executor.place(of: vhost),
+                    backendState: "\(nodes.backendState ?? .unknown)",
+                    frontendState: "\(nodes.frontendState ?? .unknown)",
+                    devices: nodes.devices.map { ($0.name, $0.physicalDevice, $0.virtualDevice, "\($0.state)") },
+                    fault: machine.fault)
+            }
+            Self.addStatistics(vhosts, executor.workers.withLock { $0 }[...], answer)
         }
     }
 
-    /// Runs on the control thread.
-    fileprivate func post(_ message: @escaping @Sendable (XenControl) -> Void) {
+    /// Asks one reactor after the other.
+    private static func addStatistics(
+        _ vhosts: [VhostStatus], _ workers: ArraySlice<XenWorker>, _ answer: @escaping @Sendable (Status) -> Void
+    ) {
+        guard let worker = workers.first else { return answer(Status(vhosts: vhosts)) }
+        worker.post { worker in
+            var vhosts = vhosts
+            for index in vhosts.indices {
+                let vhost = VhostIdentifier(domain: vhosts[index].domain, number: vhosts[index].number)
+                if let statistics = worker.statistics(of: vhost) { vhosts[index].statistics = statistics }
+            }
+            addStatistics(vhosts, workers.dropFirst(), answer)
+        }
+    }
+
+    /// Runs on the control thread, if that runs.
+    fileprivate func post(_ message: @escaping @Sendable (XenControl?) -> Void) {
         messages.withLock { $0.append(message) }
         wake()
     }
@@ -179,27 +212,83 @@ public final class XenFront: @unchecked Sendable {
         _ = unsafe write(wakeDescriptor, &one, 8)
     }
 
-    /// The control thread. Everything it does may block; nothing it does is on the path of a request.
+    // MARK: The control thread
+
+    /// Everything it does may block; nothing it does is on the path of a request.
     private func run() {
         var all = sigset_t()
         unsafe sigfillset(&all)
         unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
-        while !stopping.load(ordering: .acquiring) {
-            var waited = [
-                pollfd(fd: store.descriptor, events: Int16(POLLIN), revents: 0),
-                pollfd(fd: wakeDescriptor, events: Int16(POLLIN), revents: 0),
-            ]
-            _ = unsafe poll(&waited, 2, -1)
-            var count: UInt64 = 0
-            _ = unsafe read(wakeDescriptor, &count, 8)
+        while true {
+            if case .stopping(let done) = lifecycle.withLock({ $0 }) { return end(done) }
+            if control == nil { connect() }
+            waitForWork()
             let mail = messages.withLock { messages in
                 defer { messages = [] }
                 return messages
             }
             for message in mail { message(control) }
-            control.process()
+            control?.process()
         }
     }
+
+    private func waitForWork() {
+        var waited = [pollfd(fd: wakeDescriptor, events: Int16(POLLIN), revents: 0)]
+        if let store { waited.append(pollfd(fd: store.descriptor, events: Int16(POLLIN), revents: 0)) }
+        // Without xenstored it is looked for again each second: nothing would tell us that it has come.
+        _ = unsafe poll(&waited, nfds_t(waited.count), control == nil ? 1000 : -1)
+        var count: UInt64 = 0
+        _ = unsafe read(wakeDescriptor, &count, 8)
+    }
+
+    private func end(_ done: @escaping @Sendable () -> Void) {
+        let mail = messages.withLock { messages in
+            defer { messages = [] }
+            return messages
+        }
+        for message in mail { message(nil) }
+        let workers = executor.workers.withLock { $0 }
+        let left = Counter(workers.count + 1)
+        let part: @Sendable () -> Void = { if left.decrement() == 0 { done() } }
+        for worker in workers { worker.post { $0.stop(done: part) } }
+        part()
+    }
+
+    /// Begins to follow xenstore, if there is one.
+    private func connect() {
+        do throws(XenStoreError) {
+            let store = try XenStoreClient()
+            let control = XenControl(store: store, domain: try store.ownDomain(), executor: executor)
+            if executor.workers.withLock({ $0.isEmpty }) { try makeWorkers() }
+            executor.store = store
+            try control.start()
+            (self.store, self.control, waitsFor) = (store, control, nil)
+            configuration.log(nil, "follows xenstore", false)
+        } catch {
+            guard waitsFor != error.description else { return }
+            waitsFor = error.description
+            configuration.log(nil, "waits, and tries again each second: \(error)", true)
+        }
+    }
+
+    private func makeWorkers() throws(XenStoreError) {
+        var made: [XenWorker] = []
+        for reactor in reactors {
+            made.append(
+                try XenWorker(
+                    reactor: reactor, stagingBytes: configuration.stagingBytes,
+                    recordDirectory: configuration.recordDirectory,
+                    onFault: { [executor] vhost, text in executor.front?.post { $0?.give(up: vhost, because: text) } }))
+        }
+        let all = made
+        executor.workers.withLock { $0 = all }
+    }
+}
+
+/// Why the Xen front could not be started.
+public struct XenFrontError: Error, Sendable, CustomStringConvertible {
+    /// What is wrong and what to do.
+    public let description: String
 }
 
 /// A target that guests may have.
@@ -226,22 +315,25 @@ private final class Counter: Sendable {
 /// Does on the reactors what the control thread decides.
 private final class Executor: XenbusExecutor, @unchecked Sendable {
     weak var front: XenFront?
-    /// Set once before anything runs.
-    var workers: [XenWorker] = []
+    /// One for each reactor, once there is a grant device.
+    let workers = Mutex<[XenWorker]>([])
+    /// The control thread's.
     var store: XenStoreClient!
     let catalogue = Mutex<[UInt64: CatalogueEntry]>([:])
-    private let line: @Sendable (String, String, Bool) -> Void
+    private let line: @Sendable (String?, String, Bool) -> Void
     /// On which reactor each connected vhost is; the control thread's.
     private var places: [VhostIdentifier: Int] = [:]
 
-    init(log: @escaping @Sendable (String, String, Bool) -> Void) { line = log }
+    init(log: @escaping @Sendable (String?, String, Bool) -> Void) { line = log }
 
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
 
     func forgotten(_ vhost: VhostIdentifier) { places[vhost] = nil }
 
+    func place(of vhost: VhostIdentifier) -> Int? { places[vhost] }
+
     private func end(_ vhost: VhostIdentifier, _ outcome: XenbusOutcome) {
-        front?.post { $0.completed(vhost, outcome) }
+        front?.post { $0?.completed(vhost, outcome) }
     }
 
     func perform(_ effect: XenbusEffect, _ vhost: VhostIdentifier, _ nodes: VhostNodes) {
@@ -259,7 +351,7 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     }
 
     private func on(_ vhost: VhostIdentifier, _ body: @escaping @Sendable (XenWorker) -> Void) {
-        workers[places[vhost] ?? 0].post(body)
+        workers.withLock { $0 }[places[vhost] ?? 0].post(body)
     }
 
     private func connect(_ vhost: VhostIdentifier, _ ring: RingParameters, _ recovering: Bool, _ nodes: VhostNodes) {

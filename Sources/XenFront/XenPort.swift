@@ -14,6 +14,7 @@
 import CTarget
 import CXen
 import SCSICore
+import Xenbus
 
 /// A target port on a vscsiif ring.
 @safe
@@ -44,6 +45,7 @@ final class XenPort {
     private var waiting = SlotQueue()
     /// Requests in the core's hands.
     private(set) var executing = 0
+    private(set) var statistics = XenFront.Statistics()
     /// Why the front end is not served any more, if it broke the ring's rules.
     private(set) var fault: String?
 
@@ -171,7 +173,9 @@ final class XenPort {
                 let index = takeNext()
                 if unsafe (slots + index).isFunction {
                     function = index
+                    statistics.taskManagementFunctions &+= 1
                 } else {
+                    statistics.commands &+= 1
                     commands.append(index)
                 }
             }
@@ -193,7 +197,10 @@ final class XenPort {
             unsafe ring!.put(&slots[index].response)
             queue.append(index)
         }
-        if ring!.publish() { channel!.notify() }
+        if ring!.publish() {
+            channel!.notify()
+            statistics.notifications &+= 1
+        }
         while let index = queue.removeFirst() {
             record!.free(index)
             free(index)
@@ -375,6 +382,7 @@ final class XenPort {
             }
         }
         unsafe slots[index].state = .waiting
+        statistics.waits &+= 1
         waiting.append(index)
         return false
     }

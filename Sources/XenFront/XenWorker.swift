@@ -5,6 +5,7 @@
 
 import Reactor
 import SCSICore
+import Xenbus
 
 /// The part of the front that lives on one reactor. All but `post` is used on that reactor's thread.
 @safe
@@ -68,6 +69,9 @@ final class XenWorker: @unchecked Sendable {
             return .failed(error.text)
         }
     }
+
+    /// What was done on a vhost's ring; `nil` if it is not here.
+    func statistics(of vhost: VhostIdentifier) -> XenFront.Statistics? { vhosts[vhost]?.statistics }
 
     func detach(_ device: VirtualDevice, of vhost: VhostIdentifier) { vhosts[vhost]?.detach(device) }
 

@@ -8,6 +8,8 @@
 // seen, how often, in what order, or whether the daemon was alive when they happened. A decision to write counts only
 // if the transaction was committed: the caller asks a copy, and keeps the copy then.
 
+import Xenbus
+
 /// The one next thing to do for a vhost.
 enum XenbusStep: Equatable, Sendable {
     /// Nothing until the nodes change or the effect under way ends.
@@ -76,6 +78,8 @@ struct XenbusBackend: Hashable, Sendable {
     private(set) var attached: [String: VirtualDevice] = [:]
     /// Devices that could not be attached, and why.
     private(set) var refused: [String: String] = [:]
+    /// Devices whose target the daemon has taken away meanwhile; the front end still has them.
+    private(set) var lost: Set<String> = []
     /// Whether requests are taken from the ring. Not before its devices are attached: a command that came too early
     /// would find no device.
     private(set) var serving = false
@@ -139,7 +143,9 @@ struct XenbusBackend: Hashable, Sendable {
             link = .down
             serving = false
             attached.removeAll()
+            lost.removeAll()
             announced = false
+        case (.attach(let name, _, _), _) where lost.contains(name): break
         case (.attach(let name, _, let device), .done): attached[name] = device
         case (.attach(let name, _, _), .failed(let reason)): refused[name] = reason
         case (.detach(let name, _), _): attached[name] = nil
@@ -153,6 +159,18 @@ struct XenbusBackend: Hashable, Sendable {
             faultReported = false
         }
     }
+
+    /// The targets of these devices are gone, and with them all that was attached.
+    mutating func lose(_ devices: Set<String>) {
+        for name in devices {
+            var isBeingAttached = false
+            if case .attach(name, _, _) = underWay { isBeingAttached = true }
+            if attached.removeValue(forKey: name) != nil || isBeingAttached { lost.insert(name) }
+        }
+    }
+
+    /// The targets of these devices are there again.
+    mutating func regain(_ devices: Set<String>) { lost.subtract(devices) }
 
     // MARK: One function a state of the front end
 
@@ -245,7 +263,9 @@ struct XenbusBackend: Hashable, Sendable {
 
     private mutating func attachNext(_ nodes: VhostNodes, in states: [XenbusState]) -> XenbusEffect? {
         for device in nodes.devices
-        where states.contains(device.state) && attached[device.name] == nil && refused[device.name] == nil {
+        where states.contains(device.state) && attached[device.name] == nil && refused[device.name] == nil
+            && !lost.contains(device.name)
+        {
             // Going away, and the front end has let go of it already.
             if device.state == .closing && device.frontendState != .connected { continue }
             switch check(device) {
@@ -304,6 +324,10 @@ struct XenbusBackend: Hashable, Sendable {
     }
 
     private mutating func forgetStaleRefusals(_ nodes: VhostNodes) {
+        if !lost.isEmpty {
+            let leaving: [XenbusState] = [.closing, .closed, .unknown]
+            lost = lost.filter { name in nodes.devices.contains { $0.name == name && !leaving.contains($0.state) } }
+        }
         guard !refused.isEmpty else { return }
         refused = refused.filter { name, _ in
             nodes.devices.contains { $0.name == name && $0.state != .closed && $0.state != .unknown }

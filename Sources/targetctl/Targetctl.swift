@@ -24,6 +24,8 @@ enum ExitStatus: Int32 {
     case failed = 70
     /// What is asked for cannot be done to what runs.
     case conflict = 65
+    /// What is asked for has not happened in time; it may still happen.
+    case timeout = 75
     /// This user may not manage the daemon.
     case notAuthorized = 77
 }
@@ -34,15 +36,15 @@ struct Targetctl: ParsableCommand {
         commandName: "targetctl",
         abstract: "Manages a running targetd.",
         discussion: """
-            Exit codes: 0 done; 1 diff found differences; 64 wrong command line; 65 what runs cannot be changed in this way; 66 nothing of that name; 69 targetd does \
-            not answer; 70 the daemon could not do it; 77 not allowed; 78 \
-            errors in the configuration.
+            Exit codes: 0 done; 1 diff found differences; 64 wrong command line; 65 what runs cannot be changed in \
+            this way; 66 nothing of that name; 69 targetd, or for xen commands xenstored, does not answer; 70 the \
+            daemon could not do it; 75 not in time; 77 not allowed; 78 errors in the configuration.
             """,
         version: "targetctl 0.1.0",
         subcommands: [
             StatusCommand.self, Top.self, List.self, Tasks.self, Nexuses.self, Operations.self, Events.self, Trace.self,
             Apply.self, Diff.self, Save.self, Add.self, Remove.self, Resize.self, Limit.self, Protect.self, Reset.self,
-            LogLevel.self, Metrics.self,
+            LogLevel.self, Metrics.self, Xen.self,
         ])
 }
 
@@ -122,7 +124,7 @@ struct CommonOptions: ParsableArguments {
         return ExitCode(status.rawValue)
     }
 
-    private static func complain(_ line: String) { FileHandle.standardError.write(Data((line + "\n").utf8)) }
+    static func complain(_ line: String) { FileHandle.standardError.write(Data((line + "\n").utf8)) }
 
     /// The content of a file, or of standard input for `-`.
     static func read(_ file: String) throws -> Data {
@@ -147,11 +149,11 @@ struct StatusCommand: ParsableCommand {
 struct List: ParsableCommand {
     /// What can be listed.
     enum Kind: String, ExpressibleByArgument, CaseIterable {
-        case backstores, targets, fronts, reactors
+        case backstores, targets, fronts, reactors, xen
     }
 
     static let configuration = CommandConfiguration(abstract: "List what the daemon has of a kind.")
-    @Argument(help: "backstores, targets, fronts or reactors.") var kind: Kind
+    @Argument(help: "backstores, targets, fronts, reactors or xen.") var kind: Kind
     @OptionGroup var common: CommonOptions
 
     func run() throws {
@@ -160,6 +162,7 @@ struct List: ParsableCommand {
         case .backstores: _ = try common.show("GET", path, as: [BackstoreStatus].self, Text.backstores)
         case .targets: _ = try common.show("GET", path, as: [TargetStatus].self, Text.units)
         case .fronts: _ = try common.show("GET", path, as: [FrontStatus].self, Text.fronts)
+        case .xen: _ = try common.show("GET", path, as: XenStatus.self, Text.xen)
         case .reactors: _ = try common.show("GET", path, as: [ReactorStatus].self, Text.reactors)
         }
     }

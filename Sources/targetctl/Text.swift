@@ -11,9 +11,38 @@ enum Text {
         \(status.version), \(status.reactors.count) reactor\(status.reactors.count == 1 ? "" : "s"), \(status.ioEngine)
 
         \(fronts(status.fronts))
-
-        \(units(status.targets))
+        \(status.xen.map { "\n\(xen($0))\n" } ?? "")
+        \(([units(status.targets)] + slow(status.targets)).joined(separator: "\n\n"))
         """
+    }
+
+    /// Commands that are older than this are named.
+    private static let slowMilliseconds: UInt64 = 10_000
+
+    /// What is stuck, if anything is.
+    private static func slow(_ targets: [TargetStatus]) -> [String] {
+        let commands = targets.flatMap { target in
+            target.luns.compactMap { unit in
+                unit.oldest.map { (target: target.name, lun: unit.lun, command: $0) }
+            }
+        }.filter { $0.command.ageMilliseconds >= slowMilliseconds || $0.command.expired }
+        guard !commands.isEmpty else { return [] }
+        return [
+            table(
+                ["SLOW COMMAND", "LUN", "AGE", "OPERATION", "LBA", "BLOCKS", "WHERE", "INITIATOR"],
+                commands.map { target, lun, command in
+                    [
+                        target, "\(lun)", age(command), String(command.operationCode, radix: 16) + "h",
+                        "\(command.lba)", "\(command.blocks)", command.place + (command.expired ? ", cancelled" : ""),
+                        command.initiator,
+                    ]
+                }, right: [1, 2, 3, 4, 5])
+        ]
+    }
+
+    /// Seconds with one decimal.
+    private static func age(_ command: CommandStatus) -> String {
+        "\(command.ageMilliseconds / 1000).\(command.ageMilliseconds % 1000 / 100)s"
     }
 
     static func fronts(_ fronts: [FrontStatus]) -> String {
@@ -28,18 +57,34 @@ enum Text {
             }, right: [2, 3, 4])
     }
 
+    static func xen(_ status: XenStatus) -> String {
+        let vhosts = table(
+            ["DOMAIN", "VHOST", "BACK END", "FRONT END", "REACTOR", "COMMANDS", "DEVICES"],
+            status.vhosts.map { vhost in
+                let devices = vhost.devices.map { "\($0.virtualDevice)=\($0.physicalDevice)" }
+                return [
+                    "\(vhost.domain)", "\(vhost.vhost)", vhost.backendState, vhost.frontendState,
+                    vhost.reactor.map { "\($0)" } ?? "", "\(vhost.commands)", devices.joined(separator: " "),
+                ]
+            }, right: [0, 1, 4, 5])
+        return status.waitsFor.map { "Xen guests are not served: \($0)\n" } ?? vhosts
+    }
+
     static func units(_ targets: [TargetStatus]) -> String {
         table(
-            ["TARGET", "LUN", "BACKSTORE", "SIZE", "MODE", "READS", "WRITES", "OTHER", "IN FLIGHT", "ERRORS"],
+            [
+                "TARGET", "LUN", "BACKSTORE", "SIZE", "MODE", "READS", "WRITES", "OTHER", "IN FLIGHT", "OLDEST",
+                "ERRORS",
+            ],
             targets.flatMap { target in
                 target.luns.map { unit in
                     [
                         target.name, "\(unit.lun)", unit.backstore, size(unit.size), unit.writeProtected ? "ro" : "rw",
                         "\(unit.reads)", "\(unit.writes)", "\(unit.others)", "\(unit.inFlight)",
-                        "\(unit.backstoreErrors)",
+                        unit.oldest.map(age) ?? "", "\(unit.backstoreErrors)",
                     ]
                 }
-            }, right: [1, 3, 5, 6, 7, 8, 9])
+            }, right: [1, 3, 5, 6, 7, 8, 9, 10])
     }
 
     static func backstores(_ backstores: [BackstoreStatus]) -> String {

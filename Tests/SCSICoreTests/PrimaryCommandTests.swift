@@ -119,9 +119,9 @@ struct InquiryTests {
         #expect(Array(world.run(CDB.inquiry(page: 0xb1), dataIn: 255).data[..<6]) == [0, 0xb1, 0, 60, 0, 1])
     }
 
-    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, thin (SBC-5 6.6.7)")
+    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, anchoring, thin (SBC-5 6.6.7)")
     func provisioning() {
-        #expect(world.run(CDB.inquiry(page: 0xb2), dataIn: 255).data == [0, 0xb2, 0, 4, 0, 0xe4, 2, 0])
+        #expect(world.run(CDB.inquiry(page: 0xb2), dataIn: 255).data == [0, 0xb2, 0, 4, 0, 0xe6, 2, 0])
     }
 
     @Test("Page 86h: attributes supported, volatile cache, sense data length (SPC-6 7.7.7)")
@@ -212,7 +212,7 @@ struct ModeTests {
         }
         #expect(rest.isEmpty)
         #expect(codes == codes.sorted())
-        #expect(Set(codes).isSuperset(of: [0x01, 0x08, 0x0a, 0x1c]))
+        #expect(Set(codes).isSuperset(of: [0x01, 0x07, 0x08, 0x0a, 0x1c]))
     }
 
     @Test("MODE SENSE(10) with LLBAA has a long LBA descriptor; without descriptors there is none")
@@ -248,7 +248,8 @@ struct ModeTests {
 
     @Test("An unknown page or subpage is INVALID FIELD IN CDB at its field")
     func unknownPage() {
-        #expect(world.run(CDB.modeSense6(0x07), dataIn: 255).summary == "5/2400 CDB 2.5")
+        #expect(world.run(CDB.modeSense6(0x0b), dataIn: 255).summary == "5/2400 CDB 2.5")
+        #expect(world.run(CDB.modeSense6(0x3f, 0x01), dataIn: 255).summary == "5/2400 CDB 3")
         #expect(world.run(CDB.modeSense6(0x08, 0x07), dataIn: 255).summary == "5/2400 CDB 3")
         #expect(world.run(CDB.modeSense6(0x3f, 0xff), dataIn: 255).summary == "good")
     }

@@ -13,16 +13,19 @@ enum Dependencies {
         "VirtioFront": [
             "SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CMemoryGuard", "Glibc", "Synchronization",
         ],
-        "XenFront": ["SCSICore", "Reactor", "CTarget", "CLinux", "CIOVector", "CXen", "Glibc", "Synchronization"],
+        "Xenbus": ["CXenStore", "Glibc"],
+        "XenFront": [
+            "SCSICore", "Reactor", "Xenbus", "CTarget", "CLinux", "CIOVector", "CXen", "Glibc", "Synchronization",
+        ],
         "targetd": [
             "SCSICore", "Reactor", "Backstores", "VirtioFront", "XenFront", "CBackstore", "CTarget", "CLinux", "Glibc",
             "Synchronization", "ArgumentParser", "Logging", "Yams", "ServiceLifecycle", "UnixSignals", "ControlAPI",
             "Foundation", "NIOCore", "NIOHTTP1", "NIOPosix",
         ],
         "ControlAPI": ["Foundation", "Glibc"],
-        "targetctl": ["ControlAPI", "Foundation", "ArgumentParser"],
+        "targetctl": ["ControlAPI", "Xenbus", "Foundation", "ArgumentParser"],
         // Headers only: they hold no Swift.
-        "CBackstore": [], "CTarget": [], "CIOVector": [], "CLinux": [], "CXen": [], "CMemoryGuard": [],
+        "CBackstore": [], "CTarget": [], "CIOVector": [], "CLinux": [], "CXen": [], "CXenStore": [], "CMemoryGuard": [],
     ]
 
     static func problems(in file: TextFile) -> [Problem] {

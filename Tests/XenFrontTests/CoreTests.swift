@@ -7,6 +7,7 @@ import CXen
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 @Suite("The Xen port on the core")
 struct CoreTests {

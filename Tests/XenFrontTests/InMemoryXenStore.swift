@@ -4,6 +4,7 @@
 // Called by: the tests. Must not know: vscsi.
 
 @testable import XenFront
+@testable import Xenbus
 
 /// What a store holds: the value of each node by its path.
 struct StoreTree: Hashable {

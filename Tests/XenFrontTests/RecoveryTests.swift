@@ -7,6 +7,7 @@ import Glibc
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 @Suite("Coming back to a ring after a crash")
 struct RecoveryTests {

@@ -8,6 +8,7 @@ import Synchronization
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 @Suite("The vscsiif ring under a hostile guest")
 struct RingFuzzTests {

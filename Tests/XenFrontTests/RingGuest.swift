@@ -9,6 +9,7 @@ import Glibc
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 /// A nexus that keeps what it receives until the test answers.
 final class ScriptedNexus: TargetNexus {

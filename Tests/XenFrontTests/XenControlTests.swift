@@ -4,6 +4,7 @@
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 /// Does every effect at once, or when the test says so.
 private final class ScriptedExecutor: XenbusExecutor {

@@ -6,6 +6,7 @@ import CXen
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 private let disk = VirtualDevice(channel: 0, target: 0, lun: 0)
 

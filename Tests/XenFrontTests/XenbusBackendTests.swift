@@ -3,6 +3,7 @@
 import Testing
 
 @testable import XenFront
+@testable import Xenbus
 
 @Suite("The xenbus handshake")
 struct XenbusBackendTests {

@@ -5,6 +5,7 @@
 // Called by: XenbusBackendTests. Must not know: rings.
 
 @testable import XenFront
+@testable import Xenbus
 
 /// What the toolstack does, one after the other.
 enum ToolstackStep: Hashable {

@@ -20,7 +20,7 @@ let goodConfiguration = """
       naa.60014054ac780582:
         luns:
           0: root
-          1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1 }
+          1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1, command-timeout: 90s }
       naa.60014054ac780583:
         luns: { 255: disk }
     vhost-user-scsi:
@@ -81,7 +81,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
     ),
     (
         "buffered: true", "bufered: true",
@@ -97,7 +97,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "serial: S1", "Serial: S1",
-        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial"
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout"
     ),
     (
         "queues: 4", "qeues: 4",
@@ -267,6 +267,14 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     // Logical units
     (
+        "command-timeout: 90s", "command-timeout: 999ms",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.command-timeout: \"999ms\" is out of range: write a time from 1s to 1h"
+    ),
+    (
+        "command-timeout: 90s", "command-timeout: 90",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.command-timeout: \"90\" is not a time: write a whole number and a unit: ns, us, ms, s, min or h, such as 10s"
+    ),
+    (
         "      0: root", "      16384: root",
         "f.yaml:13: error: targets.naa.60014054ac780582.luns.16384: \"16384\" is not a logical unit number: write a whole number from 0 to 16383"
     ),
@@ -334,7 +342,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
     ),
 ]
 // swift-format-ignore-end
@@ -358,7 +366,8 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
                 first: TargetConfiguration(logicalUnits: [
                     0: LogicalUnitSettings(backstore: "root"),
                     1: LogicalUnitSettings(
-                        backstore: "scratch", readOnly: true, name: NAAName(0x3000_0000_0000_0001), serial: "S1"),
+                        backstore: "scratch", readOnly: true, name: NAAName(0x3000_0000_0000_0001), serial: "S1",
+                        commandTimeoutNanoseconds: 90_000_000_000),
                 ]),
                 second: TargetConfiguration(logicalUnits: [255: LogicalUnitSettings(backstore: "disk")]),
             ],
@@ -441,7 +450,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
         "", "\n", "# nothing yet\n", "{}", "backstores:\ntargets:\nvhost-user-scsi:\n", "vhost-user-scsi: []",
     ])
     func configurationWithoutSocketsIsAnError(yaml: String) {
-        #expect(problems(yaml) == ["f.yaml: error: no guest can attach: add a socket under vhost-user-scsi:"])
+        #expect(problems(yaml) == ["f.yaml: error: no guest can attach: add a socket under vhost-user-scsi:, or xen:"])
     }
 
     @Test(arguments: ["[]", "- a", "7", "text"])

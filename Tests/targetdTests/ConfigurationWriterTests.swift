@@ -121,6 +121,10 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         var unit = LogicalUnitSettings(backstore: name, readOnly: .random(using: &generator))
         if Bool.random(using: &generator) { unit.name = NAAName(0x3000_0000_0000_0000 + UInt64(index)) }
         if Bool.random(using: &generator) { unit.serial = "S\(index)" }
+        if Bool.random(using: &generator) {
+            unit.commandTimeoutNanoseconds = .random(
+                in: ConfigurationLimits.commandTimeoutNanoseconds, using: &generator)
+        }
         configuration.targets[target, default: TargetConfiguration()].logicalUnits[index * 7] = unit
     }
     if configuration.targets[target] == nil { configuration.targets[target] = TargetConfiguration() }

@@ -370,7 +370,7 @@ private actor Count {
             #expect(lines[3].hasPrefix(folder("1")))
             let header = try #require(lines.firstIndex { $0.hasPrefix("TARGET") })
             let left = "TARGET                LUN  BACKSTORE  SIZE  MODE"
-            #expect(lines[header] == left + "  READS  WRITES  OTHER  IN FLIGHT  ERRORS")
+            #expect(lines[header] == left + "  READS  WRITES  OTHER  IN FLIGHT  OLDEST  ERRORS")
             let cells = "naa.6000000000000001    0  a          1MiB  rw  "
             #expect(lines[header + 1] == cells + "      0       0      0          0       0")
         }

@@ -314,12 +314,12 @@ import VhostUserInitiator
     // MARK: The log
 
     @Test func limitLetsABurstThroughAndThenOneInAWhile() {
-        var limit = LogLimit()
+        var limit = LogRate()
         let start: UInt64 = 1_000_000_000_000
-        let first = (0..<1000).compactMap { _ in limit.take(now: start) }
-        #expect(first.count == LogLimit.burst)
-        #expect(limit.take(now: start + LogLimit.interval) == 1000 - LogLimit.burst)
-        #expect(limit.take(now: start + LogLimit.interval) == nil)
+        let first = (0..<1000).compactMap { _ in limit.admit(start) }
+        #expect(first.count == LogRate.burst)
+        #expect(limit.admit(start + LogRate.interval) == 1000 - LogRate.burst)
+        #expect(limit.admit(start + LogRate.interval) == nil)
     }
 
     @Test func guestThatComesAndGoesWithoutEndFillsNoLog() throws {

@@ -79,6 +79,15 @@ import Testing
         #expect(await daemon.stop() == .success)
     }
 
+    @Test func commandTimeoutChangesWhileTheMediumStaysOpen() async throws {
+        var wanted = configuration(["a": file("a")])
+        let daemon = try await Daemon.start(wanted, logger: logger)
+        wanted.targets[name]!.logicalUnits[0]!.commandTimeoutNanoseconds = 1_000_000_000
+        #expect(try await daemon.apply(wanted) == [.setCommandTimeout(0, target: name)])
+        #expect(await daemon.configuration == wanted)
+        #expect(await daemon.stop() == .success)
+    }
+
     @Test func fileGrowsInPlace() async throws {
         let daemon = try await Daemon.start(configuration(["a": file("a")]), logger: logger)
         try await daemon.apply(configuration(["a": file("a", size: 2 << 20)]))

@@ -43,19 +43,43 @@ import Yams
         "Backstore", "Target", "LogicalUnit", "Front", "RateLimits", "ReadOnly", "TraceSettings", "LogLevel",
     ]
 
+    private static let command = CommandStatus(
+        ageMilliseconds: 0, initiator: "", tag: 0, operationCode: 0, lba: 0, blocks: 0, place: "", expired: false)
+
     /// A value of each kind that is told, with all that can be absent present.
     private static let samples: [(name: String, value: any Encodable & Sendable)] = [
         (
             "Status",
-            Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+            {
+                var status = Status(
+                    version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])
+                status.xen = XenStatus(waitsFor: nil, vhosts: [])
+                return status
+            }()
         ),
+        ("XenStatus", XenStatus(waitsFor: "", vhosts: [])),
+        (
+            "XenVhostStatus",
+            {
+                var vhost = XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])
+                (vhost.reactor, vhost.fault) = (0, "")
+                return vhost
+            }()
+        ),
+        ("XenDeviceStatus", XenDeviceStatus(name: "", physicalDevice: "", virtualDevice: "", state: "")),
         ("ReactorStatus", ReactorStatus(index: 0)),
         ("BackstoreStatus", BackstoreStatus(name: "", type: "", path: "", size: 0, readOnly: false)),
         ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
         (
             "LogicalUnitStatus",
-            LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+            {
+                var unit = LogicalUnitStatus(
+                    lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)
+                unit.oldest = command
+                return unit
+            }()
         ),
+        ("CommandStatus", command),
         ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
         ("StatisticsReport", StatisticsReport(time: 0, units: [], nexuses: [])),
         ("UnitStatistics", UnitStatistics(target: "", lun: 0, backstore: "")),
@@ -111,6 +135,11 @@ import Yams
     @Test func fieldsThatMayBeAbsentAreNotRequired() throws {
         let schemas = document["components"]?["schemas"]
         let absent = [
+            "Status": JSON.encode(
+                Status(version: "", ioEngine: "", reactors: [], backstores: [], targets: [], fronts: [])),
+            "XenStatus": JSON.encode(XenStatus(waitsFor: nil, vhosts: [])),
+            "XenVhostStatus": JSON.encode(
+                XenVhostStatus(domain: 0, vhost: 0, backendState: "", frontendState: "", devices: [])),
             "BackstoreStatus": JSON.encode(
                 BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
             "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),
@@ -121,6 +150,8 @@ import Yams
             "TraceCommand": JSON.encode(Self.traceCommand(sense: nil)),
             "OperationStatus": JSON.encode(Self.operation(message: nil)),
             "EventReport": JSON.encode(EventReport(sequence: 0, time: 0, kind: "", subject: nil, text: "")),
+            "LogicalUnitStatus": JSON.encode(
+                LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)),
         ]
         for (name, value) in Self.samples {
             let least = try JSONSerialization.jsonObject(with: absent[name] ?? JSON.encode(value)) as? [String: Any]

@@ -49,6 +49,21 @@ import Testing
         #expect(plan.refusals == [])
     }
 
+    @Test func commandTimeoutChangesInPlace() {
+        let plan = plan { $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000 }
+        #expect(plan.changes == [.setCommandTimeout(0, target: first)])
+        #expect(plan.changes.map(\.inverse) == plan.changes)
+        #expect(plan.refusals == [])
+    }
+
+    @Test func commandTimeoutThatComesWithAnotherDiskIsTheNewDisks() {
+        let plan = plan {
+            $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000
+            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+        }
+        #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
+    }
+
     @Test func removedLogicalUnitGoesBeforeItsBackstore() {
         let plan = plan {
             $0.backstores["a"] = nil
@@ -379,7 +394,11 @@ import Testing
             case .limitSocket(let socket):
                 #expect(fronts[socket] != nil)
                 fronts[socket]?.limits = wanted.front(socket)!.limits
-            case .setStopTimeout, .setLogLevel: break
+            case .setCommandTimeout(let number, let target):
+                let unit = wanted.targets[target]!.logicalUnits[number]!
+                #expect(targets[target]?.logicalUnits[number] != nil)
+                targets[target]?.logicalUnits[number]?.commandTimeoutNanoseconds = unit.commandTimeoutNanoseconds
+            case .setStopTimeout, .setLogLevel, .stopXen, .startXen: break
             }
         }
     }

@@ -5,8 +5,10 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
+    case logSelect, logSense
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
+    case preFetch, writeAtomic, getLBAStatus
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
 }
@@ -16,6 +18,8 @@ enum ExtentField: UInt8 {
     case none, six, ten, twelve, sixteen
     /// COMPARE AND WRITE: as in a CDB of 16 bytes, but with one byte for the number of blocks.
     case compareAndWrite
+    /// WRITE ATOMIC: as in a CDB of 16 bytes, but with two bytes for the number of blocks.
+    case writeAtomic
 }
 
 /// What a command does to the medium, for the hazard matrix in Serialization.
@@ -44,12 +48,21 @@ struct CommandFlags: OptionSet {
     static let writesMedium = Self(rawValue: 1 << 3)
 }
 
-/// What a backstore must be able to do for a row to be in a unit's table.
+/// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
 struct UnitFeatures: OptionSet, Hashable {
     let rawValue: UInt8
 
     /// Logical block provisioning management: UNMAP (LBPME).
     static let unmap = Self(rawValue: 1 << 0)
+    /// Space without data: the ANCHOR bit of UNMAP and WRITE SAME (ANC_SUP).
+    static let anchor = Self(rawValue: 1 << 1)
+    /// Atomic writes.
+    static let atomicWrite = Self(rawValue: 1 << 2)
+    /// A store for the persistent state: SP of MODE SELECT.
+    static let savesState = Self(rawValue: 1 << 3)
+
+    /// What there is: a table for these has every handler.
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState]
 }
 
 /// One row of the command table.

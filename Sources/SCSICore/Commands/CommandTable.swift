@@ -27,6 +27,7 @@ final class CommandTable {
         }
         .map(\.descriptor)
         Self.check(selected)
+        Self.checkHandlers()
         unsafe rows = .allocate(capacity: selected.count)
         _ = unsafe rows.initialize(from: selected)
         unsafe first = .allocate(capacity: 256)
@@ -84,7 +85,7 @@ final class CommandTable {
     }
 
     /// The self-check: sorted by operation code and service action, unique, lengths fit the group code (SPC-6 4.2.2),
-    /// usage data begins with the operation code, every handler is reached.
+    /// usage data begins with the operation code.
     private static func check(_ rows: [CommandDescriptor]) {
         for (row, next) in zip(rows, rows.dropFirst()) {
             precondition(
@@ -97,9 +98,12 @@ final class CommandTable {
             precondition(row.usageByte(0) == row.operationCode, "usage data")
             precondition(!row.hasServiceAction || UInt16(row.usageByte(1) & 0x1f) == row.serviceAction, "usage data")
         }
-        let optional: Set<CommandHandler> = [.unmap]
-        for handler in CommandHandler.allCases where !optional.contains(handler) {
-            precondition(rows.contains { $0.handler == handler }, "a handler that no row reaches")
+    }
+
+    /// Every handler is reached by a row of some unit.
+    private static func checkHandlers() {
+        for handler in CommandHandler.allCases {
+            precondition(source.contains { $0.descriptor.handler == handler }, "a handler that no row reaches")
         }
     }
 
@@ -146,8 +150,10 @@ final class CommandTable {
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
+        row(0x15, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(6)
+            usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
         row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
@@ -162,18 +168,30 @@ final class CommandTable {
             usage: [0x2e, 0x12, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x2f, nil, .verify, .ten, .read, [.needsMedium],                                          // VERIFY(10)
             usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(0x34, nil, .preFetch, .ten, .read, [.needsMedium],                                        // PRE-FETCH(10)
+            usage: [0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
             usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap,     // WRITE SAME(10)
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(10)
             usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, // UNMAP
+        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(10)
+            usage: [0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // UNMAP
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [],                                                 // MODE SELECT(10)
+        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // UNMAP
+            usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x4c, nil, .logSelect, .none, .none, [],                                                  // LOG SELECT
+            usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x4d, nil, .logSense, .none, .none, [],                                                   // LOG SENSE
+            usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x55, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x55, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(10)
+            usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x88, nil, .read, .sixteen, .read, [.needsMedium],                                        // READ(16)
@@ -188,14 +206,22 @@ final class CommandTable {
             usage: [0x8e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium],                                      // VERIFY(16)
             usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium],                                    // PRE-FETCH(16)
+            usage: [0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
             usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
             usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, // WRITE SAME(16)
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(16)
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(16)
+            usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium], requires: .atomicWrite, // WRITE ATOMIC(16)
+            usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
         row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],                                // READ CAPACITY(16)
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+        row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium],                                  // GET LBA STATUS(16)
+            usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],                             // REPORT SUPPORTED OPERATION CODES

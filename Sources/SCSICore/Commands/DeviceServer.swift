@@ -29,6 +29,8 @@ enum DeviceServer {
         case .inquiry: SPC.inquiry(task, cdb, on: unit)
         case .modeSelect: SPC.modeSelect(task, cdb, on: unit)
         case .modeSense: SPC.modeSense(task, cdb, on: unit)
+        case .logSelect: SPC.logSelect(task, cdb, on: unit)
+        case .logSense: SPC.logSense(task, cdb, on: unit)
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
@@ -44,6 +46,9 @@ enum DeviceServer {
         case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
         case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
         case .unmap: SBC.unmap(task, cdb, on: unit)
+        case .preFetch: SBC.preFetch(task, cdb, row.extent, on: unit)
+        case .writeAtomic: SBC.writeAtomic(task, cdb, row.extent, on: unit)
+        case .getLBAStatus: SBC.getLBAStatus(task, cdb, on: unit)
         }
     }
 
@@ -56,7 +61,8 @@ enum DeviceServer {
     @inline(never)
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
-        switch row.handler {
+        if task.hasExpired { return .failed(.commandTimeout) }
+        return switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -65,9 +71,12 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.stopAfterFlush(on: unit)
-        case .write, .testUnitReady, .requestSense, .inquiry, .modeSelect, .modeSense, .reportLUNs,
-            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16,
-            .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .preFetch: SBC.preFetchDone(task)
+        case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
+        case .modeSelect: SPC.flushBeforeStatus(task)
+        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
+            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
             preconditionFailure("a command without steps")
         }
     }
@@ -92,6 +101,9 @@ enum DeviceServer {
         case .compareAndWrite:
             task.address = cdb.uint64(2)
             task.blocks = UInt64(cdb[13])
+        case .writeAtomic:
+            task.address = cdb.uint64(2)
+            task.blocks = UInt64(cdb.uint16(12))
         }
     }
 
@@ -140,6 +152,11 @@ enum DeviceServer {
         unsafe request.pointee.segments = unsafe UnsafePointer(segments)
         unsafe request.pointee.segment_count = count
         unsafe request.pointee.error_offset = .max
+    }
+
+    /// Adds a flag of scsi_backstore.h to the task's request, which is filled.
+    static func add(_ flag: some BinaryInteger, to task: TaskHandle) {
+        unsafe task.request.pointee.flags |= UInt16(flag)
     }
 
     /// The same for a request that reads or writes the task's staging buffer.

@@ -22,6 +22,10 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
+    public var commandTimeout: UInt64 = 0
+    /// What becomes of a command whose request the backstore could not carry out.
+    public var errorPolicy = ErrorPolicy.report
 
     /// A unit with a name and a serial number, and defaults for the rest.
     public init(name: UInt64, serial: String) {
@@ -30,18 +34,48 @@ public struct LogicalUnitConfiguration: Sendable {
     }
 }
 
+/// Errors of the medium that one kind of access met.
+public struct MediumErrorCounters: Sendable, Equatable {
+    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
+    public var corrected: UInt64 = 0
+    /// Requests that were given up: their command ended with MEDIUM ERROR.
+    public var uncorrected: UInt64 = 0
+
+    /// These counts.
+    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
+        self.corrected = corrected
+        self.uncorrected = uncorrected
+    }
+}
+
 /// What a logical unit has done since it was created. Monotonic counters.
 public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ and WRITE commands moved.
+    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
+    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
+    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
     public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
+    public var bytesVerified: UInt64 = 0
+    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
+    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
+    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
+    public var idleNanoseconds: UInt64 = 0
+    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
+    var idleSince: UInt64 = 0
+    /// Errors of the medium when it was read, written and verified.
+    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
+    /// Errors of the medium when it was verified.
+    public var verifyErrors = MediumErrorCounters()
+    /// How often the unit was stopped and started again, and how often a medium was ejected.
+    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
     /// Commands that ended with another status than GOOD or CONDITION MET.
     public var notGood: UInt64 = 0
     /// Commands that a task management function or a lost nexus ended.
     public var aborted: UInt64 = 0
     /// Requests that the backstore ended with an error.
     public var backstoreErrors: UInt64 = 0
+    /// Commands whose deadline passed.
+    public var expired: UInt64 = 0
 }
 
 /// How far a command's handler got. `LogicalUnit.proceed` acts on it.
@@ -56,6 +90,11 @@ enum Outcome {
     case needsStaging
     /// The CDB asks for more data than the initiator's buffers hold; nothing was done.
     case overrun
+    /// A change of the persistent state is staged (`LogicalUnit.save`): save it, make it, then go on with the task's
+    /// step; at step 0 it ends with GOOD.
+    case save
+    /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
+    case needsState
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -70,6 +109,12 @@ public final class LogicalUnit {
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
     private(set) var modePages: ModePages
+    /// What LOG SELECT has changed: thresholds, and from where the counters count.
+    private(set) var log = LogState()
+    /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
+    private(set) var poweredOnAt: UInt64?
+    /// What survives power loss.
+    let persistentState: PersistentState
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -95,13 +140,22 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
+    /// Nothing is submitted to the backstore.
+    var isFrozen = false
+    var freezeState = FreezeState()
+    /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
+    public var whenStopped: ((FreezeCause) -> Void)?
+    /// Whether somebody waits until the backstore has none of the unit's requests.
+    var watchesRequests = false
+
     /// START STOP UNIT has stopped it.
     var stopped = false
     /// Removed from the target; what was waiting is refused.
-    private var removed = false
+    private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
-    private let tasks: UnsafeMutablePointer<TaskSet>
-    private let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let tasks: UnsafeMutablePointer<TaskSet>
+    let counters: UnsafeMutablePointer<LogicalUnitStatistics>
+    let deadlines: UnsafeMutablePointer<UnitDeadlines>
     private let measurements = Measurements()
     private var throttle: Throttle?
     /// Whether commands are to be checked against a limit.
@@ -115,30 +169,47 @@ public final class LogicalUnit {
     private var whenDrained: (() -> Void)?
 
     /// A unit over a backstore. Its geometry is asked for here.
-    public init(configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard) {
+    ///
+    /// - Parameters:
+    ///   - state: What was saved in the unit's earlier life; `nil` if nothing was.
+    ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
+    ///     (PTPL_C, PS).
+    public init(
+        configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
+        store: UnitStateStore? = nil
+    ) {
+        let state = state ?? UnitState(name: configuration.name)
+        precondition(state.name == configuration.name, "a logical unit was given the state of another")
+        persistentState = PersistentState(state, store: store)
         self.configuration = configuration
         readOnly = configuration.readOnly
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry))
+        table = shard.table(Self.features(geometry, store))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet())
         unsafe counters = .allocate(capacity: 1)
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe pending.initialize(repeating: [], count: Limits.nexusesPerTarget)
+        unsafe deadlines = .allocate(capacity: 1)
+        unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
+        shard.add(self)
     }
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
         measurements.deallocate()
+        unsafe deadlines.deallocate()
         unsafe pending.deallocate()
     }
 
@@ -149,8 +220,15 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry) -> UnitFeatures {
-        geometry.has(SCSI_BACKSTORE_CAN_DISCARD) ? .unmap : []
+    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+        var features: UnitFeatures = []
+        if store != nil { features.insert(.savesState) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
+        if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
+            features.insert(.anchor)
+        }
+        if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        return features
     }
 
     // MARK: What the control plane asks
@@ -202,6 +280,10 @@ public final class LogicalUnit {
         self.lun = lun
         removed = false
         refreshThrottling()
+        if poweredOnAt == nil {
+            poweredOnAt = shard.clock
+            unsafe counters.pointee.idleSince = shard.clock
+        }
     }
 
     /// Ends what waits and refuses what comes; `drained` is called when the last task is gone.
@@ -209,6 +291,7 @@ public final class LogicalUnit {
         removed = true
         whenDrained = drained
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
+        thaw()
         callWhenDrained()
     }
 
@@ -257,7 +340,11 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard unsafe tasks.pointee.count < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        let others = unsafe tasks.pointee.count
+        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        if others == 0 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -267,6 +354,7 @@ public final class LogicalUnit {
         }
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
+        unsafe deadlines.pointee.arrived(task)
         if unsafe tasks.pointee.insert(task) {
             task.transition(to: .enabled)
             run(task)
@@ -311,27 +399,76 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return end(task, .done(.good)) }
+        if task.disposition != .none { return endAborted(task, outcome) }
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
+        case .save: save(task)
+        case .needsState: waitForState(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
+        if isFrozen { return waitForThaw(task) }
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
             // Where every completion of a backstore enters the core.
             let task = unsafe TaskHandle(request!.pointee.owner.assumingMemoryBound(to: SCSITask.self))
-            unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.backstoreCompleted(task, error: error) }
+            unsafe task.logicalUnit!._withUnsafeGuaranteedRef {
+                $0.backstoreCompleted(task, error: error, again: false)
+            }
         }
         if unsafe !backstore.submit(task.request) {
             task.transition(to: .enabled)
             wait(task, for: .backstore)
         }
+    }
+
+    /// An aborted command changes nothing any more, unless the change is on its way already.
+    private func endAborted(_ task: TaskHandle, _ outcome: Outcome) {
+        if case .save = outcome { persistentState.discard() }
+        end(task, .done(.good))
+    }
+
+    // MARK: Persistent state
+
+    /// Stages a change of what survives power loss. A handler returns the outcome; a command that has more to do once
+    /// the change is made sets its step before.
+    ///
+    /// - Parameters:
+    ///   - bytes: The new bytes of the section; `nil` removes it.
+    ///   - apply: Makes the change in memory. Runs once, when the bytes are durable, or never.
+    func save(
+        _ kind: UnitStateKind, version: UInt16 = 1, _ bytes: [UInt8]?, then apply: @escaping () -> Void
+    ) -> Outcome {
+        if persistentState.isBusy { return .needsState }
+        persistentState.stage(kind, version: version, bytes, apply: apply)
+        return .save
+    }
+
+    private func save(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        persistentState.begin { [self] error in
+            task.transition(to: .enabled)
+            if error != 0, task.disposition == .none { return end(task, .failed(PersistentState.sense(error))) }
+            let aborted = task.disposition != .none
+            proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+        }
+    }
+
+    private func waitForThaw(_ task: TaskHandle) {
+        task.waitsFor = .thaw
+        task.transition(to: .dormant)
+        if watchesRequests { callWhenQuiet() }
+    }
+
+    private func waitForState(_ task: TaskHandle) {
+        task.waitsFor = .state
+        task.transition(to: .dormant)
+        persistentState.wait(task)
     }
 
     private func wait(_ task: TaskHandle, for reason: WaitReason) {
@@ -340,14 +477,15 @@ public final class LogicalUnit {
         shard.wait(task)
     }
 
-    /// The shard has something free again for a task that waited for it.
+    /// What a task waited for is free again: memory of the shard, the backstore, the persistent state.
     func retry(_ task: TaskHandle) {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore: submit(task)
-        case .staging: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .backstore, .thaw: submit(task)
+        case .recovery: submitAgain(task)
+        case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .quota: if !mustWait(task) { carryOut(task) }
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
@@ -355,14 +493,24 @@ public final class LogicalUnit {
 
     /// The backstore has completed a task's request.
     @inline(__always)
-    private func backstoreCompleted(_ task: TaskHandle, error: Int32) {
+    func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
         if error != 0, task.disposition == .none {
-            unsafe counters.pointee.backstoreErrors += 1
-            return end(task, .failed(BackstoreError.sense(error, task, medium)))
+            if recovers(task, error, again: again) { return }
+            return end(task, failure(task, error))
         }
         let aborted = task.disposition != .none
         proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+    }
+
+    /// How a command ends whose request the backstore has ended with an error.
+    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+        if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
+        if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
+        unsafe counters.pointee.backstoreErrors += 1
+        let sense = BackstoreError.sense(error, task, medium)
+        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        return .failed(sense)
     }
 
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
@@ -372,12 +520,14 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         shard.returnStaging(task)
         fillResponse(task, outcome)
-        measurements.count(task, now: shard.clock)
+        count(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         if isTraced { trace?.record(task, now: shard.clock) }
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
+        if watchesRequests { callWhenQuiet() }
     }
 
     @inline(__always)
@@ -396,8 +546,34 @@ public final class LogicalUnit {
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
         }
+    }
+
+    @inline(__always)
+    private func count(_ task: TaskHandle) {
+        measurements.count(task, now: shard.clock)
+        switch task.row?.handler {
+        case .read, .write: break
+        default: countOther(task)
+        }
+    }
+
+    @inline(never)
+    private func countOther(_ task: TaskHandle) {
+        switch task.row?.handler {
+        case .verify:
+            unsafe counters.pointee.verifies += 1
+            countVerified(task)
+        case .writeAndVerify: countVerified(task)
+        case .unmap: unsafe counters.pointee.unmaps += 1
+        default: break
+        }
+    }
+
+    private func countVerified(_ task: TaskHandle) {
+        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
     /// Refuses a task that never was in the task set.
@@ -524,11 +700,15 @@ public final class LogicalUnit {
     }
 
     /// Ends waiting tasks, and lets none of them run meanwhile.
-    private func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
+    func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
         while let task = firstDormant(where: matches) {
-            if task.waitsFor != .order { shard.stopWaiting(task) }
+            switch task.waitsFor {
+            case .order, .thaw, .recovery: break
+            case .state: persistentState.stopWaiting(task)
+            case .staging, .backstore, .quota: shard.stopWaiting(task)
+            }
             end(task, outcome)
         }
         enabling = wasEnabling
@@ -575,11 +755,62 @@ public final class LogicalUnit {
         endMarked()
     }
 
-    /// MODE SELECT has changed the pages; everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
+        let old = modePages
         modePages = pages
         refresh()
+        guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        let isTest = pages.informationalExceptions.isTest
+        if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    // MARK: Logs
+
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    func setLog(_ log: LogState, by nexus: UInt16) {
+        self.log = log
+        establish(.logParametersChanged, exceptFor: nexus)
+    }
+
+    /// A request of a command was given up because of the medium.
+    private func mediumErrorOccurred(_ task: TaskHandle) {
+        let page = ErrorCounterPage(of: task)
+        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
+        errorCountersChanged(page)
+        guard !log.failurePredicted else { return }
+        log.failurePredicted = true
+        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
+    }
+
+    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// medium that has failed once and will again.
+    var informationalException: UnitAttention? {
+        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
+        return log.failurePredicted ? .failurePredicted : nil
+    }
+
+    /// What REQUEST SENSE tells of it (MRIE 6).
+    var exceptionOnRequest: AdditionalSense? {
+        let control = modePages.informationalExceptions
+        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
+    }
+
+    /// There is an informational exception condition that was not there before (MRIE 2).
+    private func informationalExceptionOccurred() {
+        let control = modePages.informationalExceptions
+        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
+            return
+        }
+        establish(exception, exceptFor: nil)
+    }
+
+    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
+    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    func errorCountersChanged(_ page: ErrorCounterPage) {
+        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
+        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }

@@ -9,7 +9,7 @@ import CTarget
 public enum CommandClass: Int, CaseIterable, Sendable {
     /// READ, in all its forms.
     case read
-    /// WRITE, in all its forms.
+    /// WRITE, WRITE AND VERIFY, WRITE ATOMIC, in all their forms.
     case write
     /// All others.
     case other
@@ -145,7 +145,7 @@ struct Measurements {
         case .read:
             kind = .read
             unsafe counters[NexusCounters.bytesRead] &+= task.command.data_in_length &- task.response.data_in_residual
-        case .write:
+        case .write, .writeAndVerify, .writeAtomic:
             kind = .write
             unsafe counters[NexusCounters.bytesWritten] &+=
                 task.command.data_out_length &- task.response.data_out_residual
@@ -232,7 +232,10 @@ struct Measurements {
             if let counters = unsafe nexuses[index] { unsafe total.add(counters) }
         }
         var result = statistics
-        (result.reads, result.writes, result.others) = (total.count(.read), total.count(.write), total.count(.other))
+        (result.reads, result.writes) = (total.count(.read), total.count(.write))
+        result.others = total.count(.other) - result.verifies - result.unmaps
+        result.readNanoseconds = latency(.read).sum
+        result.writeNanoseconds = latency(.write).sum
         (result.bytesRead, result.bytesWritten) = (total.bytesRead, total.bytesWritten)
         let refusals: [CommandEnd] = [
             .checkCondition, .busy, .reservationConflict, .taskSetFull, .acaActive, .taskAborted,

@@ -33,6 +33,8 @@ public final class Shard {
     /// The limiters for which tasks wait (Throttle).
     var throttles: [Throttle] = []
     private var tables: [UnitFeatures: CommandTable] = [:]
+    /// The logical units that exist, mapped or not; each takes itself out when it goes.
+    private var units: [Unmanaged<LogicalUnit>] = unsafe []
 
     /// A shard with its staging memory.
     public init() {
@@ -55,6 +57,18 @@ public final class Shard {
         tables[features] = table
         return table
     }
+
+    // MARK: The logical units of the shard
+
+    func add(_ unit: LogicalUnit) { unsafe units.append(Unmanaged.passUnretained(unit)) }
+
+    func remove(_ unit: LogicalUnit) {
+        let identity = unsafe Unmanaged.passUnretained(unit).toOpaque()
+        unsafe units.removeAll { unsafe $0.toOpaque() == identity }
+    }
+
+    /// The units in the order in which they were made, held while the array is.
+    var logicalUnits: [LogicalUnit] { unsafe units.map { unsafe $0.takeUnretainedValue() } }
 
     @inline(__always)
     func nextSequence() -> UInt64 {

@@ -214,6 +214,8 @@ public final class TargetDevice {
         }
     }
 
+    func initiatorPort(_ nexus: UInt16) -> String? { initiatorPorts[Int(nexus)] }
+
     // MARK: Tasks
 
     /// Takes a free task whose command is filled. It is given back by `complete_task` of the nexus's port, exactly once
@@ -239,7 +241,7 @@ public final class TargetDevice {
         case .failed(let sense):
             task.sense = sense
             task.respond(.commandComplete, .checkCondition)
-        case .submit, .needsStaging: preconditionFailure("there is no unit to submit to")
+        case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
         }
         complete(task)
     }
@@ -326,6 +328,7 @@ extension TaskHandle {
         transition(to: .received)
         self.nexus = nexus
         disposition = .none
+        hasExpired = false
         step = 0
         progress = 0
         address = 0

@@ -12,6 +12,7 @@ public struct TaskView: Sendable {
     public let tag: UInt64
     /// The CDB, as long as its operation code says that it is.
     public let cdb: [UInt8]
+    /// The task attribute.
     public let attribute: TaskAttribute
     /// When it arrived, in nanoseconds of the shard's clock.
     public let receivedAt: UInt64

@@ -15,6 +15,7 @@ public struct TraceEntry: Sendable, Equatable {
     public let tag: UInt64
     /// The CDB, as long as its operation code says that it is.
     public let cdb: [UInt8]
+    /// The task attribute.
     public let attribute: TaskAttribute
     /// When it arrived and when it was answered, in nanoseconds of the shard's clock.
     public let receivedAt: UInt64, endedAt: UInt64

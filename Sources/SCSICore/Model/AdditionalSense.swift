@@ -24,6 +24,7 @@ extension AdditionalSense {
     static let logicalUnitNotReadyInitializingRequired = Self(0x0402)
     static let logicalUnitNotReadyManualIntervention   = Self(0x0403)
     static let logicalUnitCommunicationFailure         = Self(0x0800)
+    static let logicalUnitCommunicationTimeOut         = Self(0x0801)
     static let writeError                              = Self(0x0c00)
     static let unrecoveredReadError                    = Self(0x1100)
     static let parameterListLengthError                = Self(0x1a00)
@@ -42,6 +43,7 @@ extension AdditionalSense {
     static let busDeviceResetFunctionOccurred          = Self(0x2903)
     static let nexusLossOccurred                       = Self(0x2907)
     static let modeParametersChanged                   = Self(0x2a01)
+    static let logParametersChanged                    = Self(0x2a02)
     static let reservationsPreempted                   = Self(0x2a03)
     static let reservationsReleased                    = Self(0x2a04)
     static let registrationsPreempted                  = Self(0x2a05)
@@ -56,4 +58,7 @@ extension AdditionalSense {
     static let internalTargetFailure                   = Self(0x4400)
     static let overlappedCommandsAttempted             = Self(0x4e00)
     static let insufficientResources                   = Self(0x5503)
+    static let thresholdConditionMet                   = Self(0x5b01)
+    static let failurePredictionThresholdExceeded      = Self(0x5d00)
+    static let failurePredictionThresholdExceededFalse = Self(0x5dff)
 }

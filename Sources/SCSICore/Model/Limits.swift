@@ -34,6 +34,13 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
+    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is GOOD
+    /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
+    public static let prefetchBytes: UInt64 = 32 << 20
+
+    /// LBA status descriptors of one GET LBA STATUS. What they do not reach, the initiator asks for next.
+    public static let lbaStatusDescriptors = 256
+
     /// Task management functions of one target that wait for tasks to end. One more is rejected (SAM-6 7.1).
     public static let waitingFunctions = 256
 
@@ -57,4 +64,8 @@ public enum Limits {
 
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
+
+    /// Bytes of what one logical unit keeps over power loss: room for the registrations of every nexus, all mode pages
+    /// and the identifying information, many times over.
+    public static let unitStateBytes = 1 << 20
 }

@@ -27,6 +27,9 @@ enum TaskState: UInt8 {
     case transferring
     /// Out of the task set; its response is being given to the front.
     case completing
+    /// In the task set, and what it does is under way elsewhere than at its backstore: its change of the persistent
+    /// state is being saved. It cannot be cancelled.
+    case settling
 
     /// The states that may follow, as a bit mask by raw value.
     var successors: UInt8 {
@@ -37,8 +40,8 @@ enum TaskState: UInt8 {
         case .dormant: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .enabled:
             1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
-                | 1 << TaskState.completing.rawValue
-        case .transferring: 1 << TaskState.enabled.rawValue
+                | 1 << TaskState.completing.rawValue | 1 << TaskState.settling.rawValue
+        case .transferring, .settling: 1 << TaskState.enabled.rawValue
         case .completing: 1 << TaskState.free.rawValue
         }
     }
@@ -66,6 +69,12 @@ enum WaitReason: UInt8 {
     case backstore
     /// Its turn under a limit of operations or bytes per second (Throttle).
     case quota
+    /// The unit to be thawed; then its request is submitted.
+    case thaw
+    /// A better moment for its request, which has failed: its time, or a thaw.
+    case recovery
+    /// The end of a save of the unit's persistent state; then its handler runs again.
+    case state
 }
 
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.
@@ -99,6 +108,8 @@ struct SCSITask: ~Copyable {
     var logicalUnit: Unmanaged<LogicalUnit>?
     /// What a dormant task waits for.
     var waitsFor: WaitReason
+    /// Its deadline has passed while the backstore had its request: it goes no further than that.
+    var hasExpired: Bool
 
     /// The logical blocks that a medium access command names, for hazards and for progress.
     var address: UInt64
@@ -109,6 +120,9 @@ struct SCSITask: ~Copyable {
     var sequence: UInt64
     /// When it arrived, in nanoseconds of the shard's clock.
     var receivedAt: UInt64
+    /// Of a request that is tried again: when it failed first, and when it is submitted the next time.
+    var failedAt: UInt64
+    var retryAt: UInt64
 
     /// Neighbours in the task set, in order of arrival.
     var next: TaskHandle?
@@ -135,11 +149,14 @@ struct SCSITask: ~Copyable {
         unsafe row = nil
         unsafe logicalUnit = nil
         unsafe waitsFor = .order
+        unsafe hasExpired = false
         unsafe address = 0
         unsafe blocks = 0
         unsafe progress = 0
         unsafe sequence = 0
         unsafe receivedAt = 0
+        unsafe failedAt = 0
+        unsafe retryAt = 0
         unsafe next = nil
         unsafe previous = nil
         unsafe nextWaiting = nil
@@ -268,6 +285,10 @@ extension TaskHandle {
         get { unsafe pointer.pointee.waitsFor }
         nonmutating set { unsafe pointer.pointee.waitsFor = newValue }
     }
+    @inline(__always) var hasExpired: Bool {
+        get { unsafe pointer.pointee.hasExpired }
+        nonmutating set { unsafe pointer.pointee.hasExpired = newValue }
+    }
     @inline(__always) var address: UInt64 {
         get { unsafe pointer.pointee.address }
         nonmutating set { unsafe pointer.pointee.address = newValue }
@@ -283,6 +304,14 @@ extension TaskHandle {
     @inline(__always) var sequence: UInt64 {
         get { unsafe pointer.pointee.sequence }
         nonmutating set { unsafe pointer.pointee.sequence = newValue }
+    }
+    var failedAt: UInt64 {
+        get { unsafe pointer.pointee.failedAt }
+        nonmutating set { unsafe pointer.pointee.failedAt = newValue }
+    }
+    var retryAt: UInt64 {
+        get { unsafe pointer.pointee.retryAt }
+        nonmutating set { unsafe pointer.pointee.retryAt = newValue }
     }
     @inline(__always) var receivedAt: UInt64 {
         get { unsafe pointer.pointee.receivedAt }

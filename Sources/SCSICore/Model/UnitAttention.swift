@@ -7,7 +7,8 @@
 enum UnitAttention: UInt8, CaseIterable {
     case powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
-    case modeParametersChanged, capacityChanged, commandsCleared
+    case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
+    case failurePredicted, failurePredictedFalsely
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -22,8 +23,12 @@ enum UnitAttention: UInt8, CaseIterable {
         case .reportedLUNsChanged:   (.reportedLUNsDataChanged,           false, [])
         case .inquiryDataChanged:    (.inquiryDataChanged,                false, [])
         case .modeParametersChanged: (.modeParametersChanged,             false, [])
+        case .logParametersChanged:  (.logParametersChanged,              false, [])
         case .capacityChanged:       (.capacityDataChanged,               false, [])
         case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
+        case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
+        case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
+        case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
         }
     }
 
@@ -35,7 +40,7 @@ enum UnitAttention: UInt8, CaseIterable {
 
 /// Pending unit attention conditions: each at most once, the first to report is the lowest bit.
 struct UnitAttentionSet: ExpressibleByArrayLiteral {
-    private var bits: UInt16 = 0
+    private var bits: UInt32 = 0
 
     init(arrayLiteral elements: UnitAttention...) { for element in elements { bits |= 1 << element.rawValue } }
 

@@ -15,6 +15,8 @@ struct Configuration: Equatable, Sendable {
     var stopTimeoutNanoseconds: UInt64 = 10_000_000_000
     /// The least severe messages that are logged; `nil`: the default, information.
     var logLevel: String?
+    /// Where logical units keep what survives power loss; `nil`: where systemd says (StateDirectory=), else nowhere.
+    var stateDirectory: String?
     /// Where the daemon is managed; `nil`: nowhere.
     var control: ControlConfiguration?
     /// The media, by name.
@@ -23,6 +25,8 @@ struct Configuration: Equatable, Sendable {
     var targets: [NAAName: TargetConfiguration] = [:]
     /// The vhost-user sockets.
     var vhostUserFronts: [VhostUserFrontConfiguration] = []
+    /// Xen guests; `nil`: they are not served.
+    var xen: XenConfiguration?
 }
 
 /// The socket of the control API.
@@ -95,6 +99,8 @@ struct LogicalUnitSettings: Equatable, Sendable {
     /// `nil`: the digits of the name.
     var serial: String?
     var limits = LimitsConfiguration()
+    /// How long a command may take for which the guest gives no deadline, in nanoseconds; 0: as long as it takes.
+    var commandTimeoutNanoseconds: UInt64 = 0
 
     /// The unit's name as initiators see it.
     func effectiveName(target: NAAName) -> NAAName {
@@ -138,6 +144,8 @@ enum ConfigurationLimits {
     static let pollNanoseconds: ClosedRange<UInt64> = 0...1_000_000_000
     /// Ten minutes is beyond what a service manager waits.
     static let stopTimeoutNanoseconds: ClosedRange<UInt64> = 0...600_000_000_000
+    /// Less than a second and a busy medium looks like a dead one; more than an hour and no guest is left waiting.
+    static let commandTimeoutNanoseconds: ClosedRange<UInt64> = 1_000_000_000...3_600_000_000_000
     /// Permission bits of a socket's file; those of execution mean nothing there.
     static let socketMode = 0...0o777
     /// 0 would be a port that the system chooses, which nobody would know.

@@ -34,8 +34,8 @@ struct ConfigurationReader {
     // MARK: What is in the file
 
     private mutating func readRoot(_ root: Node) {
-        let sections = ["backstores", "targets", "vhost-user-scsi"]
-        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "control"]
+        let sections = ["backstores", "targets", "vhost-user-scsi", "xen"]
+        let settings = ["reactors", "io-engine", "poll", "stop-timeout", "log-level", "state-directory", "control"]
         guard let fields = mapping(root, at: "", allowed: settings + sections) else { return }
         readSettings(fields)
         if let control = fields["control"], !control.isEmpty {
@@ -55,6 +55,7 @@ struct ConfigurationReader {
             }
         }
         if let fronts = fields["vhost-user-scsi"] { readFronts(fronts, at: "vhost-user-scsi") }
+        if let xen = fields["xen"] { result.configuration.xen = readXen(xen, at: "xen") }
     }
 
     private mutating func readSettings(_ fields: Fields) {
@@ -71,6 +72,7 @@ struct ConfigurationReader {
             result.configuration.stopTimeoutNanoseconds = timeout
         }
         result.configuration.logLevel = choice(fields, "log-level", of: LogLevels.names)
+        result.configuration.stateDirectory = path(fields, "state-directory")
     }
 
     private mutating func readControl(_ node: Node, at key: String) -> ControlConfiguration? {
@@ -145,7 +147,8 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        guard let fields = mapping(node, at: key, allowed: ["backstore", "read-only", "name", "serial", "limits"]),
+        let keys = ["backstore", "read-only", "name", "serial", "command-timeout", "limits"]
+        guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
@@ -160,7 +163,31 @@ struct ConfigurationReader {
         }
         unit.serial = serial(fields)
         unit.limits = limits(fields)
+        if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
+            unit.commandTimeoutNanoseconds = timeout
+        }
         return unit
+    }
+
+    private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
+        var xen = XenConfiguration()
+        if node.isEmpty { return xen }
+        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "staging"]) else { return nil }
+        if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
+            xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
+        }
+        if let records = path(fields, "records") { xen.records = records }
+        if let staging = size(fields, "staging") {
+            let range = XenConfiguration.stagingBytes
+            if range.contains(staging) {
+                xen.staging = staging
+            } else {
+                let (least, most) = (Size.format(range.lowerBound), Size.format(range.upperBound))
+                report(
+                    fields.key("staging"), "cannot be \(Size.format(staging)): write a size from \(least) to \(most)")
+            }
+        }
+        return xen
     }
 
     private mutating func readFronts(_ node: Node, at key: String) {

@@ -148,6 +148,8 @@ struct ConfigurationRules {
         for name in configuration.backstores.keys.sorted() where !usedBackstores.contains(name) {
             report("backstores.\(name)", "is not a logical unit of any target", severity: .warning)
         }
+        // Which targets Xen guests use, the toolstack decides.
+        if configuration.servedXen != nil { return }
         let usedTargets = Set(configuration.vhostUserFronts.flatMap(\.targets.values))
         for name in configuration.targets.keys.sorted() where !usedTargets.contains(name) {
             report("targets.\(name)", "cannot be reached: no socket names it", severity: .warning)
@@ -155,7 +157,7 @@ struct ConfigurationRules {
         if configuration.vhostUserFronts.isEmpty {
             // Where the daemon can be told so later, it need not be told now.
             report(
-                "", "no guest can attach: add a socket under vhost-user-scsi:",
+                "", "no guest can attach: add a socket under vhost-user-scsi:, or xen:",
                 severity: configuration.control == nil ? .error : .warning)
         }
     }

@@ -15,6 +15,7 @@ struct ConfigurationWriter {
         writer.writeBackstores(configuration.backstores)
         writer.writeTargets(configuration.targets)
         writer.writeFronts(configuration.vhostUserFronts)
+        if let xen = configuration.xen { writer.writeXen(xen) }
         return writer.lines.map { $0 + "\n" }.joined()
     }
 
@@ -29,6 +30,7 @@ struct ConfigurationWriter {
             lines.append("stop-timeout: \(TimeSpan.format(configuration.stopTimeoutNanoseconds))")
         }
         if let level = configuration.logLevel { lines.append("log-level: \(level)") }
+        if let path = configuration.stateDirectory { lines.append("state-directory: \(Self.quoted(path))") }
     }
 
     private mutating func writeControl(_ control: ControlConfiguration) {
@@ -86,6 +88,9 @@ struct ConfigurationWriter {
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
         if let limits = limits(unit.limits) { fields.append(("limits", limits)) }
+        if unit.commandTimeoutNanoseconds != 0 {
+            fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
+        }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 
@@ -109,6 +114,14 @@ struct ConfigurationWriter {
         if let bytes = limits.bytesPerSecond { fields.append(("bandwidth", Size.format(bytes))) }
         if let burst = limits.burstNanoseconds { fields.append(("burst", TimeSpan.format(burst))) }
         return flow(fields)
+    }
+
+    private mutating func writeXen(_ xen: XenConfiguration) {
+        let standard = XenConfiguration()
+        var fields = [("enabled", xen.enabled.rawValue)]
+        if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
+        if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
+        lines.append("xen: \(Self.flow(fields))")
     }
 
     private static func flow(_ fields: [(String, String)]) -> String {

@@ -4,6 +4,7 @@
 // nothing: what it finds can be gone a moment later, so opening still has its own errors.
 
 import Glibc
+import XenFront
 
 /// Checks a configuration against the file system.
 struct EnvironmentRules {
@@ -17,6 +18,7 @@ struct EnvironmentRules {
     /// - Parameter running: What runs and is to be changed; `nil` before a start.
     static func check(_ configuration: Configuration, source: SourceMap, running: Configuration? = nil) -> [Problem] {
         var rules = EnvironmentRules(source: source, running: running)
+        if let path = configuration.stateDirectory { rules.checkStateDirectory(path) }
         if let control = configuration.control { rules.check(control) }
         var inodes: [FileStatus.Identity: (name: String, path: String)] = [:]
         for (name, backstore) in configuration.backstores.sorted(by: { $0.key < $1.key }) {
@@ -24,6 +26,11 @@ struct EnvironmentRules {
         }
         for (index, front) in configuration.vhostUserFronts.enumerated() where !front.socket.isEmpty {
             rules.checkSocket(front.socket, at: "vhost-user-scsi[\(index)].socket")
+        }
+        if configuration.xen?.enabled == .always, !XenFront.isXenDomain {
+            rules.report(
+                "xen.enabled",
+                "this machine is no domain of Xen's: write auto, which serves Xen guests where there is Xen")
         }
         return rules.problems
     }
@@ -35,6 +42,16 @@ struct EnvironmentRules {
 
     private mutating func report(_ key: String, _ text: String) {
         problems.append(source.problem(key, text))
+    }
+
+    private mutating func checkStateDirectory(_ path: String) {
+        switch FileStatus.of(path) {
+        case .success(let status) where status.kind == .folder: break
+        case .success(let status): report("state-directory", "\(path) is \(status.kind.rawValue), not a folder")
+        case .failure(let error) where error.number == ENOENT:
+            checkFolder(of: path, at: "state-directory", toMake: "it")
+        case .failure(let error): report("state-directory", "\(path) cannot be looked at: \(error.text)")
+        }
     }
 
     private mutating func check(_ control: ControlConfiguration) {

@@ -19,6 +19,9 @@ enum Change: Equatable, Sendable {
     case protectLogicalUnit(Int, target: NAAName, isProtected: Bool)
     case limitLogicalUnit(Int, target: NAAName)
     case limitSocket(String)
+    case setCommandTimeout(Int, target: NAAName)
+    case stopXen
+    case startXen
     case setStopTimeout
     case setLogLevel
 }
@@ -40,7 +43,9 @@ extension Change {
         case .protectLogicalUnit(let number, let target, let isProtected):
             .protectLogicalUnit(number, target: target, isProtected: !isProtected)
         // Made again, they take what they set from the other configuration.
-        case .setStopTimeout, .setLogLevel, .limitLogicalUnit, .limitSocket: self
+        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket: self
+        case .stopXen: .startXen
+        case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
         case .resizeBackstore: nil
         }
@@ -66,6 +71,9 @@ extension Change: CustomStringConvertible {
             "~ target \(target) LUN \(number) read-only: \(isProtected)"
         case .limitLogicalUnit(let number, let target): "~ target \(target) LUN \(number) limits"
         case .limitSocket(let path): "~ vhost-user-scsi \(path) limits"
+        case .setCommandTimeout(let number, let target): "~ target \(target) LUN \(number) command-timeout"
+        case .stopXen: "- xen"
+        case .startXen: "+ xen"
         case .setStopTimeout: "~ stop-timeout"
         case .setLogLevel: "~ log-level"
         }
@@ -110,6 +118,7 @@ struct Plan: Equatable, Sendable {
         let text = "cannot change while targetd runs: restart it"
         if old.reactors != new.reactors { refusals.append(Refusal(key: "reactors", text: text)) }
         if old.ioEngine != new.ioEngine { refusals.append(Refusal(key: "io-engine", text: text)) }
+        if old.stateDirectory != new.stateDirectory { refusals.append(Refusal(key: "state-directory", text: text)) }
         if old.control != new.control { refusals.append(Refusal(key: "control", text: text)) }
         if old.pollNanoseconds != new.pollNanoseconds { refusals.append(Refusal(key: "poll", text: text)) }
         if old.stopTimeoutNanoseconds != new.stopTimeoutNanoseconds { changes.append(.setStopTimeout) }
@@ -176,7 +185,7 @@ struct Plan: Equatable, Sendable {
         for (name, target) in old.targets.sorted(by: { $0.key < $1.key }) {
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let wanted = new.targets[name]?.logicalUnits[number]
-                guard !unit.isSameUnit(as: wanted) || replaced.contains(unit.backstore) else { continue }
+                guard wanted?.isSameDisk(as: unit) != true || replaced.contains(unit.backstore) else { continue }
                 units.append(.removeLogicalUnit(number, target: name))
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
@@ -184,6 +193,7 @@ struct Plan: Equatable, Sendable {
         let backstores = old.usedBackstores.keys.sorted().filter {
             new.usedBackstores[$0] == nil || replaced.contains($0)
         }
+        if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
     }
 
@@ -196,7 +206,7 @@ struct Plan: Equatable, Sendable {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
-                guard unit.isSameUnit(as: running), let running, !replaced.contains(unit.backstore) else {
+                guard let running, running.isSameDisk(as: unit), !replaced.contains(unit.backstore) else {
                     changes.append(.addLogicalUnit(number, target: name))
                     continue
                 }
@@ -204,6 +214,9 @@ struct Plan: Equatable, Sendable {
                     changes.append(.protectLogicalUnit(number, target: name, isProtected: unit.readOnly))
                 }
                 if unit.limits != running.limits { changes.append(.limitLogicalUnit(number, target: name)) }
+                if unit.commandTimeoutNanoseconds != running.commandTimeoutNanoseconds {
+                    changes.append(.setCommandTimeout(number, target: name))
+                }
             }
         }
         for front in new.vhostUserFronts {
@@ -217,6 +230,8 @@ struct Plan: Equatable, Sendable {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
             }
         }
+        // Guests whose rings are in use go on with what is there, so all must be there.
+        if new.servedXen != nil && old.servedXen != new.servedXen { changes.append(.startXen) }
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.
@@ -238,14 +253,6 @@ struct Plan: Equatable, Sendable {
     }
 }
 
-extension LogicalUnitSettings {
-    /// Whether an initiator would take both for the same unit, in another state at the most.
-    fileprivate func isSameUnit(as other: Self?) -> Bool {
-        guard let other else { return false }
-        return backstore == other.backstore && name == other.name && serial == other.serial
-    }
-}
-
 extension Configuration {
     /// The backstores that a logical unit has. Only they are opened, by the reactor of the unit.
     var usedBackstores: [String: BackstoreConfiguration] {
@@ -255,6 +262,16 @@ extension Configuration {
 
     /// The front with this socket.
     func front(_ socket: String) -> VhostUserFrontConfiguration? { vhostUserFronts.first { $0.socket == socket } }
+}
+
+extension LogicalUnitSettings {
+    /// Whether a guest takes one for the other, in another state at the most: protected, limited.
+    fileprivate func isSameDisk(as other: Self) -> Bool {
+        var same = other
+        same.commandTimeoutNanoseconds = commandTimeoutNanoseconds
+        (same.readOnly, same.limits) = (readOnly, limits)
+        return self == same
+    }
 }
 
 extension BackstoreConfiguration {

@@ -64,6 +64,9 @@ struct ControlRouter: Sendable {
             path: "/v1/events",
             operations: ["GET": { router, call throws(Failure) in try router.listen(call) }], flags: ["recent"]),
         Route(
+            path: "/v1/xen",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.xen()) }]),
+        Route(
             path: "/v1/configuration",
             operations: [
                 "GET": { router, _ throws(Failure) in
@@ -165,6 +168,14 @@ struct ControlRouter: Sendable {
             throw Failure(.conflict, "\(EventHub.listeners) clients listen to events already; try again later.")
         }
         return ControlResponse(lines: events)
+    }
+
+    private func xen() async throws(Failure) -> XenStatus {
+        guard let xen = try await daemon.status().xen else {
+            throw Failure(
+                .notFound, "Xen guests are not served: the configuration has no xen:, or this is no domain of Xen's.")
+        }
+        return xen
     }
 
     // MARK: The operations that change something

@@ -36,7 +36,7 @@ final class ControlServer: Sendable {
         socket = try ControlSocket(configuration)
         group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let loop = group.next()
-        let refusals = NIOLoopBoundBox.makeBoxSendingValue(LogLimit(), eventLoop: loop)
+        let refusals = NIOLoopBoundBox.makeBoxSendingValue(LogRate(), eventLoop: loop)
         let connections = NIOLoopBoundBox.makeBoxSendingValue(
             [ControlConnections(limit: limits.connections), ControlConnections(limit: limits.connections)],
             eventLoop: loop)
@@ -49,7 +49,7 @@ final class ControlServer: Sendable {
                 guard let peer = peer ?? nil else { return "The kernel does not say who asks." }
                 if peer.mayManage(owner: owner, group: peerGroup) { return nil }
                 // Anybody who may open the file can be refused without end.
-                if let suppressed = refusals.withValue({ $0.take(now: DispatchTime.now().uptimeNanoseconds) }) {
+                if let suppressed = refusals.withValue({ $0.admit(DispatchTime.now().uptimeNanoseconds) }) {
                     logger.notice(
                         "control connection refused",
                         metadata: ["user": "\(peer.user)", "suppressed": "\(suppressed)"])

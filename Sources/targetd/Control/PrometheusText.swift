@@ -49,6 +49,9 @@ struct PrometheusText {
         family("lun_in_flight", "gauge", "Commands received and not completed.", units) {
             (labels($0, $1), UInt64($1.inFlight))
         }
+        family("lun_oldest_command_milliseconds", "gauge", "Age of the oldest command in flight; 0: none.", units) {
+            (labels($0, $1), $1.oldest?.ageMilliseconds ?? 0)
+        }
         let commands: [(String, KeyPath<LogicalUnitStatus, UInt64>)] = [
             ("read", \.reads), ("write", \.writes), ("other", \.others),
         ]
@@ -65,6 +68,7 @@ struct PrometheusText {
         let counters: [(String, String, KeyPath<LogicalUnitStatus, UInt64>)] = [
             ("lun_not_good_total", "Commands that ended neither GOOD nor CONDITION MET.", \.notGood),
             ("lun_aborted_total", "Commands that were aborted.", \.aborted),
+            ("lun_expired_total", "Commands whose deadline passed.", \.expired),
             ("lun_backstore_errors_total", "Requests that the medium ended with an error.", \.backstoreErrors),
         ]
         for (name, help, value) in counters {

@@ -6,6 +6,7 @@
 import ControlAPI
 import Logging
 import Reactor
+import XenFront
 
 /// A running target daemon.
 ///
@@ -20,6 +21,8 @@ actor Daemon {
     let threads: [ReactorThread]
     private let logger: Logger
     private var state: State
+    /// There while Xen guests are served.
+    private var xen: XenService?
     /// Whether an operation is under way, and those that wait for their turn, in the order in which they came.
     private var isChanging = false
     private var waiting: [CheckedContinuation<Void, Never>] = []
@@ -51,7 +54,7 @@ actor Daemon {
             "reactors started",
             metadata: ["reactors": "\(threads.count)", "io-engine": "\(threads[0].engine.rawValue)"])
         var empty = wanted
-        (empty.backstores, empty.targets, empty.vhostUserFronts) = ([:], [:], [])
+        (empty.backstores, empty.targets, empty.vhostUserFronts, empty.xen) = ([:], [:], [], nil)
         let daemon = Daemon(threads: threads, configuration: empty, events: events, logger: logger)
         do {
             try await daemon.apply(wanted)
@@ -65,12 +68,13 @@ actor Daemon {
     private static func startThreads(
         _ configuration: Configuration, _ events: EventHub, _ logger: Logger
     ) throws(ChangeError) -> [ReactorThread] {
+        let stateDirectory = try configuration.openStateDirectory(logger)
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
                     index: index, configuration: Reactor.Configuration(configuration), events: events,
-                    logger: logger)
+                    stateDirectory: stateDirectory,                    logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -260,11 +264,15 @@ actor Daemon {
             await thread(before.sockets[path]).performAndWait { $0.removeSocket(path, done: $1) }
         case .detachTarget(_, let number, let socket):
             await thread(before.sockets[socket]).perform { $0.detachTarget(number, socket: socket) }
+        case .stopXen: await stopXen()
+        case .startXen: try await startXen(new)
         case .removeLogicalUnit(let number, let target):
+            await xen?.publish(target, on: thread(before.targets[target]), without: number)
             await thread(before.targets[target]).performAndWait { [isForced] in
                 $0.removeLogicalUnit(number, target: target, isForced: isForced, done: $1)
             }
         case .removeTarget(let name):
+            await xen?.withdraw(name)
             await thread(before.targets[name]).perform { $0.removeTarget(name) }
         case .removeBackstore(let name):
             error = await thread(before.backstores[name]).performAndWait { $0.removeBackstore(name, done: $1) }
@@ -275,9 +283,11 @@ actor Daemon {
             error = await thread(after.backstores[name]).perform { $0.resizeBackstore(name, size: size) }
         case .addTarget(let name):
             await thread(after.targets[name]).perform { $0.addTarget(name) }
+            await xen?.publish(name, on: thread(after.targets[name]))
         case .addLogicalUnit(let number, let target):
             let unit = new.configuration.targets[target]!.logicalUnits[number]!
-            await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
+            error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
+            if error == nil { await xen?.publish(target, on: thread(after.targets[target])) }
         case .attachTarget(let name, let number, let socket):
             await thread(after.sockets[socket]).perform { $0.attachTarget(name, number: number, socket: socket) }
         case .addSocket(let path):
@@ -293,11 +303,31 @@ actor Daemon {
         case .limitSocket(let path):
             let limits = new.configuration.front(path)!.limits
             await thread(after.sockets[path]).perform { $0.limitSocket(path, limits) }
+        case .setCommandTimeout(let number, let target):
+            let unit = new.configuration.targets[target]!.logicalUnits[number]!
+            await thread(after.targets[target]).perform { $0.setCommandTimeout(number, target: target, unit) }
         // `stop` looks at the configuration that runs.
         case .setStopTimeout: break
         case .setLogLevel: StandardErrorLog.setLevel(new.configuration.effectiveLogLevel)
         }
         if let error { throw error }
+    }
+
+    /// Serves Xen guests, if that is possible on this machine.
+    private func startXen(_ wanted: State) async throws(ChangeError) {
+        guard let configuration = wanted.configuration.servedXen else { preconditionFailure("no xen to start") }
+        guard configuration.enabled == .always || XenFront.isXenDomain else {
+            return logger.info("xen is off: this machine is no domain of Xen's")
+        }
+        let service = XenService(configuration, threads: threads, logger: logger)
+        for (name, index) in wanted.placement.targets { await service.publish(name, on: threads[index]) }
+        try service.start()
+        xen = service
+    }
+
+    private func stopXen() async {
+        await xen?.stop()
+        xen = nil
     }
 
     private func thread(_ index: Int?) -> ReactorThread {
@@ -332,6 +362,7 @@ actor Daemon {
         status.backstores.sort { $0.name < $1.name }
         status.targets.sort { $0.name < $1.name }
         status.fronts.sort { $0.socket < $1.socket }
+        status.xen = await xen?.status
         return status
     }
 
@@ -388,6 +419,8 @@ actor Daemon {
         var errors: [ChangeError] = []
         // The files of the sockets are removed at once, however long the rest takes.
         for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
+        // Xen guests' rings are let go of while there is still what they use.
+        await stopXen()
         for thread in threads { errors += await thread.performAndWait { $0.close(done: $1) } }
         return errors
     }

@@ -11,7 +11,7 @@ final class EventLog {
     private let hub: EventHub
     private let subject: String
     /// So that a guest which does wrong without end fills no disk.
-    private var limit = LogLimit()
+    private var rate = LogRate()
 
     init(_ logger: Logger, socket: String, hub: EventHub) {
         self.logger = logger
@@ -24,7 +24,7 @@ final class EventLog {
     ///
     /// - Parameter now: Nanoseconds of a monotonic clock.
     func report(_ event: VhostUserSCSIServer.Event, now: UInt64) {
-        guard let suppressed = limit.take(now: now) else { return }
+        guard let suppressed = rate.admit(now) else { return }
         var metadata: Logger.Metadata = [:]
         if suppressed > 0 { metadata["suppressed"] = "\(suppressed)" }
         let (kind, level, text): (EventHub.Kind, Logger.Level, String) =

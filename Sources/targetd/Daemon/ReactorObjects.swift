@@ -43,10 +43,16 @@ final class ReactorObjects {
     private var release: (token: TimerToken, time: UInt64)?
     private let logger: Logger
     private let events: EventHub
+    /// What keeps the state of each unit, by the name of its backstore.
+    private var stateFiles: [String: StateFile] = [:]
+    private let stateDirectory: StateDirectory?
+    let slowCommands: SlowCommandLog
 
-    init(reactor: Reactor, shard: Shard, events: EventHub, logger: Logger) {
+    init(reactor: Reactor, shard: Shard, events: EventHub, stateDirectory: StateDirectory?, logger: Logger) {
         self.events = events
+        self.stateDirectory = stateDirectory
         self.logger = logger
+        slowCommands = SlowCommandLog(logger)
         self.reactor = reactor
         self.shard = shard
     }
@@ -131,7 +137,7 @@ final class ReactorObjects {
         precondition(target.logicalUnits.isEmpty, "target \(name) is removed with logical units")
     }
 
-    func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+    func addLogicalUnit(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) -> ChangeError? {
         guard let target = targets[name], let backstore = backstores[settings.backstore]?.medium, let lun = LUN(number)
         else {
             preconditionFailure("LUN \(number) of \(name) is added before what it needs")
@@ -139,11 +145,29 @@ final class ReactorObjects {
         var configuration = LogicalUnitConfiguration(
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
-        let unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
+        configuration.commandTimeout = settings.commandTimeoutNanoseconds
+        var stateFile: StateFile?
+        do {
+            stateFile = try stateDirectory.map { try StateFile(unit: configuration.name, in: $0, reactor: reactor) }
+        } catch {
+            return ChangeError(text: "LUN \(number) of \(name): \(error)")
+        }
+        let unit = LogicalUnit(
+            configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
+            store: stateFile?.handle)
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
         unit.setLimits(RateLimits(settings.limits))
+        stateFiles[settings.backstore] = stateFile
+        return nil
+    }
+
+    func setCommandTimeout(_ number: Int, target name: NAAName, _ settings: LogicalUnitSettings) {
+        guard let unit = targets[name]?.logicalUnits.first(where: { $0.lun.number == number })?.unit else {
+            preconditionFailure("no LUN \(number) of \(name)")
+        }
+        unit.commandTimeout = settings.commandTimeoutNanoseconds
     }
 
     /// The logical unit with a number; a target of this reactor has it.
@@ -172,12 +196,13 @@ final class ReactorObjects {
         guard let unit = target.logicalUnits.first(where: { $0.lun == lun })?.unit else {
             preconditionFailure("no LUN \(number) of \(name)")
         }
+        let stateFile = units.first { $0.value === unit }.flatMap { stateFiles.removeValue(forKey: $0.key) }
         units = units.filter { $0.value !== unit }
         if isForced { unit.abortAll() }
         target.remove(at: lun) { [self] in
             // The unit is still in the call that ended its last command: it goes, and its backstore may, after that.
             later {
-                withExtendedLifetime(unit) {}
+                withExtendedLifetime((unit, stateFile)) {}
                 done()
             }
         }

@@ -2,6 +2,7 @@
 //
 // Owns: the thread, and what was put on it. Called by: the daemon. Must not know: what the reactor's work is.
 
+import Backstores
 import Glibc
 import Logging
 import Reactor
@@ -15,17 +16,20 @@ final class ReactorThread: @unchecked Sendable {
     let index: Int
     /// How this reactor does I/O.
     let engine: Reactor.ActiveEngine
-    private let reactor: Reactor
+    let reactor: Reactor
     /// What lives on the thread; used by functions that `perform` runs there, and by nobody else.
     private let objects: ReactorObjects
     private var thread = pthread_t()
 
     /// Makes the reactor. `start` makes it run.
-    init(index: Int, configuration: Reactor.Configuration, events: EventHub, logger: Logger) throws(ReactorError) {
+    init(
+        index: Int, configuration: Reactor.Configuration, events: EventHub, stateDirectory: StateDirectory?,
+        logger: Logger
+    ) throws(ReactorError) {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        objects = ReactorObjects(reactor: reactor, shard: Shard(), events: events, logger: logger)
+        objects = ReactorObjects(reactor: reactor, shard: Shard(), events: events, stateDirectory: stateDirectory, logger: logger)
     }
 
     /// Starts the thread.
@@ -53,6 +57,7 @@ final class ReactorThread: @unchecked Sendable {
         unsafe sigdelset(&all, SIGBUS)
         unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
         driveShard()
+        objects.watchCommands()
         reactor.run()
     }
 

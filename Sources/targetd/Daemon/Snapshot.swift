@@ -20,6 +20,7 @@ extension ReactorObjects {
     ///
     /// - Parameter reactor: The number of this reactor.
     func snapshot(reactor index: Int) -> ReactorSnapshot {
+        shard.now = reactor.now
         var snapshot = ReactorSnapshot(reactor: ReactorStatus(index: index, reactor.statistics))
         let names = unitBackstores
         snapshot.backstores = openBackstores.map { name, configuration, size in
@@ -76,6 +77,23 @@ extension LogicalUnitStatus {
         notGood = statistics.notGood
         aborted = statistics.aborted
         backstoreErrors = statistics.backstoreErrors
+        expired = statistics.expired
+        oldest = unit.oldestTask.map { CommandStatus($0) }
+    }
+}
+
+extension CommandStatus {
+    init(_ task: TaskInFlight) {
+        let place =
+            switch task.place {
+            case .waiting: "waiting"
+            case .waitingForResource: "waiting-for-resource"
+            case .backstore: "backstore"
+            }
+        self.init(
+            ageMilliseconds: task.age / 1_000_000, initiator: task.initiatorPort, tag: task.tag,
+            operationCode: Int(task.operationCode), lba: task.address, blocks: task.blocks, place: place,
+            expired: task.hasExpired)
     }
 }
 

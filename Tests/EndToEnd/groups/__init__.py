@@ -8,5 +8,6 @@ from .disks import Disks
 from .itself import Itself
 from .metrics import Metrics
 from .restart import Restart
+from .xen import Xen
 
-ALL = [Itself, CommandLine, Metrics, Disks, Restart, Conformance]
+ALL = [Itself, CommandLine, Metrics, Disks, Restart, Conformance, Xen]

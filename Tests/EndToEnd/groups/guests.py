@@ -71,9 +71,10 @@ class GuestGroup(report.Group):
                 shutil.rmtree(self.directory, ignore_errors=True)
 
     def device(self, name: str) -> Device:
-        """The disk of this name in the guest; skips the case where this machine cannot have it."""
-        if name in self.impossible:
-            raise report.Skipped(self.impossible[name])
+        """The disk, or the path, of this name in the guest; skips the case where this machine cannot have it."""
+        disk = name.partition("@")[0]
+        if disk in self.impossible:
+            raise report.Skipped(self.impossible[disk])
         return self.devices[name]
 
     def ours_only(self, why: str) -> None:
@@ -87,7 +88,8 @@ class GuestGroup(report.Group):
         return self.guest.run(f"dmesg | grep -E '{pattern}'").output
 
     def _find_devices(self) -> dict[str, Device]:
-        wanted = " ".join(disk.address for disk in self.target.disks)
+        paths = [(disk, name, address) for disk in self.target.disks for name, address in disk.paths.items()]
+        wanted = " ".join(address for _, _, address in paths)
         # The kernel finds disks in threads of its own: wait for each.
         listing = self.guest.check(
             f"for unit in {wanted}; do\n"
@@ -98,13 +100,13 @@ class GuestGroup(report.Group):
             "  done\n"
             "  echo $unit /dev/$(ls $directory/block) /dev/$(ls $directory/scsi_generic)\n"
             "done",
-            seconds=DISKS_SECONDS * (len(self.target.disks) + 1))
+            seconds=DISKS_SECONDS * (len(paths) + 1))
         found = {unit: names for unit, *names in (line.split() for line in listing.splitlines())}
         devices = {}
-        for disk in self.target.disks:
-            names = found.get(disk.address, [])
+        for disk, name, address in paths:
+            names = found.get(address, [])
             if len(names) != 2 or "/dev/" in names:
                 shown = self.guest.run("lsscsi -g; dmesg | tail -20").output
-                raise report.Failed(f"the guest does not find the disk '{disk.name}' at {disk.address}:\n{shown}")
-            devices[disk.name] = Device(disk, *names)
+                raise report.Failed(f"the guest does not find the disk '{name}' at {address}:\n{shown}")
+            devices[name] = Device(disk, *names)
         return devices

@@ -38,14 +38,25 @@ class Disk:
     hba: int = 0
     target: int = 0
     read_only: bool = False
+    also: tuple[int, ...] = ()  # other HBAs through which the same target is served: more I_T nexuses to the unit
+    removable: bool = False
 
     @property
     def address(self) -> str:
+        """Where the guest finds the unit on its first path."""
+        return self.address_through(self.hba)
+
+    def address_through(self, hba: int) -> str:
         """The name of the unit in the guest's /sys/bus/scsi/devices: host, channel, target, LUN.
 
         Linux keeps the address method's bits of a LUN above 255: number 300 is 412Ch (SAM-6 4.7.7.3).
         """
-        return f"{self.hba}:0:{self.target}:{self.lun if self.lun < 256 else 0x4000 | self.lun}"
+        return f"{hba}:0:{self.target}:{self.lun if self.lun < 256 else 0x4000 | self.lun}"
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The addresses of all its paths, by the name that a group calls each: the disk's own, or name@hba."""
+        return {self.name: self.address} | {f"{self.name}@{hba}": self.address_through(hba) for hba in self.also}
 
 
 @dataclass
@@ -193,6 +204,12 @@ class Daemon(Target):
         if left:
             raise TargetError(f"targetd ended and left {self.socket(left[0])} behind")
 
+    def kill(self) -> None:
+        """Ends the daemon as a crash would: by SIGKILL."""
+        assert self.process is not None
+        child, self.process = self.process, None
+        processes.kill(child)
+
     def status(self) -> dict[str, str]:
         """The lines of the daemon's /proc/PID/status."""
         assert self.process is not None
@@ -221,20 +238,28 @@ class Daemon(Target):
             lines.append(f"  {disk.name}: {{ {what} }}")
         lines.append("targets:")
         names = {}
+        served: dict[int, dict[int, str]] = {hba: {} for hba in range(len(self.queues))}
         for disk in self.disks:
             key = (disk.hba, disk.target)
             if key in names:
                 continue
             names[key] = f"naa.600140500000{disk.hba:02x}{disk.target:02x}"
+            for hba in (disk.hba, *disk.also):
+                served[hba][disk.target] = names[key]
             lines += [f"  {names[key]}:", "    luns:"]
             for unit in (unit for unit in self.disks if (unit.hba, unit.target) == key):
-                value = f"{{ backstore: {unit.name}, read-only: true }}" if unit.read_only else unit.name
-                lines.append(f"      {unit.lun}: {value}")
+                lines.append(f"      {unit.lun}: {self._unit(unit)}")
         lines.append("vhost-user-scsi:")
         for hba, queues in enumerate(self.queues):
-            targets = ", ".join(f"{target}: {name}" for (owner, target), name in names.items() if owner == hba)
+            targets = ", ".join(f"{target}: {name}" for target, name in served[hba].items())
             lines.append(f"  - {{ socket: {self.socket(hba)}, queues: {queues}, targets: {{ {targets} }} }}")
         return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def _unit(disk: Disk) -> str:
+        """The value of a LUN in the configuration file."""
+        options = ["read-only: true"] * disk.read_only + ["removable: true"] * disk.removable
+        return f"{{ {', '.join([f'backstore: {disk.name}', *options])} }}" if options else disk.name
 
 
 def wait_until(reached, child: subprocess.Popen, log: str, what: str) -> None:

@@ -1,6 +1,6 @@
 # xenmachine: a machine with Xen in QEMU: boots, runs one script in dom0, and ends.
 #
-# Owns: the QEMU process and its files. Called by: run. Must not know: what the script does.
+# Owns: the QEMU process and its files. Called by: groups/xen. Must not know: what the script does.
 
 """Boots Xen and a PV dom0 under QEMU's emulation; KVM does not run Xen everywhere, and the emulation takes seconds."""
 
@@ -12,8 +12,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-import xenimage
+from xen import xenimage
 from harness import processes
+from harness.initramfs import Archive, libraries
 
 XEN_ARGUMENTS = (
     "com1=115200,8n1 console=com1 loglvl=warning guest_loglvl=warning dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1"
@@ -57,20 +58,19 @@ def run(script: str, files: dict[str, str], seconds: float, domu: bool = False, 
 
 def _write_initrd(path: str, made: xenimage.XenImage, domu: bool, script: str, files: dict[str, str],
                   texts: dict[str, str]) -> None:
-    contents = {"script": script.encode()}
+    contents = Archive()
+    contents.file("script", script.encode(), 0o755)
     for name, text in texts.items():
-        contents[name.lstrip("/")] = text.encode()
+        contents.file(name.lstrip("/"), text.encode(), 0o755)
     for name, source in files.items():
-        with open(source, "rb") as file:
-            contents[name.lstrip("/")] = file.read()
-        for library in xenimage.libraries(source):
-            with open(library, "rb") as file:
-                contents.setdefault(library.lstrip("/"), file.read())
+        contents.copy(name.lstrip("/"), source, 0o755)
+        for library in libraries(source):
+            contents.copy(library.lstrip("/"), library, 0o755)
     with open(path, "wb") as target:
         for part in [made.dom0] + ([made.domu] if domu else []):
             with open(part, "rb") as source:
                 shutil.copyfileobj(source, target)
-        target.write(xenimage.archive(contents))
+        target.write(contents.finish())
 
 
 def _boot(made: xenimage.XenImage, initrd: str, directory: str, seconds: float, memory: int, dom0: int,

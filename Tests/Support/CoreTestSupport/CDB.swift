@@ -55,9 +55,28 @@ public enum CDB {
         extent([.ten: 0x35, .sixteen: 0x91], form, address, blocks, 0)
     }
 
+    /// PRE-FETCH (SBC-5).
+    public static func preFetch(
+        _ form: Form = .ten, _ address: UInt64, _ blocks: UInt64, immediate: Bool = false
+    ) -> [UInt8] {
+        extent([.ten: 0x34, .sixteen: 0x90], form, address, blocks, immediate ? 2 : 0)
+    }
+
+    /// WRITE ATOMIC(16) (SBC-5). `flags` is byte 1: DPO 10h, FUA 08h.
+    public static func writeAtomic(
+        _ address: UInt64, _ blocks: UInt64, flags: UInt8 = 0, boundary: UInt16 = 0
+    ) -> [UInt8] {
+        [0x9c, flags] + bytes(address, 8) + bytes(UInt64(boundary), 2) + bytes(blocks, 2) + [0, 0]
+    }
+
+    /// GET LBA STATUS(16) (SBC-5).
+    public static func getLBAStatus(_ address: UInt64, allocation: UInt32 = 4096) -> [UInt8] {
+        [0x9e, 0x12] + bytes(address, 8) + bytes(UInt64(allocation), 4) + [0, 0]
+    }
+
     /// UNMAP (SBC-5).
-    public static func unmap(listLength: Int) -> [UInt8] {
-        [0x42, 0, 0, 0, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
+    public static func unmap(listLength: Int, anchor: Bool = false) -> [UInt8] {
+        [0x42, anchor ? 1 : 0, 0, 0, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
     }
 
     /// The parameter list of UNMAP.
@@ -106,6 +125,21 @@ public enum CDB {
     /// MODE SELECT(10) (SPC-6) with PF.
     public static func modeSelect10(listLength: Int, flags: UInt8 = 0x10) -> [UInt8] {
         [0x55, flags, 0, 0, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
+    }
+
+    /// LOG SENSE (SPC-6). `control` is PC.
+    public static func logSense(
+        _ page: UInt8, _ subpage: UInt8 = 0, control: UInt8 = 1, pointer: UInt16 = 0, allocation: UInt16 = 4096,
+        flags: UInt8 = 0
+    ) -> [UInt8] {
+        [0x4d, flags, control << 6 | page, subpage, 0] + bytes(UInt64(pointer), 2) + bytes(UInt64(allocation), 2) + [0]
+    }
+
+    /// LOG SELECT (SPC-6). `flags` is byte 1: PCR 02h, SP 01h.
+    public static func logSelect(
+        _ page: UInt8 = 0, _ subpage: UInt8 = 0, control: UInt8 = 1, listLength: Int = 0, flags: UInt8 = 0
+    ) -> [UInt8] {
+        [0x4c, flags, control << 6 | page, subpage, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
     }
 
     /// READ CAPACITY(10) (SBC-5).

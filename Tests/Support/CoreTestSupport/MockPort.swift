@@ -202,11 +202,13 @@ public final class MockPort {
     ///   - outLayout: The lengths of the data-out segments; one segment if `nil`.
     ///   - dataIn: The length of the data-in buffers.
     ///   - inLayout: The lengths of the data-in segments; one segment if `nil`.
+    ///   - timeoutMilliseconds: The transport's deadline; 0 if it has none.
     /// - Returns: The tag.
     @discardableResult
     public func send(
         _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
-        outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil
+        outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil,
+        timeoutMilliseconds: UInt32 = 0
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
@@ -221,6 +223,7 @@ public final class MockPort {
         transfer.dataIn.fill(Self.untouched)
         inFlight[index] = transfer
         fill(task, transfer, cdb, cdbLength ?? cdb.count, lun, attribute)
+        unsafe task.command.timeout_milliseconds = timeoutMilliseconds
         target.receive(task, nexus: nexus!)
         return tag
     }

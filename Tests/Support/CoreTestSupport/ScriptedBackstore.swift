@@ -13,13 +13,15 @@ public import SCSICore
 public struct BackstoreRequest: Equatable, CustomStringConvertible, Sendable {
     /// What it asks for.
     public enum Operation: UInt8, Sendable {
-        case read = 1, write, flush, discard, writeZeroes
+        case read = 1, write, flush, discard, writeZeroes, prefetch, extents, anchor
     }
 
     /// What it asks for.
     public let operation: Operation
     /// Whether it must be stable before it completes.
     public let forcesUnitAccess: Bool
+    /// SCSI_BACKSTORE_IMMEDIATE, SCSI_BACKSTORE_ATOMIC.
+    public let isImmediate: Bool, isAtomic: Bool
     /// In bytes.
     public let offset: UInt64
     /// In bytes.
@@ -27,7 +29,9 @@ public struct BackstoreRequest: Equatable, CustomStringConvertible, Sendable {
 
     /// "read 512+1024", "write fua 0+512".
     public var description: String {
-        operation == .flush ? "flush" : "\(operation)\(forcesUnitAccess ? " fua" : "") \(offset)+\(length)"
+        if operation == .flush { return "flush" }
+        let flags = (isAtomic ? " atomic" : "") + (isImmediate ? " immediate" : "") + (forcesUnitAccess ? " fua" : "")
+        return "\(operation)\(flags) \(offset)+\(length)"
     }
 }
 
@@ -77,6 +81,8 @@ public final class ScriptedBackstore {
 
     private let violations: Violations
     private var blocks: [UInt64: [UInt8]] = [:]
+    /// Blocks that have space and no data.
+    private var anchored: Set<UInt64> = []
     private var inFlight: [InFlight] = []
     private var owners: Set<Int> = []
 
@@ -96,7 +102,9 @@ public final class ScriptedBackstore {
         geometry.physical_block_size = 4096
         geometry.capabilities = UInt32(
             SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_VOLATILE_CACHE | SCSI_BACKSTORE_CAN_DISCARD
-                | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS)
+                | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS | SCSI_BACKSTORE_CAN_PREFETCH
+                | SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_ANCHOR)
+        geometry.atomic_write_maximum = 64 * blockLength
     }
 
     /// The handle that a logical unit takes. The backstore must live as long as the unit.
@@ -153,13 +161,19 @@ public final class ScriptedBackstore {
         let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation)!
         let first = unsafe request.pointee.offset / UInt64(blockLength)
         let count = unsafe request.pointee.length / UInt64(blockLength)
+        let isAtomic = unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0
+        let limit = isAtomic && limit != .max ? 0 : limit
         let stable = unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_FUA) != 0
         switch operation {
         case .flush: if limit == .max { unstable = [] }
+        case .prefetch: break
+        case .extents: if limit == .max { unsafe reportExtents(request, first, count) }
         case .read: unsafe read(request, first, count, limit)
         case .write: unsafe write(request, first, count, limit, stable)
-        case .discard, .writeZeroes:
+        case .discard, .writeZeroes, .anchor:
             guard limit == .max else { return }
+            if operation == .anchor { anchored.formUnion(first..<first + count) }
+            if operation == .discard { anchored = anchored.filter { $0 < first || $0 - first >= count } }
             if count > 1 << 20 {
                 blocks = blocks.filter { $0.key < first || $0.key - first >= count }
             } else {
@@ -179,6 +193,31 @@ public final class ScriptedBackstore {
                 unsafe UnsafeMutableRawBufferPointer(start: segment.iov_base, count: piece.count).copyBytes(from: piece)
             }
             bytes = bytes.dropFirst(piece.count)
+        }
+    }
+
+    private func reportExtents(
+        _ request: UnsafeMutablePointer<scsi_backstore_request>, _ first: UInt64, _ count: UInt64
+    ) {
+        let array = unsafe request.pointee.segments.pointee
+        let room = unsafe array.iov_len / MemoryLayout<scsi_backstore_extent>.stride
+        let extents = unsafe array.iov_base.assumingMemoryBound(to: scsi_backstore_extent.self)
+        let end = first + count
+        // Where the state may change: the blocks that are not deallocated, and those behind them.
+        let known = Set(blocks.keys).union(anchored).filter { $0 >= first && $0 < end }
+        let edges = known.union(known.map { $0 + 1 }).union([first]).filter { $0 < end }.sorted() + [end]
+        var filled = 0
+        for (start, next) in zip(edges, edges.dropFirst()) {
+            let state = blocks[start] != nil ? 0 : anchored.contains(start) ? 2 : 1 as UInt32
+            let length = (next - start) * UInt64(blockLength)
+            if filled > 0, unsafe extents[filled - 1].state == state {
+                unsafe extents[filled - 1].length += length
+            } else if filled < room {
+                unsafe extents[filled] = scsi_backstore_extent(length: length, state: state, reserved: 0)
+                filled += 1
+            } else {
+                return
+            }
         }
     }
 
@@ -212,6 +251,8 @@ public final class ScriptedBackstore {
         }
         let summary = BackstoreRequest(
             operation: operation, forcesUnitAccess: unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_FUA) != 0,
+            isImmediate: unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_IMMEDIATE) != 0,
+            isAtomic: unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0,
             offset: unsafe request.pointee.offset, length: unsafe request.pointee.length)
         accepted.append(summary)
         unsafe inFlight.append(InFlight(request: request, summary: summary))
@@ -237,15 +278,32 @@ public final class ScriptedBackstore {
         case .read, .write: limit = geometry.maximum_transfer
         case .discard: limit = geometry.maximum_discard
         case .writeZeroes: limit = geometry.maximum_write_zeroes
-        case .flush, nil: limit = 0
+        case .anchor: limit = geometry.maximum_discard
+        case .flush, .prefetch, .extents, nil: limit = 0
         }
         violations.require(limit == 0 || length <= limit, "\(length) bytes in a request, \(limit) is the maximum")
         var sum: UInt64 = 0
         for index in unsafe 0..<Int(request.pointee.segment_count) {
             unsafe sum += UInt64(request.pointee.segments[index].iov_len)
         }
+        unsafe checkAtomic(request, operation)
+        if operation == .extents {
+            return unsafe violations.require(request.pointee.segment_count == 1, "EXTENTS without its one array")
+        }
         let expected = operation == .read || operation == .write ? length : 0
         violations.require(sum == expected, "segments of \(sum) bytes for a transfer of \(expected)")
+    }
+
+    private func checkAtomic(
+        _ request: UnsafeMutablePointer<scsi_backstore_request>, _ operation: BackstoreRequest.Operation?
+    ) {
+        guard unsafe request.pointee.flags & UInt16(SCSI_BACKSTORE_ATOMIC) != 0 else { return }
+        let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
+        violations.require(
+            operation == .write && length <= UInt64(geometry.atomic_write_maximum)
+                && length % UInt64(max(geometry.atomic_write_granularity, 1)) == 0
+                && offset % UInt64(max(geometry.atomic_write_alignment, 1)) == 0,
+            "an atomic write that the geometry does not allow")
     }
 
     fileprivate func cancel(_ request: UnsafeMutablePointer<scsi_backstore_request>) {

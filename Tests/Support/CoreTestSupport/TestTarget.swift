@@ -17,6 +17,8 @@ public final class TestTarget {
     public let violations = Violations()
     /// The medium of the unit at LUN 0.
     public let backstore: ScriptedBackstore
+    /// What keeps the state of the unit at LUN 0, if something does.
+    public let store: ScriptedStateStore?
     /// The unit at LUN 0.
     public let unit: LogicalUnit
     /// The first initiator.
@@ -34,17 +36,21 @@ public final class TestTarget {
     }
 
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
-    /// ON unit attention condition that every new nexus has.
+    /// ON unit attention condition that every new nexus has, `savesState` gives the unit a state store, and `kept` is
+    /// what that held when the power came.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(
             name: 0x6001_4054_0000_0001 & 0x0fff_ffff_ffff_ffff | 0x3 << 60, serial: "SERIAL0001"),
-        configure: (ScriptedBackstore) -> Void = { _ in }
+        savesState: Bool = false, kept: [UInt8]? = nil, configure: (ScriptedBackstore) -> Void = { _ in }
     ) {
         target = TargetDevice(name: 0x3001_4054_0000_00ff, shard: shard)
         backstore = ScriptedBackstore(blocks: blocks, blockLength: blockLength, violations: violations)
         configure(backstore)
-        unit = LogicalUnit(configuration: configuration, backstore: backstore.handle, shard: shard)
+        store = savesState || kept != nil ? ScriptedStateStore(kept: kept, violations: violations) : nil
+        unit = LogicalUnit(
+            configuration: configuration, backstore: backstore.handle, shard: shard,
+            state: kept.map { try! UnitState(parsing: $0, name: configuration.name) }, store: store?.handle)
         media = Media(backstore)
         let added = target.add(unit, at: LUN(0)!)
         precondition(added)
@@ -82,7 +88,7 @@ public final class TestTarget {
         repeat {
             shard.retryWaiting()
             for backstore in backstores { backstore.completeAll() }
-        } while shard.hasWaiting || backstores.contains { !$0.pending.isEmpty }
+        } while store?.complete() == true || shard.hasWaiting || backstores.contains { !$0.pending.isEmpty }
     }
 
     /// Sends a command, lets the media complete what they have, and gives its end.

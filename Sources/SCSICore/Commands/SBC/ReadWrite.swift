@@ -101,6 +101,7 @@ extension ExtentField {
         case .twelve: 6
         case .sixteen: 10
         case .compareAndWrite: 13
+        case .writeAtomic: 12
         }
     }
 

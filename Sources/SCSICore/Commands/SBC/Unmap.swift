@@ -1,4 +1,4 @@
-// UNMAP: a list of extents to deallocate.
+// UNMAP: a list of extents to deallocate, or to anchor.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -69,7 +69,7 @@ extension SBC {
             }
             let left = unit.medium.bytes(BlockCount(extent.blocks.value - done)).value
             unsafe DeviceServer.fill(
-                task, SCSI_BACKSTORE_DISCARD, fua: unit.mustWriteThrough,
+                task, CDB(task).bit(1, 0) ? SCSI_BACKSTORE_ANCHOR : SCSI_BACKSTORE_DISCARD, fua: unit.mustWriteThrough,
                 offset: unit.medium.offset(of: LogicalBlockAddress(extent.address.value + done)),
                 length: ByteCount(min(left, unit.limit(unit.geometry.maximum_discard))))
             return .submit

@@ -8,13 +8,15 @@ import CTarget
 extension SBC {
     /// What a WRITE SAME does; kept in the task's step.
     private enum WriteSameStep: UInt8 {
-        case pattern = 1, zeroes, discard
+        case pattern = 1, zeroes, discard, anchor
     }
 
-    /// WRITE SAME(10), (16) with UNMAP and, in (16), NDOB. WSNZ is one: a count of zero is refused.
+    /// WRITE SAME(10), (16) with UNMAP, ANCHOR and, in (16), NDOB. WSNZ is one: a count of zero is refused.
     static func writeSame(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let noDataOut = field == .sixteen && cdb.bit(1, 0)
         let block = unit.medium.bytes(BlockCount(1))
+        // Only what is unmapped can be anchored (SBC-4, WRITE SAME(10): the ANCHOR bit).
+        if cdb.bit(1, 4), !cdb.bit(1, 3) { return .failed(.invalidField(inCDB: 1, bit: 4)) }
         guard task.blocks > 0, task.blocks <= unit.maximumWriteSameBlocks else {
             return .failed(.invalidField(inCDB: field.countByte))
         }
@@ -36,7 +38,7 @@ extension SBC {
             task.response.data_out_residual = 0
         }
         let isZero = unsafe isAllZero(UnsafeRawBufferPointer(staging))
-        task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), unit).rawValue
+        task.step = step(isZero: isZero, unmap: cdb.bit(1, 3), anchor: cdb.bit(1, 4), unit).rawValue
         if task.step == WriteSameStep.pattern.rawValue {
             unsafe repeatPattern(
                 UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Limits.pieceBytes]),
@@ -45,8 +47,9 @@ extension SBC {
         return writeSameNext(task, on: unit)
     }
 
-    private static func step(isZero: Bool, unmap: Bool, _ unit: LogicalUnit) -> WriteSameStep {
+    private static func step(isZero: Bool, unmap: Bool, anchor: Bool, _ unit: LogicalUnit) -> WriteSameStep {
         guard isZero else { return .pattern }
+        if anchor { return .anchor }
         if unmap, unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS) { return .discard }
         return unit.geometry.has(SCSI_BACKSTORE_CAN_WRITE_ZEROES) ? .zeroes : .pattern
     }
@@ -85,6 +88,9 @@ extension SBC {
         case .discard:
             let length = ByteCount(min(left, unit.limit(unit.geometry.maximum_discard)))
             unsafe DeviceServer.fill(task, SCSI_BACKSTORE_DISCARD, fua: fua, offset: offset, length: length)
+        case .anchor:
+            let length = ByteCount(min(left, unit.limit(unit.geometry.maximum_discard)))
+            unsafe DeviceServer.fill(task, SCSI_BACKSTORE_ANCHOR, fua: fua, offset: offset, length: length)
         }
         return .submit
     }

@@ -119,7 +119,10 @@ enum SPC {
         let granular = thin && geometry.discard_granularity != 0
         writer.uint32(granular ? 0x8000_0000 | UInt32(UInt64(geometry.discard_alignment) >> shift) : 0)
         writer.uint64(unit.maximumWriteSameBlocks)
-        writer.zeros(20)
+        writer.uint32(UInt32(clamping: unit.maximumAtomicBlocks))
+        writer.uint32(geometry.atomic_write_alignment >> UInt32(shift))
+        writer.uint32(geometry.atomic_write_granularity >> UInt32(shift))
+        writer.zeros(8)  // no ATOMIC BOUNDARY
     }
 
     /// Logical Block Provisioning (SBC-5 6.6.7).
@@ -127,7 +130,9 @@ enum SPC {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
         writer.byte(0)
-        writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) : 0)  // LBPU, LBPWS, LBPWS10, LBPRZ 001b
+        let anchors = unit.geometry.has(SCSI_BACKSTORE_CAN_ANCHOR)
+        // LBPU, LBPWS, LBPWS10, LBPRZ 001b, ANC_SUP
+        writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) | (anchors ? 0x02 : 0) : 0)
         writer.byte(thin ? 0x02 : 0x00)
         writer.byte(0)
     }

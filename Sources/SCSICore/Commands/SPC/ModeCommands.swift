@@ -14,7 +14,10 @@ extension SPC {
         let long = cdb[0] == 0x5a
         let control = cdb[2] >> 6
         let (code, subpage) = (cdb[2] & 0x3f, cdb[3])
-        if control == 3 { return .failed(SenseData(.illegalRequest, .savingParametersNotSupported)) }
+        let saves = unit.persistentState.canSave
+        if control == 3, !saves { return .failed(SenseData(.illegalRequest, .savingParametersNotSupported)) }
+        // All pages have no subpage but all or none (SPC-6 6.14.1).
+        if code == allPages, subpage != 0, subpage != allSubpages { return .failed(.invalidField(inCDB: 3)) }
         let pages = unit.modePages.pages.filter {
             (code == allPages || $0.code == code) && (subpage == allSubpages || $0.subpage == subpage)
         }
@@ -29,8 +32,8 @@ extension SPC {
             modeHeader(long: long, longLBA: longLBA, descriptorLength, unit, &writer)
             if descriptorLength > 0 { blockDescriptor(longLBA: longLBA, unit, &writer) }
             for page in pages {
-                page.write(
-                    control == 0 ? page.current : control == 1 ? page.changeable : page.defaults, to: &writer)
+                let values = [page.current, page.changeable, page.defaults, page.saved]
+                page.write(values[Int(control)], saves: saves, to: &writer)
             }
             if long {
                 writer.patch16(UInt16(clamping: writer.length - 2), at: 0)
@@ -72,23 +75,35 @@ extension SPC {
         writer.uint32(length)
     }
 
-    /// MODE SELECT(6), (10) (SPC-6 6.12, 6.13): the whole list is checked before any of it takes effect.
+    /// MODE SELECT(6), (10) (SPC-6 6.12, 6.13): the whole list is checked before any of it takes effect, and with SP it
+    /// takes effect when it is saved.
     static func modeSelect(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let long = cdb[0] == 0x55
         let length = long ? Int(cdb.uint16(7)) : Int(cdb[4])
-        if length == 0 { return .done(.good) }
-        guard cdb.bit(1, 4) else { return .failed(.invalidField(inCDB: 1, bit: 4)) }
+        // Pages that are being saved are not changed meanwhile.
+        if unit.persistentState.isBusy { return .needsState }
+        let save = cdb.bit(1, 0)
+        if length == 0, !save { return .done(.good) }
+        guard length == 0 || cdb.bit(1, 4) else { return .failed(.invalidField(inCDB: 1, bit: 4)) }
         guard let list = unsafe DeviceServer.parameterList(task, length: length, into: unit.shard.parameters) else {
             return .overrun
         }
         var pages = unit.modePages
-        if let sense = parse(list, long: long, unit, into: &pages) { return .failed(sense) }
+        if length > 0, let sense = parse(list, long: long, unit, into: &pages) { return .failed(sense) }
         let flush = unit.modePages.writeCacheEnable && !pages.writeCacheEnable
-        if zip(pages.pages, unit.modePages.pages).contains(where: { $0.current != $1.current }) {
-            unit.setModePages(pages, by: task.nexus)
+        if save {
+            pages.saveCurrent()
+            task.step = flush ? 1 : 0
+            let nexus = task.nexus
+            return unit.save(.savedModePages, pages.savedBytes) { unit.setModePages(pages, by: nexus) }
         }
-        guard flush else { return .done(.good) }
-        // What was cached before becomes stable before the initiator may rely on the cache being off.
+        unit.setModePages(pages, by: task.nexus)
+        return flush ? flushBeforeStatus(task) : .done(.good)
+    }
+
+    /// What was cached before becomes stable before the initiator may rely on the cache being off.
+    static func flushBeforeStatus(_ task: TaskHandle) -> Outcome {
+        task.step = 0
         DeviceServer.fillFlush(task)
         return .submit
     }

@@ -6,7 +6,7 @@ import CTarget
 
 extension SPC {
     /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, which is cleared by it; else why the unit is not
-    /// ready; else NO SENSE.
+    /// ready; else an informational exception condition (MRIE 6); else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
         let condition = unit.unitAttention(for: task.nexus)
@@ -14,6 +14,8 @@ extension SPC {
             sense = condition.sense
         } else if unit.stopped {
             sense = SenseData(.notReady, .logicalUnitNotReadyInitializingRequired)
+        } else if let exception = unit.exceptionOnRequest {
+            sense = SenseData(.noSense, exception)
         }
         let outcome = DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
             sense.write(descriptorFormat: cdb.bit(1, 0), to: &$0)

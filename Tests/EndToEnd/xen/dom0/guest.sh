@@ -2,7 +2,16 @@
 # again.
 . /library.sh
 
-DISKS="$TARGET:0=file:/dev/shm/disk0:64 $TARGET:1=ram:16 naa.60014054ac780583:0=ram:16"
+configure << END
+backstores:
+  first: { type: file, path: /dev/shm/disk0, size: 64MiB, buffered: true }
+  second: { type: ram, size: 16MiB }
+  third: { type: ram, size: 16MiB }
+targets:
+  $TARGET: { luns: { 0: first, 1: second } }
+  naa.60014054ac780583: { luns: { 0: third } }
+xen:
+END
 
 # create NAME SCRIPT: a paused guest that will run the script
 create() {
@@ -41,23 +50,20 @@ xenconsoled --log=guest --log-dir=/var/log/xen/console --pid-file=/run/xenconsol
 
 need "a paused guest" create first /guest-first.sh
 first=$(xl domid first)
-need "two devices on one vhost" attach "$first" 0 $TARGET:0=0:0:0:0 $TARGET:1=0:0:1:3
-export FEATURE_HOST=1
-need "a second vhost with a whole target" attach "$first" 1 naa.60014054ac780583:0=0:0:0:0
-unset FEATURE_HOST
+need "two devices on one vhost, and a second with a whole target" targetctl xen attach --no-wait first \
+    $TARGET:0,0:0:0:0 $TARGET:1,0:0:1:3 naa.60014054ac780583:0,1:0:0:0,feature-host
+check "waiting in vain ends, and says why" sh -c '
+    targetctl xen wait --timeout 1 first 2>&1 | grep -q "does targetd run there"'
 xl unpause first
 check "the front end waits for us" within 60 is "$(front "$first" 0)/state" 3
-# shellcheck disable=SC2086
-serve $DISKS
-need "the daemon that started after the guest serves it" within 60 is "$(front "$first" 0)/state" 4
-check "both vhosts" within 30 is "$(back "$first" 1)/state" 4
+serve
+need "the daemon that started after the guest serves it: all of its vhosts" targetctl xen wait first
 need "the guest's load runs" within 120 said first "load runs"
 for death in 1 2 3; do
     sleep 3
     kill -9 $server
     wait $server 2> /dev/null
-    # shellcheck disable=SC2086
-    serve $DISKS
+    serve
 done
 need "the guest ends" within 180 stopped first
 collect first
@@ -66,7 +72,7 @@ check "those of its second vhost too" within 30 gone "/local/domain/0/backend/vs
 
 need "the next guest" create second /guest-second.sh
 second=$(xl domid second)
-need "it gets the same disk" attach "$second" 0 $TARGET:0=0:0:0:0
+need "it gets the same disk" targetctl xen attach --no-wait second $TARGET:0,0:0:0:0
 xl unpause second
 need "its load runs" within 120 said second "load runs"
 check "destroying it under load" xl destroy second
@@ -76,12 +82,12 @@ check "the daemon lives" kill -0 $server
 
 need "a third guest" create third /guest-third.sh
 third=$(xl domid third)
-need "it gets the disk that the second had" attach "$third" 0 $TARGET:0=0:0:0:0
+need "it gets the disk that the second had" targetctl xen attach --no-wait third $TARGET:0,0:0:0:0
 xl unpause third
-check "it comes up" within 60 is "$(front "$third" 0)/state" 4
-check "hot add to a guest" add "$third" 0 1 $TARGET:1 0:0:2:0
-check "it is connected" added "$third" 0 1 4
-check "hot remove from a guest" remove "$third" 0 1
+check "it comes up" targetctl xen wait third
+check "hot add to a guest" targetctl xen attach third $TARGET:1,0:0:2:0
+need "the guest has seen the added disk" within 60 said third "a disk is added"
+check "hot remove from a guest" targetctl xen detach third 0:0:2:0
 need "the third guest ends" within 120 stopped third
 collect third
 kill -TERM $server

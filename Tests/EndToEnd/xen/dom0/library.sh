@@ -1,4 +1,4 @@
-# library: what the scripts of dom0 have in common: checks, the toolstack's side of vscsi, waiting.
+# library: what the scripts of dom0 have in common: checks, waiting, the daemon.
 #
 # A check prints "ok <title>" or "not ok <title>" with what its command printed; `finish` ends with 1 if one failed.
 
@@ -27,7 +27,7 @@ need() {
 # What helps to find out why something failed.
 report() {
     echo "--- the back end's log"
-    cat /tmp/target.log
+    tail -60 /tmp/target.log
     dmesg | tail -30
     xenstore-ls -f /local/domain/0/backend
     xenstore-ls -f /local/domain/0/device
@@ -64,55 +64,17 @@ disks() { ls -d /sys/bus/scsi/devices/*:*:*:* 2> /dev/null | wc -l; }
 back() { echo "/local/domain/0/backend/vscsi/$1/$2"; }
 front() { echo "/local/domain/$1/device/vscsi/$2"; }
 
-# attach DOMAIN VHOST P-DEV=V-DEV...: one transaction, then the permissions
-attach() {
-    domain=$1 vhost=$2
-    B=$(back "$domain" "$vhost") F=$(front "$domain" "$vhost")
-    shift 2
-    number=0
-    nodes=""
-    for device; do
-        D=$B/vscsi-devs/dev-$number
-        nodes="$nodes $D/p-dev ${device%%=*} $D/v-dev ${device##*=} $D/state 1"
-        number=$((number + 1))
-    done
-    # shellcheck disable=SC2086
-    xenstore-write "$B/frontend" "$F" "$B/frontend-id" "$domain" "$B/online" 1 "$B/feature-host" "${FEATURE_HOST:-0}" \
-        $nodes "$B/state" 1 "$F/backend" "$B" "$F/backend-id" 0 "$F/state" 1 || return 1
-    [ "$domain" = 0 ] && return
-    xenstore-chmod -r "$B" n0 "r$domain" && xenstore-chmod -r "$F" "n$domain" r0
+# state DOMAIN VHOST DEVICE: of the device's back end
+state() { xenstore-read "$(back "$1" "$2")/vscsi-devs/$3/state"; }
+
+# configure: makes the daemon's configuration from standard input
+configure() {
+    cat > /tmp/targetd.yaml
+    echo "control: { socket: /run/targetd/control.sock }" >> /tmp/targetd.yaml
 }
 
-# add DOMAIN VHOST NUMBER P-DEV V-DEV
-add() {
-    B=$(back "$1" "$2")
-    D=$B/vscsi-devs/dev-$3
-    xenstore-write "$D/p-dev" "$4" "$D/v-dev" "$5" "$D/state" 1 "$B/state" 7
-}
-
-# added DOMAIN VHOST NUMBER STATE: waits
-added() {
-    B=$(back "$1" "$2")
-    within 30 is "$B/vscsi-devs/dev-$3/state" "$4" && within 30 is "$B/state" 4
-}
-
-# remove DOMAIN VHOST NUMBER
-remove() {
-    B=$(back "$1" "$2")
-    xenstore-write "$B/vscsi-devs/dev-$3/state" 5 "$B/state" 7
-    within 30 is "$B/vscsi-devs/dev-$3/state" 6 && within 30 is "$B/state" 4 &&
-        xenstore-rm "$B/vscsi-devs/dev-$3" && xenstore-rm "$(front "$1" "$2")/vscsi-devs/dev-$3"
-}
-
-# detach DOMAIN VHOST
-detach() {
-    B=$(back "$1" "$2")
-    xenstore-write "$B/online" 0 "$B/state" 5
-    within 30 is "$B/state" 6 && xenstore-rm "$B" && xenstore-rm "$(front "$1" "$2")"
-}
-
-# serve DISK...: starts the back end; its log is /tmp/target.log
+# serve: starts the daemon; its log is /tmp/target.log
 serve() {
-    xen-target "$@" >> /tmp/target.log 2>&1 &
+    targetd --config /tmp/targetd.yaml >> /tmp/target.log 2>&1 &
     server=$!
 }

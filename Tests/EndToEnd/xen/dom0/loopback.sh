@@ -1,9 +1,10 @@
 # loopback: front and back end both in dom0, all that needs no guest.
 . /library.sh
 
-serve $TARGET:0=file:/dev/shm/disk0:96 $TARGET:1=ram:32
-need "a vhost comes up" attach 0 0 $TARGET:0=0:0:0:0
-need "its device is connected" added 0 0 0 4
+server=$(cat /run/server)
+need "a daemon that started before xenstored serves" within 30 grep -q "follows xenstore" /tmp/target.log
+check "it had said what it was waiting for" grep -q "waits, and tries again each second" /tmp/target.log
+need "targetctl attaches a disk, and waits for it" targetctl xen attach 0 $TARGET:0,0:0:0:0
 need "the guest finds the disk" within 20 test -b /dev/sda
 within 20 test -c /dev/sg0
 check "INQUIRY names us" sh -c 'sg_inq /dev/sg0 | grep -q "TARGETD"'
@@ -27,19 +28,34 @@ check "fio verifies" fio --name=v --filename=/dev/sda --direct=1 --ioengine=liba
 check "sg_reset -d" sg_reset -N -d /dev/sg0
 check "the disk goes on after the reset" sh -c 'sg_turs /dev/sg0; sg_turs /dev/sg0'
 
-check "hot add" add 0 0 1 $TARGET:1 0:0:1:0
-check "the added device is connected" added 0 0 1 4
+check "hot add, by the number of a domain's name" targetctl xen attach Domain-0 $TARGET:1,0:0:1:0
 need "the guest finds the added disk" within 20 test -b /dev/sdb
 check "the added disk works" dd if=/tmp/random of=/dev/sdb bs=64k count=100 oflag=direct
-check "a failed add" add 0 0 2 naa.60014054ac780582:9 0:0:2:0
-check "the device that failed is 6 and says why" sh -c '. /library.sh; added 0 0 2 6 &&
-    xenstore-read '"$(back 0 0)"'/vscsi-devs/dev-2/error | grep -q "no logical unit 9"'
-xenstore-rm "$(back 0 0)/vscsi-devs/dev-2"
-check "hot remove" remove 0 0 1
+check "an add that fails says why" sh -c '. /library.sh
+    targetctl xen attach 0 naa.60014054ac780582:9,0:0:2:0 2>&1 | grep -q "refused: .*no logical unit 9"'
+check "a v-dev that is in use is not given twice" sh -c '
+    targetctl xen attach 0 '$TARGET':1,0:0:0:0; [ $? = 65 ]'
+check "targetctl lists the devices" sh -c '
+    targetctl xen list 0 | grep -q "0:0:1:0 *'$TARGET':1 *connected" && targetctl xen list | grep -q "no logical unit 9"'
+check "the daemon's own list has them too" sh -c '
+    targetctl list xen | grep -q "connected.*0:0:1:0='$TARGET':1" && targetctl status | grep -q "0:0:0:0="'
+check "hot remove, by the p-dev" targetctl xen detach 0 $TARGET:1
 check "the removed disk is gone" within 20 test ! -e /dev/sdb
+check "so are its nodes" gone "$(back 0 0)/vscsi-devs/dev-1/state"
 
-check "a second vhost with a whole target" env FEATURE_HOST=1 sh -c '. /library.sh; attach 0 1 '$TARGET':0=0:0:0:0'
-need "it is connected" added 0 1 0 4
+sed "s/^xen:/  naa.60014054ac780584: { luns: { 0: late } }\nxen:/; s/^targets:/  late: { type: ram, size: 8MiB }\ntargets:/" \
+    /tmp/targetd.yaml > /tmp/more.yaml
+check "apply adds a target while guests are served" targetctl apply /tmp/more.yaml
+check "a guest gets a disk of it" targetctl xen attach 0 naa.60014054ac780584:0,0:0:5:0
+need "the guest finds it" within 20 test -b /dev/sdb
+check "apply takes the target away again" targetctl apply /tmp/targetd.yaml
+check "its disk answers no more" sh -c '! dd if=/dev/sdb of=/dev/null bs=4k count=1 iflag=direct'
+check "apply brings it back" targetctl apply /tmp/more.yaml
+check "the disk answers again" within 20 sg_turs /dev/sdb
+check "it is detached" targetctl xen detach 0 0:0:5:0
+cp /tmp/more.yaml /tmp/targetd.yaml
+
+check "a second vhost with a whole target" targetctl xen attach 0 $TARGET:0,1:0:0:0,feature-host
 within 20 test -b /dev/sdb
 check "all units of the target are reported" sh -c 'sg_luns /dev/sdb | grep -q "Lun list length = 16 "'
 sg_turs /dev/sda
@@ -55,7 +71,7 @@ else
         sg_turs /dev/sdb
         sg_raw -s 512 -i /tmp/random /dev/sdb 2a 00 00 00 00 00 00 00 01 00 2>&1 | grep -qi "reservation conflict"'
 fi
-check "close by the back end's side" detach 0 1
+check "close by the back end's side" targetctl xen detach 0 --vhost 1
 check "no disk is left of it" within 20 test ! -e /dev/sdb
 
 check "libiscsi's suite: no failure" sh -c '
@@ -71,7 +87,7 @@ for death in 1 2 3; do
     sleep 2
     kill -9 $server
     wait $server 2> /dev/null
-    serve $TARGET:0=file:/dev/shm/disk0:96 $TARGET:1=ram:32
+    serve
 done
 wait $load
 result=$?
@@ -83,7 +99,7 @@ kill -TERM $server
 wait $server
 result=$?
 check "a daemon stops in good order" test $result = 0
-serve $TARGET:0=file:/dev/shm/disk0:96 $TARGET:1=ram:32
+serve
 check "its successor serves the same ring" dd if=/dev/sda of=/dev/null bs=64k count=100 iflag=direct
 
 echo vscsi-0 > /sys/bus/xen/drivers/vscsi/unbind

@@ -1,38 +1,56 @@
 // XenStore: what the control plane needs of xenstore, whoever answers.
 //
-// Called by: XenControl and the toolstack commands, on a control thread: every call may block.
+// Called by: the Xen front and the toolstack, on a control thread: every call may block.
 // Must not know: vscsi. The implementation over libxenstore is XenStoreClient; tests have one in memory.
 
+import Glibc
+
 /// A transaction of a `XenStore`, or none.
-struct XenTransaction: Hashable, Sendable {
-    let identifier: UInt32
+package struct XenTransaction: Hashable, Sendable {
+    package let identifier: UInt32
+
+    package init(identifier: UInt32) { self.identifier = identifier }
 
     /// Outside any transaction.
-    static let none = XenTransaction(identifier: 0)
+    package static let none = XenTransaction(identifier: 0)
 }
 
 /// A change under a watched path.
-struct XenWatchEvent: Equatable, Sendable {
+package struct XenWatchEvent: Equatable, Sendable {
     /// The node that changed: the watched one or one below it.
-    let path: String
+    package let path: String
     /// What the watch was set with.
-    let token: String
+    package let token: String
+
+    package init(path: String, token: String) {
+        self.path = path
+        self.token = token
+    }
 }
 
 /// Why xenstore did not do something.
-struct XenStoreError: Error, Equatable, CustomStringConvertible {
+package struct XenStoreError: Error, Equatable, CustomStringConvertible {
     /// What was asked.
-    let operation: String
+    package let operation: String
     /// The node.
-    let path: String
+    package let path: String
     /// errno.
-    let code: Int32
+    package let code: Int32
 
-    var description: String { "xenstore \(operation) of \(path) failed: errno \(code)" }
+    package init(operation: String, path: String, code: Int32) {
+        self.operation = operation
+        self.path = path
+        self.code = code
+    }
+
+    package var description: String {
+        let place = path.isEmpty ? "" : " of \(path)"
+        return unsafe "xenstore: \(operation)\(place) failed: \(String(cString: strerror(code)))"
+    }
 }
 
 /// A tree of small strings that the domains of a host share, with transactions and watches.
-protocol XenStore: AnyObject {
+package protocol XenStore: AnyObject {
     /// The value of a node; `nil` if there is none or it may not be read.
     func read(_ path: String, _ transaction: XenTransaction) throws(XenStoreError) -> String?
     /// Whether there is a node, readable or not.
@@ -61,7 +79,7 @@ protocol XenStore: AnyObject {
 
 extension XenStore {
     /// Runs `body` in a transaction, again while somebody interferes.
-    func transact(_ body: (XenTransaction) throws(XenStoreError) -> Void) throws(XenStoreError) {
+    package func transact(_ body: (XenTransaction) throws(XenStoreError) -> Void) throws(XenStoreError) {
         while true {
             let transaction = try begin()
             do throws(XenStoreError) { try body(transaction) } catch {

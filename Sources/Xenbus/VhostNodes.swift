@@ -1,79 +1,104 @@
 // VhostNodes: everything that xenstore says about one vhost at one moment.
 //
-// Called by: XenControl, which reads it in the transaction in which it then writes; XenbusBackend, which decides by it.
-// Must not know: what is decided.
+// Called by: the Xen front, which reads it in the transaction in which it then writes, and decides by it; the
+// toolstack. Must not know: what is decided.
 
-import CXen
+import CXenStore
 
 /// The nodes of one device of a vhost.
-struct DeviceNodes: Hashable, Sendable {
+package struct DeviceNodes: Hashable, Sendable {
     /// The directory below vscsi-devs, `dev-N`.
-    let name: String
-    var physicalDevice: String
-    var virtualDevice: String
-    var state: XenbusState
+    package let name: String
+    package var physicalDevice: String
+    package var virtualDevice: String
+    package var state: XenbusState
     /// What the front end says about the same device.
-    var frontendState: XenbusState?
+    package var frontendState: XenbusState?
+    /// Why the back end refused it.
+    package var error: String?
+
+    package init(
+        name: String, physicalDevice: String, virtualDevice: String, state: XenbusState, frontendState: XenbusState?
+    ) {
+        self.name = name
+        self.physicalDevice = physicalDevice
+        self.virtualDevice = virtualDevice
+        self.state = state
+        self.frontendState = frontendState
+    }
 }
 
 /// The nodes of one vhost, both ends.
-struct VhostNodes: Hashable, Sendable {
+package struct VhostNodes: Hashable, Sendable {
     /// `nil`: the vhost's directory is gone.
-    var backendState: XenbusState?
+    package var backendState: XenbusState?
     /// Whether the toolstack wants the vhost to come back after it was closed.
-    var online = true
+    package var online = true
     /// Whether the guest sees a whole target instead of a map of single devices.
-    var featureHost = false
+    package var featureHost = false
     /// In the order of their names.
-    var devices: [DeviceNodes] = []
+    package var devices: [DeviceNodes] = []
     /// Whether the guest exists at all.
-    var domainExists = true
+    package var domainExists = true
     /// `nil`: the front end's directory is gone or was never written.
-    var frontendState: XenbusState?
-    var ring: RingParameters?
+    package var frontendState: XenbusState?
+    package var ring: RingParameters?
     /// An ABI of ring entries that is not ours, if the front end asks for one.
-    var foreignProtocol: String?
+    package var foreignProtocol: String?
     /// What is wrong with the nodes that the toolstack wrote.
-    var fault: String?
+    package var fault: String?
+    /// Why the back end closed it.
+    package var error: String?
+
+    /// A vhost without nodes.
+    package init() {}
 }
 
 /// Which vhost: its guest's domain identifier and its number.
-struct VhostIdentifier: Hashable, Comparable, Sendable, CustomStringConvertible {
-    let domain: UInt16
-    let number: UInt32
+package struct VhostIdentifier: Hashable, Comparable, Sendable, CustomStringConvertible {
+    package let domain: UInt16
+    package let number: UInt32
 
-    static func < (left: Self, right: Self) -> Bool {
+    package init(domain: UInt16, number: UInt32) {
+        self.domain = domain
+        self.number = number
+    }
+
+    package static func < (left: Self, right: Self) -> Bool {
         (left.domain, left.number) < (right.domain, right.number)
     }
 
-    var description: String { "\(domain)/\(number)" }
+    package var description: String { "\(domain)/\(number)" }
 }
 
 /// Where a vhost's nodes are.
-struct VhostPaths: Sendable {
-    let identifier: VhostIdentifier
+package struct VhostPaths: Sendable {
+    package let identifier: VhostIdentifier
     /// `<own home>/backend/vscsi/<domain>/<number>`.
-    let backend: String
+    package let backend: String
 
-    init(_ identifier: VhostIdentifier, under root: String) {
+    package init(_ identifier: VhostIdentifier, under root: String) {
         self.identifier = identifier
         backend = "\(root)/\(identifier.domain)/\(identifier.number)"
     }
 }
 
 /// Reads vhosts from a store.
-enum VhostReader {
+package enum VhostReader {
     /// More devices than that are not looked at: a toolstack's mistake must not take all of our memory.
-    static let maximumDevices = 512
+    package static let maximumDevices = 512
 
     /// Reads all that concerns one vhost.
-    static func read(_ paths: VhostPaths, from store: any XenStore, _ transaction: XenTransaction)
+    package static func read(_ paths: VhostPaths, from store: any XenStore, _ transaction: XenTransaction)
         throws(XenStoreError) -> VhostNodes
     {
         var nodes = VhostNodes()
         let base = paths.backend
         guard let state = try store.read(base + "/state", transaction) else { return nodes }
         nodes.backendState = XenbusState(node: state)
+        if [.closing, .closed].contains(nodes.backendState) {
+            nodes.error = try store.read(base + "/error", transaction)
+        }
         nodes.online = try store.read(base + "/online", transaction).map { $0 != "0" } ?? true
         nodes.featureHost = try store.read(base + "/feature-host", transaction).map { $0 != "0" } ?? false
         let frontend = try store.read(base + "/frontend", transaction)
@@ -122,12 +147,13 @@ enum VhostReader {
                 frontendState = try store.read("\(frontend)/vscsi-devs/\(name)/state", transaction)
                     .map { XenbusState(node: $0) }
             }
-            devices.append(
-                DeviceNodes(
-                    name: name,
-                    physicalDevice: try store.read(directory + "/p-dev", transaction) ?? "",
-                    virtualDevice: try store.read(directory + "/v-dev", transaction) ?? "",
-                    state: XenbusState(node: state), frontendState: frontendState))
+            var device = DeviceNodes(
+                name: name,
+                physicalDevice: try store.read(directory + "/p-dev", transaction) ?? "",
+                virtualDevice: try store.read(directory + "/v-dev", transaction) ?? "",
+                state: XenbusState(node: state), frontendState: frontendState)
+            if device.state == .closed { device.error = try store.read(directory + "/error", transaction) }
+            devices.append(device)
         }
         return devices.sorted { $0.name < $1.name }
     }

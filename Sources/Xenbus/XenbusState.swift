@@ -1,11 +1,9 @@
 // XenbusState, VirtualDevice, PhysicalDevice: the values of vscsi's xenstore nodes, read strictly.
 //
-// Called by: the control plane of the front and the toolstack commands. Must not know: xenstore, rings.
-
-import CXen
+// Called by: the control plane of the Xen front, the toolstack. Must not know: xenstore, rings.
 
 /// The state of one end of a xenbus connection, or of a device on it (xen/io/xenbus.h).
-enum XenbusState: Int, Sendable, CaseIterable {
+package enum XenbusState: Int, Sendable, CaseIterable {
     case unknown = 0
     case initialising = 1
     case initWait = 2
@@ -17,14 +15,14 @@ enum XenbusState: Int, Sendable, CaseIterable {
     case reconfigured = 8
 
     /// Reads a `state` node. What is no state is unknown, never a trap: a guest writes these.
-    init(node: String) { self = decimal(node).flatMap { XenbusState(rawValue: Int($0)) } ?? .unknown }
+    package init(node: String) { self = decimal(node).flatMap { XenbusState(rawValue: Int($0)) } ?? .unknown }
 
     /// What the node holds.
-    var node: String { String(rawValue) }
+    package var node: String { String(rawValue) }
 }
 
 /// Reads a decimal number of at most ten digits and nothing else.
-func decimal(_ text: some StringProtocol) -> UInt64? {
+package func decimal(_ text: some StringProtocol) -> UInt64? {
     guard !text.isEmpty, text.utf8.count <= 10, text.utf8.allSatisfy({ $0 >= 0x30 && $0 <= 0x39 }) else { return nil }
     return UInt64(text)
 }
@@ -38,13 +36,14 @@ private func hctl(_ text: String) -> (UInt16, UInt16, UInt16, UInt16)? {
 }
 
 /// Where a guest sees a device: `v-dev`, of which the guest's own driver chooses the host number.
-struct VirtualDevice: Hashable, Sendable, CustomStringConvertible {
-    let host: UInt16
-    let channel: UInt16
-    let target: UInt16
-    let lun: UInt16
+package struct VirtualDevice: Hashable, Sendable, CustomStringConvertible {
+    package let host: UInt16
+    package let channel: UInt16
+    package let target: UInt16
+    package let lun: UInt16
 
-    init(host: UInt16 = 0, channel: UInt16, target: UInt16, lun: UInt16) {
+    /// The address of these numbers.
+    package init(host: UInt16 = 0, channel: UInt16, target: UInt16, lun: UInt16) {
         self.host = host
         self.channel = channel
         self.target = target
@@ -52,31 +51,23 @@ struct VirtualDevice: Hashable, Sendable, CustomStringConvertible {
     }
 
     /// Reads `h:c:t:l`; `nil` if it is anything else.
-    init?(node: String) {
+    package init?(node: String) {
         guard let (host, channel, target, lun) = hctl(node) else { return nil }
         self.init(host: host, channel: channel, target: target, lun: lun)
     }
 
-    /// What a request names, as one number: channel, target, logical unit.
-    var key: UInt64 { VirtualDevice.key(channel: channel, target: target, lun: lun) }
-
-    @inline(__always)
-    static func key(channel: UInt16, target: UInt16, lun: UInt16) -> UInt64 {
-        UInt64(channel) << 32 | UInt64(target) << 16 | UInt64(lun)
-    }
-
-    var description: String { "\(host):\(channel):\(target):\(lun)" }
+    package var description: String { "\(host):\(channel):\(target):\(lun)" }
 }
 
 /// What is behind a device: `p-dev`.
-enum PhysicalDevice: Hashable, Sendable, CustomStringConvertible {
+package enum PhysicalDevice: Hashable, Sendable, CustomStringConvertible {
     /// `naa.<16 hexadecimal digits>:<lun>`: a target of this daemon and a logical unit of it.
     case named(target: UInt64, lun: UInt16)
     /// `h:c:t:l`: a SCSI device of this host.
     case host(host: UInt16, channel: UInt16, target: UInt16, lun: UInt16)
 
     /// Reads a `p-dev` node; `nil` if it is neither form.
-    init?(node: String) {
+    package init?(node: String) {
         if node.hasPrefix("naa.") {
             let parts = node.dropFirst(4).split(separator: ":", omittingEmptySubsequences: false)
             guard parts.count == 2, parts[0].utf8.count == 16, parts[0].allSatisfy(\.isHexDigit),
@@ -89,7 +80,7 @@ enum PhysicalDevice: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
-    var description: String {
+    package var description: String {
         switch self {
         case .named(let target, let lun):
             let digits = String(target, radix: 16)
@@ -100,9 +91,14 @@ enum PhysicalDevice: Hashable, Sendable, CustomStringConvertible {
 }
 
 /// How a front end offers its ring.
-struct RingParameters: Hashable, Sendable {
+package struct RingParameters: Hashable, Sendable {
     /// The grant reference of the ring page.
-    let ringReference: UInt32
+    package let ringReference: UInt32
     /// The front end's port of the event channel.
-    let eventChannel: UInt32
+    package let eventChannel: UInt32
+
+    package init(ringReference: UInt32, eventChannel: UInt32) {
+        self.ringReference = ringReference
+        self.eventChannel = eventChannel
+    }
 }
