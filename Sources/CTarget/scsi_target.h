@@ -113,6 +113,7 @@ enum {
     SCSI_EVENT_LOGICAL_UNIT_ADDED = 1,
     SCSI_EVENT_LOGICAL_UNIT_REMOVED = 2,
     SCSI_EVENT_PARAMETERS_CHANGED = 3,  /* a unit attention with this additional sense code became pending */
+    SCSI_EVENT_EVENTS_MISSED = 4,       /* events were lost on the way: look at everything; no LUN, no code */
 };
 
 struct scsi_target_event {

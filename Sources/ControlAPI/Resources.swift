@@ -162,7 +162,7 @@ public struct CommandStatus: Codable, Equatable, Sendable {
     public var lba: UInt64
     /// How many logical blocks it names.
     public var blocks: UInt64
-    /// `waiting` for other commands, `waiting-for-resource`, or with the `backstore`.
+    /// `waiting` for other commands, `waiting-for-resource`, with the `backstore`, or with the `state-store`.
     public var place: String
     /// Whether its deadline has passed and the backstore was asked to cancel it.
     public var expired: Bool

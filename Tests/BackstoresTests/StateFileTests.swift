@@ -269,9 +269,11 @@ struct StateFileTests {
         return ended.errors
     }
 
-    @Test("a save on a reactor ends on its thread, and the next life of the unit finds it", arguments: [
-        Reactor.Configuration.Engine.ioUring, .libaio,
-    ])
+    @Test(
+        "a save on a reactor ends on its thread, and the next life of the unit finds it",
+        arguments: [
+            Reactor.Configuration.Engine.ioUring, .libaio,
+        ])
     func saves(engine: Reactor.Configuration.Engine) throws {
         let reactor = try makeReactor(engine)
         let state = UnitState(name: unit)

@@ -70,7 +70,7 @@ extension TestTarget {
 struct ModePageTests {
     /// The pages that every unit has.
     static let codes: [[UInt8]] = [
-        [0x01, 0], [0x07, 0], [0x08, 0], [0x0a, 0], [0x0a, 1], [0x1c, 0],
+        [0x01, 0], [0x07, 0], [0x08, 0], [0x0a, 0], [0x0a, 1], [0x1a, 0], [0x1c, 0],
     ]
 
     @Test("MODE SENSE of all pages and subpages lists them in order with the same lengths for each PC")

@@ -7,7 +7,7 @@
 enum Dependencies {
     /// Modules that each directory of Sources may import.
     static let allowed: [String: Set<String>] = [
-        "SCSICore": ["CBackstore", "CTarget", "CIOVector"],
+        "SCSICore": ["CBackstore", "CTarget", "CIOVector", "Synchronization"],
         "Reactor": ["CLinux", "CIOVector", "Glibc", "Synchronization"],
         "Backstores": ["SCSICore", "Reactor", "CBackstore", "CLinux", "CIOVector", "Glibc", "Synchronization"],
         "VirtioFront": [

@@ -5,12 +5,13 @@
 /// The code that carries a command out. `DeviceServer.execute` has the only switch over it.
 enum CommandHandler: UInt8, CaseIterable {
     case testUnitReady, requestSense, inquiry, modeSelect, modeSense, startStopUnit
-    case logSelect, logSense
+    case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case preFetch, writeAtomic, getLBAStatus
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
+    case persistentReserveIn, persistentReserveOut, reserve, release
 }
 
 /// Where a CDB keeps its logical block address and its number of blocks.
@@ -36,7 +37,7 @@ enum SerializationClass: UInt8, CaseIterable {
 
 /// What the policy checks ask about a command.
 struct CommandFlags: OptionSet {
-    let rawValue: UInt8
+    let rawValue: UInt16
 
     /// Carried out although a unit attention condition is pending (SAM-6 5.14: INQUIRY, REPORT LUNS, REQUEST SENSE).
     static let passesUnitAttention = Self(rawValue: 1 << 0)
@@ -46,6 +47,20 @@ struct CommandFlags: OptionSet {
     static let needsMedium = Self(rawValue: 1 << 2)
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
+
+    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
+    // handlers ask `LogicalUnit.isRestricted`.
+
+    /// Allowed under a persistent reservation of any type.
+    static let allowedUnderAny = Self(rawValue: 1 << 8)
+    /// Allowed under a persistent reservation of a write exclusive type: what only reads.
+    static let allowedUnderWriteExclusive = Self(rawValue: 1 << 9)
+    /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
+    static let allowedUnderReserve = Self(rawValue: 1 << 10)
+
+    /// A command that the table does not have is refused for that, and not for a reservation.
+    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve]
 }
 
 /// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
@@ -60,9 +75,11 @@ struct UnitFeatures: OptionSet, Hashable {
     static let atomicWrite = Self(rawValue: 1 << 2)
     /// A store for the persistent state: SP of MODE SELECT.
     static let savesState = Self(rawValue: 1 << 3)
+    /// A removable medium.
+    static let removable = Self(rawValue: 1 << 4)
 
     /// What there is: a table for these has every handler.
-    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState]
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState, .removable]
 }
 
 /// One row of the command table.

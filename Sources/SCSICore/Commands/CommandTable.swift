@@ -140,39 +140,50 @@ final class CommandTable {
     private static let source: [Source] = [
         // Code, service action, handler, extent, serialization, flags
         //     Usage data by byte (SPC-6 6.35.2)
-        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium],                                  // TEST UNIT READY
+        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit],        // REQUEST SENSE
+        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],        // REQUEST SENSE
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
-        row(0x08, nil, .read, .six, .read, [.needsMedium],                                            // READ(6)
+        row(0x08, nil, .read, .six, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(6)
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit],             // INQUIRY
+        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
         row(0x15, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
         row(0x15, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(6)
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
-        row(0x1a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(6)
+        row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
+            usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x17, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(6)
+            usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [],                                              // START STOP UNIT
-            usage: [0x1b, 0x00, 0x00, 0x00, 0x05, 0x00]),
-        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium],                                 // READ CAPACITY(10)
+        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            without: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
+        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+            requires: .removable,
+            usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
+        row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
+            requires: .removable,
+            usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
+        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve], // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x28, nil, .read, .ten, .read, [.needsMedium],                                            // READ(10)
+        row(0x28, nil, .read, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(10)
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],                           // WRITE(10)
             usage: [0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x2e, nil, .writeAndVerify, .ten, .write, [.needsMedium, .writesMedium],                  // WRITE AND VERIFY(10)
             usage: [0x2e, 0x12, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x2f, nil, .verify, .ten, .read, [.needsMedium],                                          // VERIFY(10)
+        row(0x2f, nil, .verify, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                          // VERIFY(10)
             usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x34, nil, .preFetch, .ten, .read, [.needsMedium],                                        // PRE-FETCH(10)
+        row(0x34, nil, .preFetch, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // PRE-FETCH(10)
             usage: [0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
             usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium],                               // READ DEFECT DATA(10)
+        row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
@@ -186,15 +197,43 @@ final class CommandTable {
             usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4c, nil, .logSelect, .none, .none, [],                                                  // LOG SELECT
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4d, nil, .logSense, .none, .none, [],                                                   // LOG SENSE
+        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x55, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x55, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(10)
             usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5a, nil, .modeSense, .none, .none, [],                                                  // MODE SENSE(10)
+        row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
+            usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x57, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(10)
+            usage: [0x57, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
+        row(0x5a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x88, nil, .read, .sixteen, .read, [.needsMedium],                                        // READ(16)
+        row(0x5e, 0x00, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ KEYS
+            usage: [0x5e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x01, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ RESERVATION
+            usage: [0x5e, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x02, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: REPORT CAPABILITIES
+            usage: [0x5e, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5e, 0x03, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ FULL STATUS
+            usage: [0x5e, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x00, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER
+            usage: [0x5f, 0x00, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x01, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RESERVE
+            usage: [0x5f, 0x01, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x02, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RELEASE
+            usage: [0x5f, 0x02, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x03, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: CLEAR
+            usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT
+            usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+            usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
+            usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
+            usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium],     // COMPARE AND WRITE
             usage: [0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0x00, 0x00]),
@@ -204,9 +243,9 @@ final class CommandTable {
             usage: [0x8b, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x8e, nil, .writeAndVerify, .sixteen, .write, [.needsMedium, .writesMedium],              // WRITE AND VERIFY(16)
             usage: [0x8e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium],                                      // VERIFY(16)
+        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                      // VERIFY(16)
             usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium],                                    // PRE-FETCH(16)
+        row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                    // PRE-FETCH(16)
             usage: [0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
             usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
@@ -218,25 +257,25 @@ final class CommandTable {
             usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium], requires: .atomicWrite, // WRITE ATOMIC(16)
             usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium],                                // READ CAPACITY(16)
+        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve],                                // READ CAPACITY(16)
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium],                                  // GET LBA STATUS(16)
+        row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                                  // GET LBA STATUS(16)
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit],          // REPORT LUNS
+        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [],                             // REPORT SUPPORTED OPERATION CODES
+        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [.allowedUnderWriteExclusive],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa8, nil, .read, .twelve, .read, [.needsMedium],                                         // READ(12)
+        row(0xa8, nil, .read, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                         // READ(12)
             usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],                        // WRITE(12)
             usage: [0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xae, nil, .writeAndVerify, .twelve, .write, [.needsMedium, .writesMedium],               // WRITE AND VERIFY(12)
             usage: [0xae, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium],                                       // VERIFY(12)
+        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                       // VERIFY(12)
             usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xb7, nil, .readDefectData12, .none, .none, [.needsMedium],                               // READ DEFECT DATA(12)
+        row(0xb7, nil, .readDefectData12, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(12)
             usage: [0xb7, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
     ]
 }

@@ -34,7 +34,12 @@ enum DeviceServer {
         case .reportLUNs: SPC.reportLUNs(task, cdb, on: unit)
         case .reportSupportedOperationCodes: SPC.reportSupportedOperationCodes(task, cdb, on: unit)
         case .reportSupportedTaskManagementFunctions: SPC.reportSupportedTaskManagementFunctions(task, cdb, on: unit)
+        case .persistentReserveIn: SPC.persistentReserveIn(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.persistentReserveOut(task, cdb, on: unit)
+        case .reserve: SPC.reserve(task, on: unit)
+        case .release: SPC.release(task, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
         case .readCapacity16: SBC.readCapacity16(task, cdb, on: unit)
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
@@ -70,13 +75,15 @@ enum DeviceServer {
         case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
-        case .startStopUnit: SBC.stopAfterFlush(on: unit)
+        case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
-        case .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
-            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
-            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12:
+        case .write, .writeAtomic, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense,
+            .logSelect, .logSense, .reportLUNs, .reportSupportedOperationCodes,
+            .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16, .synchronizeCache,
+            .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve, .release:
             preconditionFailure("a command without steps")
         }
     }

@@ -9,31 +9,38 @@ enum AdmissionVerdict {
     case unitAttention(UnitAttention)
     /// CHECK CONDITION with this.
     case refused(SenseData)
+    /// RESERVATION CONFLICT.
+    case conflict
 }
 
 /// What admission looks at: a snapshot of the logical unit, seen from one nexus.
 struct AdmissionState {
     let pending: UnitAttentionSet
-    let stopped: Bool
+    /// What a reservation makes of the nexus: the flags of which a command must have one; none: all may pass.
+    let restriction: CommandFlags
+    let readiness: Readiness
     let writeProtected: Bool
 }
 
 enum Admission {
     /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then
-    /// (reservation conflicts, when there are reservations, then) the other unit attention conditions, then
-    /// everything else: readiness
-    ///, write protection.
+    /// reservation conflicts, then the other unit attention conditions, then everything else: readiness, write
+    /// protection.
     ///
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
     @inline(__always)
     static func check(_ flags: CommandFlags, _ state: AdmissionState) -> AdmissionVerdict {
-        if state.pending.isEmpty, !state.stopped, !state.writeProtected { return .admitted }
+        if state.pending.isEmpty, state.restriction.isEmpty, state.readiness == .ready, !state.writeProtected {
+            return .admitted
+        }
+        if !state.restriction.isEmpty, flags.isDisjoint(with: state.restriction) {
+            guard let condition = state.pending.first, condition.isReset else { return .conflict }
+            return .unitAttention(condition)
+        }
         if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
             return .unitAttention(condition)
         }
-        if state.stopped, flags.contains(.needsMedium) {
-            return .refused(SenseData(.notReady, .logicalUnitNotReadyInitializingRequired))
-        }
+        if state.readiness != .ready, flags.contains(.needsMedium) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))
         }

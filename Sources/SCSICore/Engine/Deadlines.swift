@@ -1,11 +1,11 @@
 // Deadlines: commands that take too long: when that is, what becomes of them, and which is the oldest.
 //
-// Called by: LogicalUnit (a task arrives), the driver of the shard (time has passed), the control plane (what is stuck).
-// Must not know: transports, backstores, timers.
+// Called by: LogicalUnit (a task arrives), the driver of the shard (time has passed), the control plane (what is
+// stuck). Must not know: transports, backstores, timers.
 //
 // A task's deadline is its transport's (scsi_command.timeout_milliseconds), else the logical unit's. Nothing is set up
-// for a task but one comparison: the unit keeps the earliest deadline there may be, and looks at its tasks when that has
-// come. Docs/decisions/0004 says why a task whose data is under way ends only when the backstore lets go of it.
+// for a task but one comparison: the unit keeps the earliest deadline there may be, and looks at its tasks when that
+// has come. Docs/decisions/0004 says why a task whose data is under way ends only when the backstore lets go of it.
 
 import CTarget
 
@@ -19,6 +19,8 @@ public struct TaskInFlight: Sendable, Equatable {
         case waitingForResource
         /// The backstore has its request.
         case backstore
+        /// What it changes of the unit's persistent state is being saved.
+        case stateStore
     }
 
     /// Nanoseconds since it arrived.
@@ -139,6 +141,7 @@ extension LogicalUnit {
             switch (task.state, task.waitsFor) {
             case (.dormant, .order): .waiting
             case (.dormant, _): .waitingForResource
+            case (.settling, _): .stateStore
             default: .backstore
             }
         return TaskInFlight(

@@ -43,6 +43,15 @@ extension LogicalUnit {
 
     /// Why the unit is frozen; `nil` if it is not.
     public var frozen: FreezeCause? { freezeState.cause }
+    var isFrozen: Bool { freezeState.cause != nil }
+
+    /// A task has a request, and the unit is frozen or has no medium any more.
+    func blocked(_ task: TaskHandle, waitsFor reason: WaitReason) {
+        if mediumState == .absent { return endWithoutMedium(task) }
+        task.waitsFor = reason
+        task.transition(to: .dormant)
+        if watchesRequests { callWhenQuiet() }
+    }
 
     /// From now on nothing is submitted to the backstore, until `thaw`.
     ///
@@ -59,8 +68,8 @@ extension LogicalUnit {
     /// it is.
     public func thaw() {
         guard isFrozen else { return }
-        isFrozen = false
         freezeState.cause = nil
+        refreshBlocking()
         // Tasks may end, and others take their place, while this goes on.
         for (task, sequence) in waiting(where: { $0 == .thaw || $0 == .recovery }) {
             let isWaiting = task.state == .dormant && (task.waitsFor == .thaw || task.waitsFor == .recovery)
@@ -72,8 +81,8 @@ extension LogicalUnit {
 
     private func freeze(because cause: FreezeCause) {
         if isFrozen { return }
-        isFrozen = true
         freezeState.cause = cause
+        refreshBlocking()
         if case .mediumError = cause { whenStopped?(cause) }
     }
 
@@ -108,7 +117,7 @@ extension LogicalUnit {
     /// - Parameter again: Whether it had failed before.
     func recovers(_ task: TaskHandle, _ error: Int32, again: Bool) -> Bool {
         let policy = configuration.errorPolicy
-        guard policy != .report, !task.hasExpired, !removed,
+        guard policy != .report, !task.hasExpired, !removed, mediumState != .absent,
             BackstoreError.mayPass(error, operation: unsafe task.request.pointee.operation)
         else { return false }
         if !again { task.failedAt = shard.clock }
@@ -124,14 +133,8 @@ extension LogicalUnit {
             task.retryAt = shard.clock &+ delay
             unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, task.retryAt)
         }
-        waitForRecovery(task)
+        blocked(task, waitsFor: .recovery)
         return true
-    }
-
-    private func waitForRecovery(_ task: TaskHandle) {
-        task.waitsFor = .recovery
-        task.transition(to: .dormant)
-        if watchesRequests { callWhenQuiet() }
     }
 
     /// Submits the requests whose time has come.
@@ -151,7 +154,7 @@ extension LogicalUnit {
 
     /// Submits a request that has failed.
     func submitAgain(_ task: TaskHandle) {
-        if isFrozen { return waitForRecovery(task) }
+        if isBlocked { return blocked(task, waitsFor: .recovery) }
         task.transition(to: .transferring)
         unsafe task.request.pointee.error_offset = .max
         unsafe task.request.pointee.complete = { request, error in
@@ -162,7 +165,7 @@ extension LogicalUnit {
         task.transition(to: .enabled)
         task.retryAt = shard.clock &+ Self.shortestDelay
         unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, task.retryAt)
-        waitForRecovery(task)
+        blocked(task, waitsFor: .recovery)
     }
 
     private func completedAgain(_ task: TaskHandle, error: Int32) {

@@ -22,8 +22,12 @@ public struct LogicalUnitConfiguration: Sendable {
     public var serial: String
     /// Whether the medium is write protected for all initiators, whatever the backstore could do.
     public var readOnly = false
+    /// Whether the medium can be ejected and another put in (RMB).
+    public var removable = false
     /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
     public var commandTimeout: UInt64 = 0
+    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
+    public var maximumTasks = Limits.tasksPerLogicalUnit
     /// What becomes of a command whose request the backstore could not carry out.
     public var errorPolicy = ErrorPolicy.report
 
@@ -95,6 +99,8 @@ enum Outcome {
     case save
     /// Must wait until an earlier change of the persistent state is saved: run the handler again then.
     case needsState
+    /// Ends with GOOD when the commands that it has aborted have ended (`LogicalUnit.abortCommands`).
+    case awaitAborted
 }
 
 /// A direct access block device (SBC-5) behind a target.
@@ -104,7 +110,7 @@ public final class LogicalUnit {
     public let configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
-    let backstore: BackstoreHandle
+    private(set) var backstore: BackstoreHandle
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
@@ -115,6 +121,10 @@ public final class LogicalUnit {
     private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
     let persistentState: PersistentState
+    /// Who may use the unit.
+    let reservations: Reservations
+    /// `Reservations.restrictions`, at hand for each command.
+    let restrictions: UnsafeMutablePointer<CommandFlags>
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -140,8 +150,8 @@ public final class LogicalUnit {
     var target: TargetDevice? { unsafe owner?.takeUnretainedValue() }
     private(set) var lun: LUN?
 
-    /// Nothing is submitted to the backstore.
-    var isFrozen = false
+    /// Nothing is submitted to the backstore: the unit is frozen, or its medium is gone.
+    private(set) var isBlocked = false
     var freezeState = FreezeState()
     /// Called when the error policy has frozen the unit. For logs; it may not call the unit.
     public var whenStopped: ((FreezeCause) -> Void)?
@@ -149,7 +159,19 @@ public final class LogicalUnit {
     var watchesRequests = false
 
     /// START STOP UNIT has stopped it.
-    var stopped = false
+    var stopped = false { didSet { refreshReadiness() } }
+    /// Whether the medium can be used; what `stopped` and `mediumState` come to.
+    var readiness = Readiness.ready
+    /// Where the medium is.
+    public internal(set) var mediumState = MediumState.loaded { didSet { refreshReadiness() } }
+    /// Called when an initiator has ejected or loaded the medium. It may not call the unit.
+    public var whenMediumMoved: ((MediumState) -> Void)?
+    /// The I_T nexuses that prevent the removal of the medium, as a bit mask by index.
+    var preventing: UInt64 = 0
+    var power = PowerState()
+    /// When a request was last submitted, in nanoseconds of the shard's clock; the lowest bit is one, unless a power
+    /// condition was commanded since.
+    var lastRequest: UInt64 = 0
     /// Removed from the target; what was waiting is refused.
     private(set) var removed = false
     /// Behind pointers, because a class's stored struct would be checked for exclusive access at each command.
@@ -162,6 +184,7 @@ public final class LogicalUnit {
     private var isThrottled = false
     private var trace: TraceRing?
     private var isTraced = false
+    let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
@@ -181,13 +204,16 @@ public final class LogicalUnit {
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
+        reservations = Reservations(persistentState.reservations)
+        unsafe restrictions = reservations.restrictions
         self.configuration = configuration
         readOnly = configuration.readOnly
+        taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry, store))
+        table = shard.table(Self.features(geometry, store != nil, configuration))
         modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
@@ -220,14 +246,17 @@ public final class LogicalUnit {
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
     }
 
-    private static func features(_ geometry: scsi_backstore_geometry, _ store: UnitStateStore?) -> UnitFeatures {
+    private static func features(
+        _ geometry: scsi_backstore_geometry, _ savesState: Bool, _ configuration: LogicalUnitConfiguration
+    ) -> UnitFeatures {
         var features: UnitFeatures = []
-        if store != nil { features.insert(.savesState) }
+        if savesState { features.insert(.savesState) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD) { features.insert(.unmap) }
         if geometry.has(SCSI_BACKSTORE_CAN_DISCARD), geometry.has(SCSI_BACKSTORE_CAN_ANCHOR) {
             features.insert(.anchor)
         }
         if geometry.atomic_write_maximum >= geometry.logical_block_size { features.insert(.atomicWrite) }
+        if configuration.removable { features.insert(.removable) }
         return features
     }
 
@@ -252,9 +281,26 @@ public final class LogicalUnit {
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
     }
 
+    /// What keeps requests from the backstore has changed.
+    func refreshBlocking() { isBlocked = isFrozen || mediumState == .absent }
+
+    /// Another medium. What the pages say stays, as far as it can.
+    func replaceBackstore(_ new: BackstoreHandle) {
+        backstore = new
+        geometry = new.geometry()
+        medium = Self.medium(geometry)
+        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        pages.adopt(modePages)
+        modePages = pages
+        refresh()
+    }
+
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
     /// HAS CHANGED (SBC-5 4.7) and by an event.
     public func backstoreGeometryChanged() {
+        // The backstore of a medium that was taken away is not the unit's any more.
+        if mediumState == .absent { return }
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
@@ -280,8 +326,10 @@ public final class LogicalUnit {
         self.lun = lun
         removed = false
         refreshThrottling()
+        reservations.refresh(target)
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
+            releasePowerControl()
             unsafe counters.pointee.idleSince = shard.clock
         }
     }
@@ -341,7 +389,7 @@ public final class LogicalUnit {
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
         let others = unsafe tasks.pointee.count
-        guard others < Limits.tasksPerLogicalUnit else { return refuse(task, .taskSetFull) }
+        guard others < taskSetBounds.shared || hasRoom(for: task) else { return refuse(task, fullStatus(task)) }
         if others == 0 {
             unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
         }
@@ -373,15 +421,17 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func carryOut(_ task: TaskHandle) {
-        let flags = task.row?.flags ?? []
+        let flags = task.row?.flags ?? .ofUnknownCommand
         let state = AdmissionState(
-            pending: unsafe pending[Int(task.nexus)], stopped: stopped, writeProtected: writeProtected)
+            pending: unsafe pending[Int(task.nexus)], restriction: restriction(task.nexus), readiness: readiness,
+            writeProtected: writeProtected)
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
             report(condition, for: task.nexus)
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
+        case .conflict: return end(task, .done(.reservationConflict))
         }
         guard let row = task.row else { return end(task, .failed(unknownCommand(task))) }
         let cdb = CDB(task)
@@ -405,13 +455,15 @@ public final class LogicalUnit {
         case .needsStaging: wait(task, for: .staging)
         case .save: save(task)
         case .needsState: waitForState(task)
+        case .awaitAborted: awaitAborted(task)
         case .done, .failed, .overrun: end(task, outcome)
         }
     }
 
     @inline(__always)
     private func submit(_ task: TaskHandle) {
-        if isFrozen { return waitForThaw(task) }
+        if isBlocked { return blocked(task, waitsFor: .thaw) }
+        lastRequest = shard.clock | 1
         task.transition(to: .transferring)
         unsafe task.request.pointee.owner = unsafe UnsafeMutableRawPointer(task.pointer)
         unsafe task.request.pointee.complete = { request, error in
@@ -457,12 +509,6 @@ public final class LogicalUnit {
             let aborted = task.disposition != .none
             proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
         }
-    }
-
-    private func waitForThaw(_ task: TaskHandle) {
-        task.waitsFor = .thaw
-        task.transition(to: .dormant)
-        if watchesRequests { callWhenQuiet() }
     }
 
     private func waitForState(_ task: TaskHandle) {
@@ -513,6 +559,15 @@ public final class LogicalUnit {
         return .failed(sense)
     }
 
+    /// Starts the unit, if it is stopped.
+    func start() {
+        if stopped { unsafe counters.pointee.startStopCycles &+= 1 }
+        stopped = false
+    }
+
+    /// The medium is gone before the task could use it.
+    func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
+
     /// Takes the task out of the set, fills the response, gives it back, and lets others run.
     @inline(__always)
     private func end(_ task: TaskHandle, _ outcome: Outcome) {
@@ -542,11 +597,13 @@ public final class LogicalUnit {
         case .done(let status): task.respond(.commandComplete, status)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = usesDescriptorSense
             // The request may have named all of the buffers, but nobody can say which of them the medium has filled.
             unsafe task.response.data_in_residual = task.command.data_in_length
             task.respond(.commandComplete, .checkCondition)
         case .overrun: task.respond(.overrun, .good)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("a task ended that was not at its end")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("a task ended that was not at its end")
         }
     }
 
@@ -734,9 +791,30 @@ public final class LogicalUnit {
         return false
     }
 
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-6
+    /// 5.15.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
+        let taskAborted = modePages.taskAbortedStatus
+        abort {
+            guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
+            return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
+        }
+    }
+
+    private func awaitAborted(_ task: TaskHandle) {
+        task.transition(to: .settling)
+        target?.whenAborted(on: self, nexuses: task.progress, by: task) { [self] in
+            task.transition(to: .enabled)
+            end(task, .done(.good))
+        }
+    }
+
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        preventing = 0
+        releasePowerControl()
+        reservations.setReserved(nil, on: target)
         modePages.restoreSaved()
         refresh()
         establish(condition, exceptFor: nil)

@@ -46,7 +46,14 @@ final class PersistentState {
     static func check(_ state: UnitState) throws(UnitStateError) {
         for section in state.sections {
             switch section.kind {
-            case .persistentReservations, .savedModePages, .identifyingInformation:
+            case .persistentReservations:
+                guard section.version == 1 else {
+                    throw .newer(what: "section \(section.kind.rawValue)", version: Int(section.version))
+                }
+                guard ReservationTable(decoding: section.bytes) != nil else {
+                    throw .damaged("the persistent reservations are none")
+                }
+            case .savedModePages, .identifyingInformation:
                 guard section.version == 1 else {
                     throw .newer(what: "section \(section.kind.rawValue)", version: Int(section.version))
                 }
@@ -56,6 +63,15 @@ final class PersistentState {
             default: break
             }
         }
+    }
+
+    /// The reservations that a power on leaves.
+    var reservations: ReservationTable {
+        guard let section = saved[.persistentReservations] else { return ReservationTable() }
+        guard let table = ReservationTable(decoding: section.bytes) else {
+            preconditionFailure("a logical unit was given a state that nobody has checked")
+        }
+        return table.afterPowerOn
     }
 
     /// Whether there is something that keeps state: PTPL_C, PS.

@@ -41,6 +41,8 @@ public final class TargetDevice {
     public let name: UInt64
     /// The shard that owns the target and its units.
     public let shard: Shard
+    /// The relative target port identifiers of the ports: which of them a nexus goes through, its front says.
+    let targetPorts: ClosedRange<UInt16>
 
     private var units: [LUN: LogicalUnit] = [:]
     /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
@@ -53,6 +55,8 @@ public final class TargetDevice {
     private let nexuses: UnsafeMutablePointer<ITNexus>
     /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
     private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// What registrations call the nexus.
+    private var nexusNames: [NexusName?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
     private var leaving: UInt64 = 0
     private let taskManager = TaskManager()
@@ -64,9 +68,13 @@ public final class TargetDevice {
     private var functions: [[UInt8: UInt64]] = Array(repeating: [:], count: Limits.nexusesPerTarget)
 
     /// A target without units.
-    public init(name: UInt64, shard: Shard) {
+    ///
+    /// - Parameter ports: How many target ports it has: one for each kind of front, numbered from 1. The same at each
+    ///   start, because registrations name them.
+    public init(name: UInt64, shard: Shard, ports: UInt16 = 2) {
         self.name = name
         self.shard = shard
+        targetPorts = 1...ports
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -149,13 +157,19 @@ public final class TargetDevice {
     ///
     /// - Parameters:
     ///   - initiatorPort: The name of the initiator port, the same after a reconnection: then the unit attention
-    ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them.
+    ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them. The same after a restart
+    ///     too, because persistent reservations belong to it.
+    ///   - targetPort: The relative target port identifier of the front's port, 1 to the number of ports.
     ///   - port: Where its tasks are given back.
     /// - Returns: `nil` if the table is full (`Limits.nexusesPerTarget`).
-    public func establishNexus(initiatorPort: String, port: TargetPortHandle) -> NexusIdentifier? {
+    public func establishNexus(
+        initiatorPort: String, targetPort: UInt16 = 1, port: TargetPortHandle
+    ) -> NexusIdentifier? {
+        precondition(targetPorts.contains(targetPort), "a target port that the target does not have")
+        let name = NexusName(initiatorPort: TransportIdentifier.address(of: initiatorPort), targetPort: targetPort)
         let isIdle: (Int) -> Bool = { unsafe self.nexuses[$0].port == nil && self.nexuses[$0].tasks == 0 }
         let slots = 0..<Limits.nexusesPerTarget
-        let known = slots.first { initiatorPorts[$0] == initiatorPort && isIdle($0) }
+        let known = slots.first { nexusNames[$0] == name && isIdle($0) }
         guard
             let index = known ?? slots.first(where: { initiatorPorts[$0] == nil && isIdle($0) })
                 ?? slots.first(where: isIdle)
@@ -165,8 +179,10 @@ public final class TargetDevice {
         nexusThrottles[index] = throttles[initiatorPort]
         if known == nil { (connections[index], functions[index]) = (0, [:]) }
         connections[index] += 1
+        nexusNames[index] = name
         for unit in units.values {
             known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
+            unit.reservations.refresh(self)
         }
         return NexusIdentifier(index: UInt16(index))
     }
@@ -178,9 +194,21 @@ public final class TargetDevice {
         let all = allUnits
         for unit in all { unit.mark { $0.nexus == index ? .aborted : .none } }
         for unit in all { unit.endMarked() }
+        for unit in all { unit.nexusLost(index) }
         taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
+    }
+
+    /// Nexuses that are there, or have tasks left from when they were.
+    var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
+    /// What registrations call a nexus; `nil` if there never was one with this index.
+    func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
+
+    /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
+    /// twice with the same name.
+    func nexusIndices(_ name: NexusName) -> [UInt16] {
+        nexusNames.indices.filter { nexusNames[$0] == name }.map { UInt16($0) }
     }
 
     /// The tasks of a nexus that were received and not completed.
@@ -240,8 +268,10 @@ public final class TargetDevice {
         case .overrun: task.respond(.overrun, .good)
         case .failed(let sense):
             task.sense = sense
+            task.descriptorSense = false
             task.respond(.commandComplete, .checkCondition)
-        case .submit, .needsStaging, .save, .needsState: preconditionFailure("there is no unit to submit to")
+        case .submit, .needsStaging, .save, .needsState, .awaitAborted:
+            preconditionFailure("there is no unit to submit to")
         }
         complete(task)
     }
@@ -273,6 +303,11 @@ public final class TargetDevice {
             functions[Int(nexus.index)][request.function, default: 0] += 1
         }
         taskManager.receive(request, nexus: nexus.index, on: self)
+    }
+
+    /// Calls `body` when the commands of some nexuses that PREEMPT AND ABORT has aborted have ended.
+    func whenAborted(on unit: LogicalUnit, nexuses: UInt64, by task: TaskHandle, _ body: @escaping () -> Void) {
+        taskManager.whenAborted(on: unit, nexuses: nexuses, by: task, body)
     }
 
     func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {

@@ -13,6 +13,8 @@ private enum FunctionScope {
     case nexus(LogicalUnit)
     case unit(LogicalUnit)
     case everything(nexus: UInt16?)
+    /// Commands of the nexuses in a bit mask, but for the one that aborted them.
+    case others(LogicalUnit, nexuses: UInt64, by: TaskHandle)
 }
 
 private struct WaitingFunction {
@@ -21,6 +23,8 @@ private struct WaitingFunction {
     let scope: FunctionScope
     /// Tasks that arrived later are not waited for.
     let sequence: UInt64
+    /// What is done in place of an answer to the port.
+    var whenDone: (() -> Void)?
 }
 
 /// The task manager.
@@ -75,6 +79,7 @@ final class TaskManager {
             for unit in units { unit.mark { $0.nexus == nexus ? .reset : .none } }
             for unit in units {
                 unit.endMarked()
+                unit.nexusLost(nexus)
                 unit.establish(.nexusLoss, for: nexus)
             }
             return .ends(.everything(nexus: nexus))
@@ -136,12 +141,25 @@ final class TaskManager {
     func taskEnded(on target: TargetDevice) {
         while let index = waiting.firstIndex(where: { isDone($0, on: target) }) {
             let function = waiting.remove(at: index)
+            if let whenDone = function.whenDone {
+                whenDone()
+                continue
+            }
             target.answer(function.cookie, .functionComplete, nexus: function.nexus)
         }
     }
 
     /// Functions of a nexus that is lost are not answered.
-    func forget(nexus: UInt16) { waiting.removeAll { $0.nexus == nexus } }
+    func forget(nexus: UInt16) { waiting.removeAll { $0.nexus == nexus && $0.whenDone == nil } }
+
+    /// A command that has aborted others waits for their end, as functions do.
+    func whenAborted(on unit: LogicalUnit, nexuses: UInt64, by task: TaskHandle, _ body: @escaping () -> Void) {
+        let function = WaitingFunction(
+            nexus: task.nexus, cookie: 0, scope: .others(unit, nexuses: nexuses, by: task),
+            sequence: unit.shard.sequence, whenDone: body)
+        guard let target = unit.target, !isDone(function, on: target) else { return body() }
+        waiting.append(function)
+    }
 
     private func isDone(_ function: WaitingFunction, on target: TargetDevice) -> Bool {
         let ending: (TaskHandle) -> Bool = { $0.disposition != .none && $0.sequence <= function.sequence }
@@ -150,6 +168,8 @@ final class TaskManager {
             return !unit.contains { ending($0) && $0.nexus == function.nexus && $0.tag == tag }
         case .nexus(let unit): return !unit.contains { ending($0) && $0.nexus == function.nexus }
         case .unit(let unit): return !unit.contains(ending)
+        case .others(let unit, let nexuses, let task):
+            return !unit.contains { $0 != task && ending($0) && nexuses & (1 << UInt64($0.nexus)) != 0 }
         case .everything(let nexus):
             return !target.allUnits.contains { $0.contains { ending($0) && (nexus == nil || $0.nexus == nexus) } }
         }

@@ -11,6 +11,11 @@ public enum Limits {
     /// (SAM-6 5.3.1), so one guest with many queues cannot hold all of the daemon's memory.
     public static let tasksPerLogicalUnit = 4096
 
+    /// Of these, the places that only a nexus without a task in the set may take, with one task each, so that the first
+    /// command of an initiator gets in beside one that keeps the set full. When they are taken, too, an initiator
+    /// without a task gets BUSY. More initiators than this hardly share a disk.
+    public static let tasksForIdleNexuses = 16
+
     /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384
@@ -44,6 +49,23 @@ public enum Limits {
     /// Task management functions of one target that wait for tasks to end. One more is rejected (SAM-6 7.1).
     public static let waitingFunctions = 256
 
+    /// Links into one shard: one for each other thread that has ports of its targets.
+    public static let linksPerShard = 64
+
+    /// Tasks under way in one link: as many as all the rings of a thread hold. One more stays with its front, in the
+    /// guest's ring.
+    public static let tasksPerLink = 1 << 16
+
+    /// Task management functions under way in one link. One more stays with its front.
+    public static let functionsPerLink = 256
+
+    /// Nexuses that are being lost at the same moment in one link. One more is lost when the shard has run.
+    static let lossesPerLink = 64
+
+    /// Events and lost nexuses on the way to one port's thread. More wait at the shard, each once; past as many again,
+    /// events become one that says that some were missed.
+    static let noticesPerLink = 64
+
     /// Bytes of a parameter list or of parameter data: one shard's staging buffer. A MODE SELECT list or an INQUIRY
     /// answer is far shorter; REPORT LUNS of 16 384 units is the longest (131 080 bytes).
     public static let parameterBytes = 132 << 10
@@ -64,6 +86,10 @@ public enum Limits {
 
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
+
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-6 5.15.7): every nexus
+    /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
+    public static let registrations = 256
 
     /// Bytes of what one logical unit keeps over power loss: room for the registrations of every nexus, all mode pages
     /// and the identifying information, many times over.

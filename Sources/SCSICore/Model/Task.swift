@@ -130,8 +130,12 @@ struct SCSITask: ~Copyable {
     /// The next one among the tasks that wait for a resource of the shard.
     var nextWaiting: TaskHandle?
 
-    /// Set together with CHECK CONDITION.
+    /// Set together with CHECK CONDITION, and with it the format that the unit's D_SENSE bit selected at that moment:
+    /// the port that encodes it may be on another thread.
     var sense: SenseData
+    var descriptorSense: Bool
+    /// The link through which the task was handed over from another thread; `nil` if it was not.
+    var link: Unmanaged<ShardLink>?
 
     init(index: UInt32) {
         unsafe head = scsi_task()
@@ -161,6 +165,8 @@ struct SCSITask: ~Copyable {
         unsafe previous = nil
         unsafe nextWaiting = nil
         unsafe sense = SenseData.none
+        unsafe descriptorSense = false
+        unsafe link = nil
     }
 
     /// The one way to change the state. An edge that the diagram does not have is our own bug and traps.
@@ -225,9 +231,7 @@ public struct TaskHandle: Equatable {
         guard response.service_response == ServiceResponse.commandComplete.rawValue,
             response.status == SCSIStatus.checkCondition.rawValue
         else { return 0 }
-        let unit = unsafe pointer.pointee.logicalUnit
-        let descriptorFormat = unsafe unit?._withUnsafeGuaranteedRef { $0.usesDescriptorSense } ?? false
-        return unsafe pointer.pointee.sense.encode(descriptorFormat: descriptorFormat, into: buffer)
+        return unsafe pointer.pointee.sense.encode(descriptorFormat: pointer.pointee.descriptorSense, into: buffer)
     }
 
     /// Two handles are equal if they name the same task.
@@ -316,6 +320,14 @@ extension TaskHandle {
     @inline(__always) var receivedAt: UInt64 {
         get { unsafe pointer.pointee.receivedAt }
         nonmutating set { unsafe pointer.pointee.receivedAt = newValue }
+    }
+    @inline(__always) var descriptorSense: Bool {
+        get { unsafe pointer.pointee.descriptorSense }
+        nonmutating set { unsafe pointer.pointee.descriptorSense = newValue }
+    }
+    @inline(__always) var link: Unmanaged<ShardLink>? {
+        get { unsafe pointer.pointee.link }
+        nonmutating set { unsafe pointer.pointee.link = newValue }
     }
     @inline(__always) var next: TaskHandle? {
         get { unsafe pointer.pointee.next }

@@ -8,7 +8,8 @@ enum UnitAttention: UInt8, CaseIterable {
     case powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
-    case failurePredicted, failurePredictedFalsely
+    case reservationsPreempted, reservationsReleased, registrationsPreempted
+    case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
@@ -26,9 +27,13 @@ enum UnitAttention: UInt8, CaseIterable {
         case .logParametersChanged:  (.logParametersChanged,              false, [])
         case .capacityChanged:       (.capacityDataChanged,               false, [])
         case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
+        case .reservationsPreempted: (.reservationsPreempted,             false, [])
+        case .reservationsReleased:  (.reservationsReleased,              false, [])
+        case .registrationsPreempted: (.registrationsPreempted,           false, [])
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
         case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
         case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
+        case .mediumRemovalRequested: (.operatorMediumRemovalRequest,     false, [])
         }
     }
 

@@ -1,13 +1,13 @@
 // SlowCommandLog: commands that take too long: their deadlines, and the log's lines about them.
 //
-// Owns: what has been said of which logical unit. Called by: ReactorThread, on the reactor's thread only. Must not know:
-// sockets, how a command is ended.
+// Owns: what has been said of which logical unit. Called by: ReactorThread, on the reactor's thread only. Must not
+// know: sockets, how a command is ended.
 
 import Logging
 import Reactor
 import SCSICore
 
-/// Says which logical unit's commands are stuck, once when it begins, once a minute while it lasts, and when it is over.
+/// Says which logical unit's commands are stuck: when it begins, once a minute while it lasts, and when it is over.
 final class SlowCommandLog {
     /// A command that is older than this is slow, whatever its deadline.
     static let age: UInt64 = 10_000_000_000
@@ -73,12 +73,13 @@ final class SlowCommandLog {
             switch oldest.place {
             case .waiting: "waits for other commands"
             case .waitingForResource: "waits for memory or for room in the backstore"
+            case .stateStore: "waits until the logical unit's state is saved"
             case .backstore: "is with the backstore" + (oldest.hasExpired ? ", which was asked to cancel it" : "")
             }
         logger.warning(
             """
-            a command has not ended for \(oldest.age / 1_000_000_000) s: operation code \(code)h, LBA \(oldest.address), \
-            \(oldest.blocks) blocks; it \(place)
+            a command has not ended for \(oldest.age / 1_000_000_000) s: operation code \(code)h, \
+            LBA \(oldest.address), \(oldest.blocks) blocks; it \(place)
             """, metadata: metadata)
     }
 

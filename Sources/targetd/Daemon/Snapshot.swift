@@ -89,6 +89,7 @@ extension CommandStatus {
             case .waiting: "waiting"
             case .waitingForResource: "waiting-for-resource"
             case .backstore: "backstore"
+            case .stateStore: "state-store"
             }
         self.init(
             ageMilliseconds: task.age / 1_000_000, initiator: task.initiatorPort, tag: task.tag,

@@ -137,17 +137,69 @@ struct TaskAttributeConformance {
 
     @Test("SAM-6 5.3.1: one command more than the task set takes ends with TASK SET FULL and changes nothing")
     func taskSetFull() {
+        let places = Limits.tasksPerLogicalUnit - Limits.tasksForIdleNexuses
         let port = MockPort(
             name: "C", target: world.target, journal: world.journal, violations: world.violations,
-            tasks: Limits.tasksPerLogicalUnit + 1, segmentsPerTask: 1)
+            tasks: places + 1, segmentsPerTask: 1)
         port.connect()
         _ = port.send(CDB.requestSense(), dataIn: 18)
-        for index in 0..<Limits.tasksPerLogicalUnit { read(port, UInt64(index % 8)) }
+        for index in 0..<places { read(port, UInt64(index % 8)) }
         let tag = port.send(CDB.write(.ten, 9, 1), dataOut: Array(repeating: 7, count: 512))
         #expect(port.completions.last?.tag == tag)
         #expect(port.completions.last?.summary == "taskSetFull")
         world.drain()
         #expect(world.backstore.block(9).allSatisfy { $0 == 0 })
         #expect(port.tagsInFlight.isEmpty)
+    }
+    /// A target whose unit takes eight tasks, two of them only of nexuses that have none, and six initiators.
+    private func smallWorld() -> (world: TestTarget, ports: [MockPort]) {
+        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SMALL")
+        configuration.maximumTasks = 8
+        let world = TestTarget(configuration: configuration)
+        let ports = (0..<4).map { index in
+            let port = MockPort(
+                name: "P\(index)", target: world.target, journal: world.journal, violations: world.violations)
+            port.connect()
+            _ = port.send(CDB.requestSense(), dataIn: 18)
+            return port
+        }
+        world.journal.entries = []
+        return (world, [world.a, world.b] + ports)
+    }
+
+    @Test("SAM-6 5.3.1: TASK SET FULL for an initiator that has a command in the task set, BUSY for one that has none")
+    func busy() {
+        let (world, ports) = smallWorld()
+        for index in 0..<6 { read(world.a, UInt64(index)) }
+        read(world.a, 6)
+        #expect(world.a.completions.last?.summary == "taskSetFull")
+        // The first command of another initiator gets in, its second does not.
+        read(ports[1], 7)
+        read(ports[2], 8)
+        #expect(world.unit.tasksInFlight == 8)
+        read(ports[1], 9)
+        #expect(ports[1].completions.last?.summary == "taskSetFull")
+        read(ports[3], 10)
+        #expect(ports[3].completions.last?.summary == "busy")
+        // What was refused left nothing behind, and there is room again as commands end.
+        world.drain()
+        #expect(world.backstore.accepted.count == 8)
+        #expect(ports.flatMap(\.completions).filter { $0.summary == "good" }.count >= 8)
+        read(ports[3], 10)
+        #expect(world.unit.tasksInFlight == 1)
+        world.drain()
+    }
+
+    @Test("SAM-6 5.3.1: BUSY and TASK SET FULL do not report, and do not clear, a unit attention condition")
+    func fullKeepsUnitAttention() {
+        let (world, ports) = smallWorld()
+        for index in 0..<6 { read(world.a, UInt64(index)) }
+        for port in ports[1...2] { read(port, 7) }
+        world.a.manage(.clearTaskSet)
+        #expect(world.unit.tasksInFlight == 8)
+        read(ports[1], 9)
+        #expect(ports[1].completions.last?.summary == "taskSetFull")
+        world.drain()
+        #expect(world.run(CDB.testUnitReady, on: ports[1]).summary == "6/2f00")
     }
 }

@@ -103,15 +103,20 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
     return unsafe UnsafePointer(operations)
 }()
 
-/// A target port with one initiator port behind it.
+/// A target port with one initiator port behind it. Used on one thread at a time.
 @safe
-public final class MockPort {
+public final class MockPort: @unchecked Sendable {
     /// The initiator port's name.
     public let name: String
     /// The target that the port gives commands to.
     public let target: TargetDevice
     /// What came back, with what came back to other ports.
     public let journal: Journal
+    /// The nexus, if commands cross to another thread.
+    public private(set) var linkedNexus: LinkedNexus?
+    /// Whether nothing is left of a linked nexus that was lost.
+    public private(set) var isGone = false
+    private var links: [ShardLink] = []
     /// The nexus while there is one.
     public private(set) var nexus: NexusIdentifier?
     /// What came back to this port.
@@ -126,6 +131,8 @@ public final class MockPort {
     public var whenReported: ((UInt16, UInt64) -> Void)?
     /// Whether the public head of a task is still known to a medium; no task may come back while it is.
     public var isHeldByMedium: ((UnsafeRawPointer) -> Bool)?
+    /// Whether a command that the port did not send may come back.
+    public var ignoresUnknownTasks = false
     /// Test of the tests: what the port makes of a completion before it is recorded: none, one, or several.
     public var mutateCompletion: ((Completion) -> [Completion])?
 
@@ -167,8 +174,29 @@ public final class MockPort {
         nexus = target.establishNexus(initiatorPort: name, port: port)
     }
 
+    /// Establishes the nexus so that commands cross to another thread; called on the thread of the gate's shard. From
+    /// then on the port is used on the thread of the links.
+    ///
+    /// - Parameter links: The links that commands may go through; events come through the first.
+    public func connect(through links: [ShardLink], of gate: ShardGate) {
+        let port = unsafe TargetPortHandle(
+            operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
+        self.links = links
+        isGone = false
+        linkedNexus = gate.establishNexus(
+            initiatorPort: name, target: target, port: port, events: links[0]
+        ) { [unowned self] link in
+            if link === self.links[0] { self.isGone = true }
+        }
+    }
+
     /// Loses the nexus.
     public func disconnect() {
+        if let linked = linkedNexus {
+            linkedNexus = nil
+            let taken = links[0].lose(linked)
+            precondition(taken)
+        }
         guard let nexus else { return }
         self.nexus = nil
         target.loseNexus(nexus)
@@ -203,12 +231,13 @@ public final class MockPort {
     ///   - dataIn: The length of the data-in buffers.
     ///   - inLayout: The lengths of the data-in segments; one segment if `nil`.
     ///   - timeoutMilliseconds: The transport's deadline; 0 if it has none.
+    ///   - link: Which link the command crosses through, if commands cross.
     /// - Returns: The tag.
     @discardableResult
     public func send(
         _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
         outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil,
-        timeoutMilliseconds: UInt32 = 0
+        timeoutMilliseconds: UInt32 = 0, link: Int = 0
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
@@ -224,7 +253,12 @@ public final class MockPort {
         inFlight[index] = transfer
         fill(task, transfer, cdb, cdbLength ?? cdb.count, lun, attribute)
         unsafe task.command.timeout_milliseconds = timeoutMilliseconds
-        target.receive(task, nexus: nexus!)
+        if let linkedNexus {
+            let taken = links[link].send(task, nexus: linkedNexus)
+            precondition(taken, "a link is full; tests ask hasRoom first")
+        } else {
+            target.receive(task, nexus: nexus!)
+        }
         return tag
     }
 
@@ -252,25 +286,33 @@ public final class MockPort {
     }
 
     /// Sends a task management function.
-    public func manage(_ function: TaskManagementFunction, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0) {
-        manage(rawFunction: function.rawValue, lun: lun, tag: tag, cookie: cookie)
+    public func manage(
+        _ function: TaskManagementFunction, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0, link: Int = 0
+    ) {
+        manage(rawFunction: function.rawValue, lun: lun, tag: tag, cookie: cookie, link: link)
     }
 
     /// Sends a task management function by number, known or not.
-    public func manage(rawFunction: UInt8, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0) {
+    public func manage(rawFunction: UInt8, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0, link: Int = 0) {
         var request = scsi_task_management_request()
         request.struct_size = UInt32(MemoryLayout<scsi_task_management_request>.size)
         request.function = rawFunction
         unsafe withUnsafeMutableBytes(of: &request.lun) { unsafe $0.storeBytes(of: lun.bigEndian, as: UInt64.self) }
         request.tag = tag
         request.cookie = cookie
-        target.receive(request, nexus: nexus!)
+        if let linkedNexus {
+            let taken = links[link].send(request, nexus: linkedNexus)
+            precondition(taken, "a link has too many functions under way")
+        } else {
+            target.receive(request, nexus: nexus!)
+        }
     }
 
     // MARK: What the core calls
 
     fileprivate func completed(_ task: TaskHandle) {
         guard let transfer = inFlight.removeValue(forKey: task.index) else {
+            if ignoresUnknownTasks { return }
             return violations.report("a command came back twice, or was never sent")
         }
         free.append(task.index)

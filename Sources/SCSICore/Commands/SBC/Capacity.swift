@@ -1,4 +1,4 @@
-// READ CAPACITY and START STOP UNIT.
+// READ CAPACITY.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -29,26 +29,6 @@ extension SBC {
                 (provisioned ? 0x8000 : 0) | (provisioned && readsZeros ? 0x4000 : 0) | unit.lowestAlignedBlock)
             writer.zeros(16)
         }
-    }
-
-    /// START STOP UNIT: START and NO_FLUSH of a unit that is not removable and has no power conditions.
-    static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        if cdb.bit(4, 0) {
-            unit.stopped = false
-            return .done(.good)
-        }
-        if cdb.bit(4, 2) || !unit.cachesWrites || unit.stopped {
-            unit.stopped = true
-            return .done(.good)
-        }
-        task.step = 1
-        DeviceServer.fillFlush(task)
-        return .submit
-    }
-
-    static func stopAfterFlush(on unit: LogicalUnit) -> Outcome {
-        unit.stopped = true
-        return .done(.good)
     }
 }
 

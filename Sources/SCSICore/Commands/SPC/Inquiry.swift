@@ -13,6 +13,7 @@ enum SPC {
         case unitSerialNumber = 0x80
         case deviceIdentification = 0x83
         case extendedInquiry = 0x86
+        case powerCondition = 0x8a
         case blockLimits = 0xb0
         case blockDeviceCharacteristics = 0xb1
         case logicalBlockProvisioning = 0xb2
@@ -25,7 +26,8 @@ enum SPC {
             if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
             return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
                 standardInquiry(
-                    peripheral: 0x00, unit.configuration.vendor, unit.configuration.product,
+                    peripheral: 0x00, removable: unit.isRemovable, unit.configuration.vendor,
+                    unit.configuration.product,
                     unit.configuration.revision,
                     &writer)
             }
@@ -42,10 +44,11 @@ enum SPC {
 
     /// Standard INQUIRY data, 96 bytes (SPC-6 6.7.2).
     static func standardInquiry(
-        peripheral: UInt8, _ vendor: String, _ product: String, _ revision: String, _ writer: inout ParameterWriter
+        peripheral: UInt8, removable: Bool = false, _ vendor: String, _ product: String, _ revision: String,
+        _ writer: inout ParameterWriter
     ) {
         writer.byte(peripheral)
-        writer.byte(0x00)
+        writer.byte(removable ? 0x80 : 0x00)  // RMB
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
         writer.byte(0x12)  // HISUP, response data format 2
         writer.byte(91)
@@ -66,6 +69,10 @@ enum SPC {
         case .unitSerialNumber: writer.bytes(Array(unit.configuration.serial.utf8))
         case .deviceIdentification: deviceIdentification(unit, &writer)
         case .extendedInquiry: extendedInquiry(unit, &writer)
+        case .powerCondition:
+            // Power Condition (SPC-6 7.7.14): all of them; leaving them takes no time of its own.
+            writer.bytes([0x03, 0x07])
+            writer.zeros(12)
         case .blockLimits: blockLimits(unit, &writer)
         case .blockDeviceCharacteristics:
             // Not rotating (1), or not reported (0) for a rotating medium whose rate the backstore does not know.

@@ -67,10 +67,10 @@ extension SPC {
     private static func blockDescriptor(longLBA: Bool, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let length = unit.geometry.logical_block_size
         if longLBA {
-            writer.uint64(unit.medium.blocks.value)
+            writer.uint64(unit.reportedBlocks)
             writer.uint32(0)
         } else {
-            writer.uint32(UInt32(clamping: unit.medium.blocks.value))
+            writer.uint32(UInt32(clamping: unit.reportedBlocks))
         }
         writer.uint32(length)
     }
@@ -134,7 +134,7 @@ extension SPC {
     ) -> SenseData? {
         let blocks = longLBA ? list.uint64(offset) : UInt64(list.uint32(offset))
         let all = longLBA ? UInt64.max : UInt64(UInt32.max)
-        if blocks != 0, blocks != all, blocks != unit.medium.blocks.value {
+        if blocks != 0, blocks != all, blocks != unit.reportedBlocks {
             return .invalidField(inParameterList: offset)
         }
         let lengthOffset = offset + (longLBA ? 12 : 4)

@@ -60,6 +60,8 @@ struct ModePages {
     private(set) var descriptorSense = false
     private(set) var taskAbortedStatus = false
     private(set) var reportLogExceptions = false
+    /// The Power Condition page as it is, for those who ask for the power condition.
+    private(set) var powerCondition: [UInt8] = []
     private(set) var informationalExceptions = InformationalExceptionsControl()
 
     /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
@@ -83,6 +85,9 @@ struct ModePages {
             // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
+            // Power Condition (SPC-6 7.5.13): the conditions' timers, all disabled.
+            ModePage(0x1a, 0, defaults:   Self.zeros(38),
+                              changeable: [0x01, 0x0f] + Array(repeating: 0xff, count: 20) + Self.zeros(16)),
             // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is reported
             // when it occurs, once (REPORT COUNT 1).
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
@@ -96,6 +101,17 @@ struct ModePages {
     /// The saved values become the current ones: a power on, a reset.
     mutating func restoreSaved() {
         for index in pages.indices { pages[index].current = pages[index].saved }
+        refresh()
+    }
+
+    /// Takes the values over from the pages that the unit had with another medium, as far as they are changeable.
+    mutating func adopt(_ old: ModePages) {
+        for page in old.pages {
+            guard let index = index(code: page.code, subpage: page.subpage), pages[index].changeable == page.changeable
+            else { continue }
+            pages[index].saved = page.saved
+            pages[index].current = page.current
+        }
         refresh()
     }
 
@@ -131,6 +147,7 @@ struct ModePages {
         reportLogExceptions = bit(0x0a, byte: 0, 0x01)
         softwareWriteProtect = bit(0x0a, byte: 2, 0x08)
         taskAbortedStatus = bit(0x0a, byte: 3, 0x40)
+        powerCondition = current(0x1a)!
         informationalExceptions = InformationalExceptionsControl(current(0x1c)!)
     }
 

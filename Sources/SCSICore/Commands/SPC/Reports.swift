@@ -6,16 +6,18 @@ import CTarget
 
 extension SPC {
     /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, which is cleared by it; else why the unit is not
-    /// ready; else an informational exception condition (MRIE 6); else NO SENSE.
+    /// ready; else an informational exception condition (MRIE 6); else the power condition; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
         let condition = unit.unitAttention(for: task.nexus)
         if let condition {
             sense = condition.sense
-        } else if unit.stopped {
-            sense = SenseData(.notReady, .logicalUnitNotReadyInitializingRequired)
+        } else if unit.readiness != .ready {
+            sense = unit.readiness.sense
         } else if let exception = unit.exceptionOnRequest {
             sense = SenseData(.noSense, exception)
+        } else if let power = unit.powerCondition {
+            sense = SenseData(.noSense, power.condition.sense(byTimer: power.byTimer))
         }
         let outcome = DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
             sense.write(descriptorFormat: cdb.bit(1, 0), to: &$0)
