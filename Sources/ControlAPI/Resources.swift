@@ -112,6 +112,8 @@ public struct LogicalUnitStatus: Codable, Equatable, Sendable {
     public var size: UInt64
     /// Whether writes are refused.
     public var writeProtected: Bool
+    /// Whether nothing of it reaches the medium: an operator froze it, or an error of the medium did.
+    public var frozen = false
     /// Commands received and not completed.
     public var inFlight: Int
     /// READ commands that ended.

@@ -256,6 +256,23 @@ struct Reset: ParsableCommand {
     func run() throws { try common.change("POST", unit.path + "/reset") }
 }
 
+struct Freeze: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Let nothing of a logical unit reach its medium; its commands wait, until it is thawed.")
+    @OptionGroup var unit: UnitArguments
+    @OptionGroup var common: CommonOptions
+
+    func run() throws { try common.change("POST", unit.path + "/freeze") }
+}
+
+struct Thaw: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Let the commands of a frozen logical unit go on.")
+    @OptionGroup var unit: UnitArguments
+    @OptionGroup var common: CommonOptions
+
+    func run() throws { try common.change("POST", unit.path + "/thaw") }
+}
+
 struct LogLevel: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "log-level", abstract: "Change the least severe messages that are logged.")

@@ -43,7 +43,8 @@ struct Targetctl: ParsableCommand {
         version: "targetctl 0.1.0",
         subcommands: [
             StatusCommand.self, Top.self, List.self, Tasks.self, Nexuses.self, Operations.self, Events.self, Trace.self,
-            Apply.self, Diff.self, Save.self, Add.self, Remove.self, Resize.self, Limit.self, Protect.self, Reset.self,
+            Apply.self, Diff.self, Save.self, Add.self, Remove.self, Resize.self, Limit.self, Protect.self, Freeze.self,
+            Thaw.self, Reset.self,
             LogLevel.self, Metrics.self, Xen.self,
         ])
 }

@@ -32,11 +32,13 @@ import VhostUserInitiator
     }
 
     /// Runs `body` with a targetd that serves the configuration.
-    private func serve(_ body: (RunningDaemon) throws -> Void) throws {
+    ///
+    /// - Parameter stopsItself: Whether `body` asks for the stop.
+    private func serve(stopsItself: Bool = false, _ body: (RunningDaemon) throws -> Void) throws {
         let daemon = try RunningDaemon(["--config", folder.write("f.yaml", yaml)])
         try #require(daemon.waitUntilReady())
         try body(daemon)
-        daemon.signal(SIGTERM)
+        if !stopsItself { daemon.signal(SIGTERM) }
         let result = daemon.finish()
         #expect(result.status == 0, "\(result.errors)")
     }
@@ -165,6 +167,23 @@ import VhostUserInitiator
         }
     }
 
+    @Test func frozenUnitLetsItsCommandsWait() throws {
+        try serve { _ throws in
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood)
+            #expect(try changes("POST", unit + "/freeze") == ["~ target \(target) LUN 0 frozen"])
+            #expect(try changes("POST", unit + "/freeze") == [])
+            #expect(try get(unit, LogicalUnitStatus.self).frozen)
+            let waiting = guest.queues[2].submit(read())
+            var tasks: [TaskReport] = []
+            while tasks.isEmpty { tasks = try get("/v1/tasks", [TaskReport].self) }
+            #expect(tasks.map(\.waitsFor) == ["thaw"])
+            #expect(try changes("POST", unit + "/thaw") == ["~ target \(target) LUN 0 thawed"])
+            #expect(try waiting.wait().isGood)
+            #expect(try changes("POST", unit + "/thaw") == [])
+        }
+    }
+
     @Test func resetReachesTheGuest() throws {
         try serve { _ throws in
             let guest = try VhostUserFrontEnd.started(path: folder("1"))
@@ -242,7 +261,7 @@ import VhostUserInitiator
     // MARK: Events
 
     @Test func eventsComeAsTheyHappen() throws {
-        try serve { daemon throws in
+        try serve(stopsItself: true) { daemon throws in
             let descriptor = try client.connect()
             defer { close(descriptor) }
             try ControlClient.send(Data("GET /v1/events?recent=true HTTP/1.1\r\nHost: x\r\n\r\n".utf8), to: descriptor)

@@ -59,7 +59,7 @@ import Testing
     @Test func commandTimeoutThatComesWithAnotherDiskIsTheNewDisks() {
         let plan = plan {
             $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000
-            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+            $0.targets[first]!.logicalUnits[0]!.serial = "OTHER"
         }
         #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
     }

@@ -53,6 +53,16 @@ extension ControlRouter {
                 "POST": { router, call throws(Failure) in .init(try await router.daemon.reset(try call.unit)) }
             ]),
         Route(
+            path: "/v1/targets/{name}/luns/{lun}/freeze",
+            operations: [
+                "POST": { router, call throws(Failure) in .init(try await router.daemon.freeze(try call.unit)) }
+            ]),
+        Route(
+            path: "/v1/targets/{name}/luns/{lun}/thaw",
+            operations: [
+                "POST": { router, call throws(Failure) in .init(try await router.daemon.thaw(try call.unit)) }
+            ]),
+        Route(
             path: "/v1/targets/{name}/luns/{lun}/trace",
             operations: [
                 "GET": { router, call throws(Failure) in .init(try await router.daemon.trace(try call.unit)) },

@@ -74,7 +74,7 @@ actor Daemon {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
                     index: index, configuration: Reactor.Configuration(configuration), events: events,
-                    stateDirectory: stateDirectory,                    logger: logger)
+                    stateDirectory: stateDirectory, logger: logger)
                 try thread.start()
                 threads.append(thread)
             }

@@ -76,6 +76,32 @@ extension Daemon {
         return ChangeReport(changes: ["~ target \(address.text) reset: \(text)"], warnings: [])
     }
 
+    /// Lets nothing of a unit reach its medium, until it is thawed; returns when the medium has none of its requests.
+    func freeze(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
+        let wasFrozen = try await operation("freeze \(address.text)") { () async throws(Failure) -> Bool in
+            let wasFrozen = try await look(at: address) { unit, _ in unit.frozen != nil }
+            let index = placement.targets[address.target]!
+            // Operations are one after another, so the unit is still there.
+            await threads[index].performAndWait { objects, done in
+                objects.unit(address.number, target: address.target)!.freeze(whenQuiet: done)
+            }
+            return wasFrozen
+        }
+        if !wasFrozen { events.publish(.changed, subject: address.text, "frozen") }
+        return ChangeReport(changes: wasFrozen ? [] : ["~ target \(address.text) frozen"], warnings: [])
+    }
+
+    /// Lets the commands of a frozen unit go on.
+    func thaw(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
+        let wasFrozen = try await operate("thaw", on: address) { unit, _ in
+            let wasFrozen = unit.frozen != nil
+            unit.thaw()
+            return wasFrozen
+        }
+        if wasFrozen { events.publish(.changed, subject: address.text, "thawed") }
+        return ChangeReport(changes: wasFrozen ? ["~ target \(address.text) thawed"] : [], warnings: [])
+    }
+
     /// The trace of a logical unit.
     func trace(_ address: UnitAddress) async throws(Failure) -> TraceReport {
         try await look(at: address) { $1.trace($0, address) }

@@ -29,7 +29,8 @@ final class ReactorThread: @unchecked Sendable {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        objects = ReactorObjects(reactor: reactor, shard: Shard(), events: events, stateDirectory: stateDirectory, logger: logger)
+        objects = ReactorObjects(
+            reactor: reactor, shard: Shard(), events: events, stateDirectory: stateDirectory, logger: logger)
     }
 
     /// Starts the thread.

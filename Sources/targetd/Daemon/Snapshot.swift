@@ -67,6 +67,7 @@ extension LogicalUnitStatus {
         self.init(
             lun: lun, backstore: backstore, name: name, serial: unit.configuration.serial, size: unit.size,
             writeProtected: unit.isWriteProtected)
+        frozen = unit.frozen != nil
         let statistics = unit.statistics
         inFlight = unit.tasksInFlight
         reads = statistics.reads

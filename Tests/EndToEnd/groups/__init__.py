@@ -7,7 +7,9 @@ from .conformance import Conformance
 from .disks import Disks
 from .itself import Itself
 from .metrics import Metrics
+from .operator import Operator
 from .restart import Restart
+from .service import Service
 from .xen import Xen
 
-ALL = [Itself, CommandLine, Metrics, Disks, Restart, Conformance, Xen]
+ALL = [Itself, CommandLine, Metrics, Service, Disks, Restart, Conformance, Xen, Operator]
