@@ -17,12 +17,17 @@ class TargetNexus {
 
 /// A nexus with a target of the core.
 final class CoreNexus: TargetNexus {
+    /// The relative target port identifier of this kind of front; vhost-user is 1.
+    private static let targetPort: UInt16 = 2
+
     private let target: TargetDevice
     private let identifier: NexusIdentifier
 
     /// Establishes the nexus; `nil` if the target has no room for another.
     init?(target: TargetDevice, initiatorPort: String, port: TargetPortHandle) {
-        guard let identifier = target.establishNexus(initiatorPort: initiatorPort, port: port) else { return nil }
+        let identifier = target.establishNexus(
+            initiatorPort: initiatorPort, targetPort: Self.targetPort, port: port)
+        guard let identifier else { return nil }
         self.target = target
         self.identifier = identifier
     }

@@ -11,6 +11,15 @@ import Testing
 struct CommandTableTests {
     private static let rows = CommandTable(features: .all).all
 
+    /// A unit with every feature, so that it has every row.
+    private static func world(
+        attentive: Bool = false, configure: (ScriptedBackstore) -> Void = { _ in }
+    ) -> TestTarget {
+        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SERIAL0001")
+        configuration.removable = true
+        return TestTarget(attentive: attentive, configuration: configuration, savesState: true, configure: configure)
+    }
+
     /// A CDB of a row with all parameters zero.
     private func plain(_ row: CommandDescriptor) -> [UInt8] {
         var cdb = [UInt8](repeating: 0, count: Int(row.length))
@@ -23,7 +32,7 @@ struct CommandTableTests {
         "A bit that a row does not use is INVALID FIELD IN CDB with exactly that byte and bit", arguments: rows.indices)
     func unusedBits(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget()
+        let world = Self.world()
         for byte in 1..<Int(row.length) {
             for bit in 0..<8 where row.usageByte(byte) & 1 << bit == 0 {
                 // Another service action is another row, or none.
@@ -43,7 +52,7 @@ struct CommandTableTests {
         for byte in 1..<Int(row.length) {
             for bit in 0..<8 where row.usageByte(byte) & 1 << bit != 0 {
                 if row.hasServiceAction, byte == 1 { continue }
-                let world = TestTarget()
+                let world = Self.world()
                 var cdb = plain(row)
                 cdb[byte] |= 1 << bit
                 // ANCHOR means something beside UNMAP only.
@@ -54,8 +63,8 @@ struct CommandTableTests {
                 #expect(end != nil)
                 // PAGE CODE, BYTCHK and the like are refused for their value, which names the field as a whole.
                 let valueFields: Set<CommandHandler> = [
-                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes, .logSelect, .logSense,
-                    .startStopUnit,
+                    .verify, .modeSense, .inquiry, .reportLUNs, .reportSupportedOperationCodes,
+                    .reportIdentifyingInformation, .setIdentifyingInformation, .logSelect, .logSense, .startStopUnit,
                 ]
                 if !valueFields.contains(row.handler), let field = end?.sense?.field, end?.sense?.code == 0x2400 {
                     #expect(field.bit != bit || field.byte != byte, "\(row.handler) byte \(byte) bit \(bit)")
@@ -67,7 +76,7 @@ struct CommandTableTests {
     @Test("A CDB shorter than its row is refused at the first missing byte", arguments: rows.indices)
     func shortCDB(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget()
+        let world = Self.world()
         for length in 1..<Int(row.length) {
             #expect(world.run(plain(row), cdbLength: length).summary == "5/2400 CDB \(length)")
         }
@@ -75,7 +84,7 @@ struct CommandTableTests {
 
     @Test("Operation codes that no row has are INVALID COMMAND OPERATION CODE")
     func unknownCodes() {
-        let world = TestTarget()
+        let world = Self.world()
         for code in 0...255 as ClosedRange<UInt8> where !Self.rows.contains(where: { $0.operationCode == code }) {
             #expect(world.run([code] + Array(repeating: 0, count: 31)).summary == "5/2000 CDB 0")
         }
@@ -83,7 +92,7 @@ struct CommandTableTests {
 
     @Test("Service actions that no row has are INVALID FIELD IN CDB at the service action")
     func unknownServiceActions() {
-        let world = TestTarget()
+        let world = Self.world()
         for code in Set(Self.rows.filter(\.hasServiceAction).map(\.operationCode)) {
             for action in 0..<32 as Range<UInt8>
             where !Self.rows.contains(where: { $0.operationCode == code && $0.serviceAction == UInt16(action) }) {
@@ -96,7 +105,7 @@ struct CommandTableTests {
 
     @Test("REPORT SUPPORTED OPERATION CODES of all commands is the table", arguments: [false, true])
     func allCommands(timeouts: Bool) {
-        let world = TestTarget()
+        let world = Self.world()
         let data = world.run(CDB.reportSupportedOperationCodes(timeouts: timeouts), dataIn: 65535).data
         let size = timeouts ? 20 : 8
         #expect(data[..<4].reduce(0) { $0 << 8 | Int($1) } == data.count - 4)
@@ -114,7 +123,7 @@ struct CommandTableTests {
     @Test("REPORT SUPPORTED OPERATION CODES of one command returns the usage data of its row", arguments: rows.indices)
     func oneCommand(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget()
+        let world = Self.world()
         let usage = (0..<Int(row.length)).map { row.usageByte($0) }
         for options in [row.hasServiceAction ? 2 : 1, 3] as [UInt8] {
             let data = world.run(
@@ -131,7 +140,7 @@ struct CommandTableTests {
 
     @Test("REPORT SUPPORTED OPERATION CODES of a command that is not there says so")
     func unsupportedCommand() {
-        let world = TestTarget()
+        let world = Self.world()
         for options in [1, 2, 3] as [UInt8] {
             let end = world.run(CDB.reportSupportedOperationCodes(options: options, code: 0xff), dataIn: 512)
             #expect(end.data == [0, 1, 0, 0])
@@ -141,7 +150,7 @@ struct CommandTableTests {
 
     @Test("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS lists what is not rejected")
     func functions() {
-        let world = TestTarget()
+        let world = Self.world()
         let data = world.run(CDB.reportSupportedTaskManagementFunctions(), dataIn: 64).data
         #expect(data.count == 4)
         // SPC-6 6.36: the bits by function.
@@ -169,7 +178,7 @@ struct CommandTableTests {
         arguments: rows.indices)
     func passesUnitAttention(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget(attentive: true)
+        let world = Self.world(attentive: true)
         let end = world.run(plain(row))
         #expect((end.summary == "6/2901") != row.flags.contains(.passesUnitAttention), "\(row.handler)")
     }
@@ -179,7 +188,7 @@ struct CommandTableTests {
         arguments: rows.indices)
     func needsMedium(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget()
+        let world = Self.world()
         _ = world.run(CDB.startStopUnit(start: false))
         let end = world.run(plain(row))
         #expect((end.summary == "2/0402") == row.flags.contains(.needsMedium), "\(row.handler)")
@@ -190,7 +199,7 @@ struct CommandTableTests {
         arguments: rows.indices)
     func writesMedium(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget { $0.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_WRITABLE) }
+        let world = Self.world { $0.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_WRITABLE) }
         let end = world.run(plain(row))
         #expect((end.summary == "7/2700") == row.flags.contains(.writesMedium), "\(row.handler)")
     }
@@ -200,7 +209,7 @@ struct CommandTableTests {
         arguments: rows.indices)
     func worksWithoutUnit(index: Int) {
         let row = Self.rows[index]
-        let world = TestTarget()
+        let world = Self.world()
         let end = world.run(plain(row), lun: 9 << 48)
         #expect((end.summary == "5/2500") != row.flags.contains(.worksWithoutUnit), "\(row.handler)")
     }

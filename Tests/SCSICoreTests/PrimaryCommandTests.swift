@@ -56,7 +56,7 @@ struct InquiryTests {
         #expect(Int(pages[3]) == pages.count - 4)
         let codes = Array(pages[4...])
         #expect(codes == codes.sorted())
-        #expect(Set(codes).isSuperset(of: [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2]))
+        #expect(Set(codes).isSuperset(of: [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x92, 0xb0, 0xb1, 0xb2, 0xb7]))
         for code in 0...255 as ClosedRange<UInt8> {
             let end = world.run(CDB.inquiry(page: code, allocation: 1024), dataIn: 1024)
             #expect((end.summary == "good") == codes.contains(code), "page \(code)")

@@ -12,7 +12,7 @@ struct UnitStateTests {
     private func sample() -> UnitState {
         var state = UnitState(name: name)
         state.set(UnitStateKind(rawValue: 0x7777), version: 9, [1, 2, 3])
-        state.set(.identifyingInformation, version: 1, Array("rack 4".utf8))
+        state.set(.identifyingInformation, version: 1, [2, 0, 6] + Array("rack 4".utf8))
         state.set(UnitStateKind(rawValue: 0x7000), version: 2, [])
         return state
     }

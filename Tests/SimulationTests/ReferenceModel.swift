@@ -21,11 +21,13 @@ enum ModelAccess: Equatable {
         case 6: (address, blocks) = (number(1..<4) & 0x1f_ffff, cdb[4] == 0 ? 256 : UInt64(cdb[4]))
         case 10: (address, blocks) = (number(2..<6), number(7..<9))
         case 12: (address, blocks) = (number(2..<6), number(6..<10))
+        case 16 where cdb[0] == 0x89: (address, blocks) = (number(2..<10), UInt64(cdb[13]))
+        case 16 where cdb[0] == 0x9c: (address, blocks) = (number(2..<10), number(12..<14))
         default: (address, blocks) = (number(2..<10), number(10..<14))
         }
         switch cdb[0] {
-        case 0x08, 0x28, 0xa8, 0x88, 0x2f, 0xaf, 0x8f: self = .read(address, blocks)
-        case 0x0a, 0x2a, 0xaa, 0x8a, 0x41, 0x93: self = .write(address, blocks)
+        case 0x08, 0x28, 0xa8, 0x88, 0x2f, 0xaf, 0x8f, 0x34, 0x90: self = .read(address, blocks)
+        case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x41, 0x93, 0x89, 0x8b, 0x9c: self = .write(address, blocks)
         case 0x42: self = .writeAnywhere
         default: self = .none
         }

@@ -9,6 +9,11 @@ enum CommandHandler: UInt8, CaseIterable {
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case preFetch, writeAtomic, getLBAStatus
+    case reportTargetPortGroups
+    case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
+    case writeBufferData, writeEchoBuffer
+    case sendDiagnostic, receiveDiagnosticResults
+    case reportTimestamp, setTimestamp, reportIdentifyingInformation, setIdentifyingInformation
     case readDefectData10, readDefectData12
     case reportLUNs, reportSupportedOperationCodes, reportSupportedTaskManagementFunctions
     case persistentReserveIn, persistentReserveOut, reserve, release
@@ -73,7 +78,7 @@ struct UnitFeatures: OptionSet, Hashable {
     static let anchor = Self(rawValue: 1 << 1)
     /// Atomic writes.
     static let atomicWrite = Self(rawValue: 1 << 2)
-    /// A store for the persistent state: SP of MODE SELECT.
+    /// A store for the persistent state: SP of MODE SELECT, identifying information.
     static let savesState = Self(rawValue: 1 << 3)
     /// A removable medium.
     static let removable = Self(rawValue: 1 << 4)

@@ -38,6 +38,19 @@ enum DeviceServer {
         case .persistentReserveOut: SPC.persistentReserveOut(task, cdb, on: unit)
         case .reserve: SPC.reserve(task, on: unit)
         case .release: SPC.release(task, on: unit)
+        case .reportTargetPortGroups: SPC.reportTargetPortGroups(task, cdb, on: unit)
+        case .readBufferData: SPC.readBufferData(task, cdb, on: unit)
+        case .readBufferDescriptor: SPC.readBufferDescriptor(task, cdb, on: unit)
+        case .readEchoBuffer: SPC.readEchoBuffer(task, cdb, on: unit)
+        case .readEchoBufferDescriptor: SPC.readEchoBufferDescriptor(task, cdb, on: unit)
+        case .writeBufferData: SPC.writeBufferData(task, cdb, on: unit)
+        case .writeEchoBuffer: SPC.writeEchoBuffer(task, cdb, on: unit)
+        case .sendDiagnostic: SPC.sendDiagnostic(task, cdb, on: unit)
+        case .receiveDiagnosticResults: SPC.receiveDiagnosticResults(task, cdb, on: unit)
+        case .reportTimestamp: SPC.reportTimestamp(task, cdb, on: unit)
+        case .setTimestamp: SPC.setTimestamp(task, cdb, on: unit)
+        case .reportIdentifyingInformation: SPC.reportIdentifyingInformation(task, cdb, on: unit)
+        case .setIdentifyingInformation: SPC.setIdentifyingInformation(task, cdb, on: unit)
         case .startStopUnit: SBC.startStopUnit(task, cdb, on: unit)
         case .preventAllowMediumRemoval: SBC.preventAllowMediumRemoval(task, cdb, on: unit)
         case .readCapacity10: SBC.readCapacity10(task, on: unit)
@@ -67,7 +80,14 @@ enum DeviceServer {
     private static func resumeSteps(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome
     {
         if task.hasExpired { return .failed(.commandTimeout) }
-        return switch row.handler {
+        let outcome = nextStep(task, cdb, row, on: unit)
+        // The medium may have become smaller since the command began.
+        if case .submit = outcome, let sense = unit.outOfRange(task) { return .failed(sense) }
+        return outcome
+    }
+
+    private static func nextStep(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        switch row.handler {
         case .read: SBC.readAfterFlush(task, on: unit)
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
@@ -77,13 +97,17 @@ enum DeviceServer {
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
         case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
+        case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
-        case .write, .writeAtomic, .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense,
-            .logSelect, .logSense, .reportLUNs, .reportSupportedOperationCodes,
-            .reportSupportedTaskManagementFunctions, .readCapacity10, .readCapacity16, .synchronizeCache,
-            .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve, .release:
+        case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
+            .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
+            .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
+            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
+            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
+            .release:
             preconditionFailure("a command without steps")
         }
     }

@@ -125,6 +125,12 @@ public final class LogicalUnit {
     let reservations: Reservations
     /// `Reservations.restrictions`, at hand for each command.
     let restrictions: UnsafeMutablePointer<CommandFlags>
+    /// What SET IDENTIFYING INFORMATION has set; saved.
+    var identifyingInformation: IdentifyingInformation
+    /// What REPORT TIMESTAMP reports.
+    var clock: UnitClock
+    /// The memory of READ BUFFER and WRITE BUFFER.
+    let buffers = UnitBuffers()
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
@@ -206,6 +212,11 @@ public final class LogicalUnit {
         persistentState = PersistentState(state, store: store)
         reservations = Reservations(persistentState.reservations)
         unsafe restrictions = reservations.restrictions
+        // What the bytes are was checked when the state was read.
+        identifyingInformation =
+            state[.identifyingInformation].flatMap { IdentifyingInformation(parsing: $0.bytes) }
+            ?? IdentifyingInformation()
+        clock = UnitClock(now: shard.clock)
         self.configuration = configuration
         readOnly = configuration.readOnly
         taskSetBounds = TaskSetBounds(configuration.maximumTasks)
@@ -367,6 +378,7 @@ public final class LogicalUnit {
     func nexusCreated(_ nexus: UInt16) {
         unsafe pending[Int(nexus)] = [.powerOn]
         measurements.retire(nexus: nexus)
+        buffers.forgetEcho(nexus: nexus)
     }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
@@ -529,12 +541,22 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         switch task.waitsFor {
-        case .backstore, .thaw: submit(task)
-        case .recovery: submitAgain(task)
+        case .backstore, .thaw, .recovery:
+            // The medium may have become smaller since the request was filled.
+            if let sense = outOfRange(task) { return end(task, .failed(sense)) }
+            task.waitsFor == .recovery ? submitAgain(task) : submit(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .quota: if !mustWait(task) { carryOut(task) }
         case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
         }
+    }
+
+    /// LBA OUT OF RANGE for a task whose request is not on the medium any more, `nil` if it is.
+    func outOfRange(_ task: TaskHandle) -> SenseData? {
+        let (offset, length) = unsafe (task.request.pointee.offset, task.request.pointee.length)
+        if offset <= size, length <= size - offset { return nil }
+        let first = medium.address(of: ByteOffset(max(offset, size)))
+        return SenseData(.illegalRequest, .logicalBlockAddressOutOfRange, information: first.value)
     }
 
     /// The backstore has completed a task's request.
@@ -556,6 +578,9 @@ public final class LogicalUnit {
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if task.row?.handler == .sendDiagnostic {
+            return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
+        }
         return .failed(sense)
     }
 
@@ -812,6 +837,7 @@ public final class LogicalUnit {
     /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
     func reset(_ condition: UnitAttention) {
         stopped = false
+        buffers.reset()
         preventing = 0
         releasePowerControl()
         reservations.setReserved(nil, on: target)

@@ -62,6 +62,9 @@ final class PersistentState {
                 }
             default: break
             }
+            if section.kind == .identifyingInformation, IdentifyingInformation(parsing: section.bytes) == nil {
+                throw .damaged("the identifying information cannot be read")
+            }
         }
     }
 

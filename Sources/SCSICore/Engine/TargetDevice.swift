@@ -42,7 +42,7 @@ public final class TargetDevice {
     /// The shard that owns the target and its units.
     public let shard: Shard
     /// The relative target port identifiers of the ports: which of them a nexus goes through, its front says.
-    let targetPorts: ClosedRange<UInt16>
+    let ports: TargetPorts
 
     private var units: [LUN: LogicalUnit] = [:]
     /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
@@ -74,7 +74,7 @@ public final class TargetDevice {
     public init(name: UInt64, shard: Shard, ports: UInt16 = 2) {
         self.name = name
         self.shard = shard
-        targetPorts = 1...ports
+        self.ports = TargetPorts(target: name, count: ports)
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -165,7 +165,7 @@ public final class TargetDevice {
     public func establishNexus(
         initiatorPort: String, targetPort: UInt16 = 1, port: TargetPortHandle
     ) -> NexusIdentifier? {
-        precondition(targetPorts.contains(targetPort), "a target port that the target does not have")
+        precondition(ports.identifiers.contains(targetPort), "a target port that the target does not have")
         let name = NexusName(initiatorPort: TransportIdentifier.address(of: initiatorPort), targetPort: targetPort)
         let isIdle: (Int) -> Bool = { unsafe self.nexuses[$0].port == nil && self.nexuses[$0].tasks == 0 }
         let slots = 0..<Limits.nexusesPerTarget
@@ -204,6 +204,9 @@ public final class TargetDevice {
     var nexusCount: Int { (0..<Limits.nexusesPerTarget).count { unsafe nexuses[$0].port != nil } }
     /// What registrations call a nexus; `nil` if there never was one with this index.
     func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
+
+    /// The target port that a nexus goes through.
+    func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].map { ports[$0.targetPort] } }
 
     /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
     /// twice with the same name.

@@ -72,6 +72,9 @@ struct ParameterReader {
     /// Length in bytes.
     var count: Int { unsafe buffer.count }
 
+    /// All of it.
+    var bytes: [UInt8] { unsafe Array(buffer) }
+
     func byte(_ offset: Int) -> UInt8 { unsafe buffer[offset] }
     func uint16(_ offset: Int) -> UInt16 { UInt16(byte(offset)) << 8 | UInt16(byte(offset + 1)) }
     func uint32(_ offset: Int) -> UInt32 { UInt32(uint16(offset)) << 16 | UInt32(uint16(offset + 2)) }

@@ -9,6 +9,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
     case reservationsPreempted, reservationsReleased, registrationsPreempted
+    case timestampChanged, deviceIdentifierChanged
     case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
@@ -31,6 +32,8 @@ enum UnitAttention: UInt8, CaseIterable {
         case .reservationsReleased:  (.reservationsReleased,              false, [])
         case .registrationsPreempted: (.registrationsPreempted,           false, [])
         case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
+        case .timestampChanged:      (.timestampChanged,                  false, [])
+        case .deviceIdentifierChanged: (.deviceIdentifierChanged,         false, [])
         case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
         case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
         case .mediumRemovalRequested: (.operatorMediumRemovalRequest,     false, [])

@@ -142,6 +142,11 @@ public enum CDB {
         [0x4c, flags, control << 6 | page, subpage, 0, 0, 0] + bytes(UInt64(listLength), 2) + [0]
     }
 
+    /// REPORT TARGET PORT GROUPS (SPC-6).
+    public static func reportTargetPortGroups(extended: Bool = false, allocation: UInt32 = 255) -> [UInt8] {
+        [0xa3, extended ? 0x2a : 0x0a, 0, 0, 0, 0] + bytes(UInt64(allocation), 4) + [0, 0]
+    }
+
     /// READ CAPACITY(10) (SBC-5).
     public static let readCapacity10: [UInt8] = [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 

@@ -167,11 +167,14 @@ public final class MockPort: @unchecked Sendable {
         free = Array((0..<tasks).reversed())
     }
 
+    /// The relative target port identifier with which it connects.
+    public var targetPort: UInt16 = 1
+
     /// Establishes the nexus.
     public func connect() {
         let port = unsafe TargetPortHandle(
             operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
-        nexus = target.establishNexus(initiatorPort: name, port: port)
+        nexus = target.establishNexus(initiatorPort: name, targetPort: targetPort, port: port)
     }
 
     /// Establishes the nexus so that commands cross to another thread; called on the thread of the gate's shard. From

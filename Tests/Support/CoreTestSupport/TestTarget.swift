@@ -59,8 +59,8 @@ public final class TestTarget {
         for port in [a, b] {
             unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
             port.connect()
-            if !attentive { _ = run(CDB.requestSense(), dataIn: 18, on: port) }
         }
+        if !attentive { for port in [a, b] { _ = run(CDB.requestSense(), dataIn: 18, on: port) } }
         journal.entries = []
     }
 

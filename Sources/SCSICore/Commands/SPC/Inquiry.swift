@@ -13,10 +13,14 @@ enum SPC {
         case unitSerialNumber = 0x80
         case deviceIdentification = 0x83
         case extendedInquiry = 0x86
+        case modePagePolicy = 0x87
+        case ports = 0x88
         case powerCondition = 0x8a
+        case featureSets = 0x92
         case blockLimits = 0xb0
         case blockDeviceCharacteristics = 0xb1
         case logicalBlockProvisioning = 0xb2
+        case blockLimitsExtension = 0xb7
     }
 
     /// INQUIRY (SPC-6 6.7).
@@ -37,7 +41,7 @@ enum SPC {
             writer.byte(0x00)
             writer.byte(page.rawValue)
             writer.uint16(0)
-            write(page, unit, &writer)
+            write(page, task.nexus, unit, &writer)
             writer.patch16(UInt16(clamping: writer.length - 4), at: 2)
         }
     }
@@ -52,7 +56,7 @@ enum SPC {
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
         writer.byte(0x12)  // HISUP, response data format 2
         writer.byte(91)
-        writer.byte(0x00)
+        writer.byte(peripheral == 0x00 ? 0x10 : 0x00)  // TPGS 01b, of a unit: its states do not change by command
         writer.byte(0x10)  // MULTIP: several target ports, one a front
         writer.byte(0x02)  // CMDQUE
         writer.text(Array(vendor.utf8), width: 8)
@@ -63,28 +67,40 @@ enum SPC {
         writer.zeros(96 - writer.length)
     }
 
-    private static func write(_ page: VitalProductDataPage, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+    private static func write(
+        _ page: VitalProductDataPage, _ nexus: UInt16, _ unit: LogicalUnit, _ writer: inout ParameterWriter
+    ) {
         switch page {
         case .supportedPages: writer.bytes(VitalProductDataPage.allCases.map(\.rawValue))
         case .unitSerialNumber: writer.bytes(Array(unit.configuration.serial.utf8))
-        case .deviceIdentification: deviceIdentification(unit, &writer)
+        case .deviceIdentification: deviceIdentification(nexus, unit, &writer)
         case .extendedInquiry: extendedInquiry(unit, &writer)
+        case .modePagePolicy:
+            // All mode pages and subpages are shared by all nexuses, and not by several units (SPC-6 7.7.9).
+            writer.bytes([0x3f, 0xff, 0x00, 0x00])
+        case .ports: ports(unit, &writer)
         case .powerCondition:
             // Power Condition (SPC-6 7.7.14): all of them; leaving them takes no time of its own.
             writer.bytes([0x03, 0x07])
             writer.zeros(12)
+        case .featureSets:
+            // No feature set is claimed. One that is, is a promise to have everything on its list.
+            writer.zeros(4)
         case .blockLimits: blockLimits(unit, &writer)
         case .blockDeviceCharacteristics:
             // Not rotating (1), or not reported (0) for a rotating medium whose rate the backstore does not know.
             writer.uint16(unit.geometry.has(SCSI_BACKSTORE_ROTATIONAL) ? 0 : 1)
             writer.zeros(58)
         case .logicalBlockProvisioning: logicalBlockProvisioning(unit, &writer)
+        case .blockLimitsExtension:
+            // SBC-5 6.6.5: no streams, no scattered writes.
+            writer.zeros(60)
         }
     }
 
-    /// Device Identification (SPC-4 7.8.6): the unit by its NAA name and by T10 vendor ID, the target device by its NAA
-    /// name.
-    private static func deviceIdentification(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+    /// Device Identification (SPC-4 7.8.6): the unit by its NAA name and by T10 vendor ID; the target port that the
+    /// command came through by its NAA name, its identifier and its group; the target device by its NAA name.
+    private static func deviceIdentification(_ nexus: UInt16, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.bytes([0x01, 0x03, 0x00, 8])
         writer.uint64(unit.configuration.name)
         // The designator length is one byte.
@@ -93,8 +109,32 @@ enum SPC {
         writer.text(Array(unit.configuration.vendor.utf8), width: 8)
         writer.bytes(serial)
         if let target = unit.target {
+            if let port = target.port(of: nexus) {
+                portName(port, &writer)
+                writer.bytes([0x01, 0x14, 0x00, 4, 0, 0])
+                writer.uint16(port.relativeIdentifier)
+                writer.bytes([0x01, 0x15, 0x00, 4, 0, 0])
+                writer.uint16(TargetPorts.group)
+            }
             writer.bytes([0x01, 0x23, 0x00, 8])
             writer.uint64(target.name)
+        }
+    }
+
+    private static func portName(_ port: TargetPort, _ writer: inout ParameterWriter) {
+        writer.bytes([0x01, 0x13, 0x00, 8])
+        writer.uint64(port.name)
+    }
+
+    /// SCSI Ports (SPC-6 7.7.14): the target ports. Their initiator ports, which no transport here names, are none of
+    /// the SCSI device's.
+    private static func ports(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
+        for port in unit.target?.ports.all ?? [] {
+            writer.uint16(0)
+            writer.uint16(port.relativeIdentifier)
+            writer.zeros(6)
+            writer.uint16(12)
+            portName(port, &writer)
         }
     }
 

@@ -93,7 +93,7 @@ extension SPC {
     ) -> ReservationVerdict {
         let flags = list.byte(20)
         var others: [NexusName]?
-        let ports = flags & 0x04 != 0 ? unit.target.map { Array($0.targetPorts) } ?? [] : [nexus.targetPort]
+        let ports = flags & 0x04 != 0 ? unit.target.map { Array($0.ports.identifiers) } ?? [] : [nexus.targetPort]
         if flags & 0x08 != 0 {
             switch readInitiatorPorts(list) {
             case .failure(let fault): return .failed(fault.sense)
@@ -146,7 +146,7 @@ extension SPC {
             return .failed(.invalidField(inParameterList: 24))
         }
         let port = list.uint16(18)
-        guard unit.target?.targetPorts.contains(port) == true else {
+        guard unit.target?.ports.identifiers.contains(port) == true else {
             return .failed(.invalidField(inParameterList: 18))
         }
         return unit.reservations.table.registerAndMove(
