@@ -114,6 +114,8 @@ public struct LogicalUnitStatus: Codable, Equatable, Sendable {
     public var writeProtected: Bool
     /// Whether nothing of it reaches the medium: an operator froze it, or an error of the medium did.
     public var frozen = false
+    /// `loaded`, `ejected` by a guest, or `absent`.
+    public var medium = "loaded"
     /// Commands received and not completed.
     public var inFlight: Int
     /// READ commands that ended.

@@ -128,6 +128,7 @@ struct AddUnit: ParsableCommand {
     @OptionGroup var unit: UnitArguments
     @Argument(help: "The backstore that is its medium.") var backstore: String
     @Flag(help: "Refuse writes.") var readOnly = false
+    @Flag(help: "The medium can be ejected, and another be put in; needs --name.") var removable = false
     @Option(help: "Its name, such as naa.3000000000000001.") var name: String?
     @Option(help: "Its serial number.") var serial: String?
     @OptionGroup var limits: LimitOptions
@@ -136,6 +137,7 @@ struct AddUnit: ParsableCommand {
     func run() throws {
         var body: [String: Field] = ["backstore": .text(backstore)]
         if readOnly { body["read-only"] = .truth(true) }
+        if removable { body["removable"] = .truth(true) }
         if let name { body["name"] = .text(name) }
         if let serial { body["serial"] = .text(serial) }
         if !limits.isEmpty { body["limits"] = .object(limits.body) }
@@ -271,6 +273,26 @@ struct Thaw: ParsableCommand {
     @OptionGroup var common: CommonOptions
 
     func run() throws { try common.change("POST", unit.path + "/thaw") }
+}
+
+struct Eject: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Take the medium out of a removable logical unit. Its guests are told.",
+        discussion: "To put another medium in, use: targetctl add lun TARGET LUN BACKSTORE --removable --name NAME")
+    @OptionGroup var unit: UnitArguments
+    @Flag(help: "Also if a guest prevents it.") var force = false
+    @OptionGroup var common: CommonOptions
+
+    func run() throws { try common.change("POST", unit.path + "/eject" + (force ? "?force=true" : "")) }
+}
+
+struct Load: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Put the medium of a removable logical unit in again. Its guests are told.")
+    @OptionGroup var unit: UnitArguments
+    @OptionGroup var common: CommonOptions
+
+    func run() throws { try common.change("POST", unit.path + "/load") }
 }
 
 struct LogLevel: ParsableCommand {

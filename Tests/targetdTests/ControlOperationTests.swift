@@ -184,6 +184,40 @@ import VhostUserInitiator
         }
     }
 
+    @Test func mediumOfARemovableUnitComesAndGoes() throws {
+        try serve { _ throws in
+            _ = try changes("PUT", "/v1/backstores/b", #"{"type": "ram", "size": "2MiB"}"#)
+            _ = try changes("PUT", "/v1/backstores/d", #"{"type": "ram", "size": "3MiB"}"#)
+            let second = "/v1/targets/\(target)/luns/1"
+            func settings(_ backstore: String) -> String {
+                #"{"backstore": "\#(backstore)", "removable": true, "name": "naa.3000000000000001"}"#
+            }
+            #expect(try ask("PUT", second, #"{"backstore": "b", "removable": true}"#).status == 422)
+            _ = try changes("PUT", second, settings("b"))
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(read(lun: 1)).isGood)
+            // A guest that has locked the door is asked, and may be overruled.
+            let prevent = SCSICommand(.flat(target: 3, lun: 1), [0x1e, 0, 0, 0, 1, 0], dataOut: [], dataIn: 0)
+            #expect(try guest.queues[2].run(prevent).isGood)
+            #expect(try ask("POST", second + "/eject").status == 409)
+            #expect(try changes("POST", second + "/eject?force=true") == ["~ target \(target) LUN 1 ejected"])
+            #expect(try get(second, LogicalUnitStatus.self).medium == "absent")
+            #expect(try guest.queues[2].runPastUnitAttentions(read(lun: 1)).additionalSense == 0x3a00)
+            #expect(try changes("POST", second + "/load") == ["~ target \(target) LUN 1 loaded"])
+            #expect(try guest.queues[2].runPastUnitAttentions(read(lun: 1)).isGood)
+            // Another medium, while the unit stays what it is.
+            #expect(
+                try changes("PUT", second, settings("d")) == [
+                    "+ backstore d", "~ target \(target) LUN 1 medium: d", "- backstore b",
+                ])
+            let attention = try guest.queues[2].run(read(lun: 1))
+            #expect(attention.senseKey == 6 && attention.additionalSense == 0x2800)
+            #expect(try guest.queues[2].runPastUnitAttentions(read(lun: 1)).isGood)
+            #expect(try get(second, LogicalUnitStatus.self).size == 3 << 20)
+            #expect(try ask("POST", unit + "/eject").status == 409)
+        }
+    }
+
     @Test func resetReachesTheGuest() throws {
         try serve { _ throws in
             let guest = try VhostUserFrontEnd.started(path: folder("1"))

@@ -384,6 +384,10 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .swapMedium(let number, let target, let backstore):
+                #expect(backstores[backstore] != nil)
+                #expect(targets[target]?.logicalUnits[number]?.removable == true)
+                targets[target]?.logicalUnits[number]?.backstore = backstore
             case .protectLogicalUnit(let number, let target, let isProtected):
                 #expect(targets[target]?.logicalUnits[number]?.readOnly == !isProtected)
                 targets[target]?.logicalUnits[number]?.readOnly = isProtected

@@ -94,6 +94,8 @@ struct TargetConfiguration: Equatable, Sendable {
 struct LogicalUnitSettings: Equatable, Sendable {
     var backstore: String
     var readOnly = false
+    /// Whether the medium can be ejected, and another one be put in.
+    var removable = false
     /// `nil`: derived from the names of the target and the backstore.
     var name: NAAName?
     /// `nil`: the digits of the name.

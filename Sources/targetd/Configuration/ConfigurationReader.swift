@@ -147,13 +147,14 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        let keys = ["backstore", "read-only", "name", "serial", "command-timeout", "limits"]
+        let keys = ["backstore", "read-only", "name", "serial", "removable", "command-timeout", "limits"]
         guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
         var unit = LogicalUnitSettings(backstore: backstore)
         unit.readOnly = boolean(fields, "read-only") ?? false
+        unit.removable = boolean(fields, "removable") ?? false
         if let name = string(fields, "name") {
             do {
                 unit.name = try NAAName(parsing: name, kinds: 2...3, 5...5)

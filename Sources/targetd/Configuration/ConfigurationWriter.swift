@@ -85,6 +85,7 @@ struct ConfigurationWriter {
     private static func value(of unit: LogicalUnitSettings) -> String {
         var fields = [("backstore", quoted(unit.backstore))]
         if unit.readOnly { fields.append(("read-only", "true")) }
+        if unit.removable { fields.append(("removable", "true")) }
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
         if let limits = limits(unit.limits) { fields.append(("limits", limits)) }

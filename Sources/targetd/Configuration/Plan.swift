@@ -16,6 +16,7 @@ enum Change: Equatable, Sendable {
     case addLogicalUnit(Int, target: NAAName)
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
+    case swapMedium(Int, target: NAAName, backstore: String)
     case protectLogicalUnit(Int, target: NAAName, isProtected: Bool)
     case limitLogicalUnit(Int, target: NAAName)
     case limitSocket(String)
@@ -43,7 +44,7 @@ extension Change {
         case .protectLogicalUnit(let number, let target, let isProtected):
             .protectLogicalUnit(number, target: target, isProtected: !isProtected)
         // Made again, they take what they set from the other configuration.
-        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket: self
+        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket, .swapMedium: self
         case .stopXen: .startXen
         case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
@@ -69,6 +70,8 @@ extension Change: CustomStringConvertible {
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
         case .protectLogicalUnit(let number, let target, let isProtected):
             "~ target \(target) LUN \(number) read-only: \(isProtected)"
+        case .swapMedium(let number, let target, let backstore):
+            "~ target \(target) LUN \(number) medium: \(backstore)"
         case .limitLogicalUnit(let number, let target): "~ target \(target) LUN \(number) limits"
         case .limitSocket(let path): "~ vhost-user-scsi \(path) limits"
         case .setCommandTimeout(let number, let target): "~ target \(target) LUN \(number) command-timeout"
@@ -109,7 +112,7 @@ struct Plan: Equatable, Sendable {
         compareSettings()
         let replaced = replacedBackstores().union(place())
         let early = compareEarly(replaced)
-        compareTakingAway(replaced)
+        compareTakingAway(replaced, early)
         compareAdding(replaced, early)
         changes += resizes
     }
@@ -168,7 +171,7 @@ struct Plan: Equatable, Sendable {
         return Set(early.keys)
     }
 
-    private mutating func compareTakingAway(_ replaced: Set<String>) {
+    private mutating func compareTakingAway(_ replaced: Set<String>, _ early: Set<String>) {
         var sockets: [Change] = []
         var units: [Change] = []
         var targets: [Change] = []
@@ -186,7 +189,11 @@ struct Plan: Equatable, Sendable {
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let wanted = new.targets[name]?.logicalUnits[number]
                 guard wanted?.isSameDisk(as: unit) != true || replaced.contains(unit.backstore) else { continue }
-                units.append(.removeLogicalUnit(number, target: name))
+                if let wanted, canSwap(unit, wanted, replaced, early) {
+                    units.append(.swapMedium(number, target: name, backstore: wanted.backstore))
+                } else {
+                    units.append(.removeLogicalUnit(number, target: name))
+                }
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
         }
@@ -195,6 +202,17 @@ struct Plan: Equatable, Sendable {
         }
         if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
+    }
+
+    /// Whether a medium can take another's place while the unit stays: one that is open, or can be, beside it.
+    private func canSwap(
+        _ running: LogicalUnitSettings, _ wanted: LogicalUnitSettings, _ replaced: Set<String>, _ early: Set<String>
+    ) -> Bool {
+        var same = wanted
+        same.backstore = running.backstore
+        return running.removable && wanted.removable && running.backstore != wanted.backstore
+            && running.isSameDisk(as: same) && early.contains(wanted.backstore)
+            && !replaced.contains(running.backstore)
     }
 
     private mutating func compareAdding(_ replaced: Set<String>, _ early: Set<String>) {
@@ -206,7 +224,12 @@ struct Plan: Equatable, Sendable {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
-                guard let running, running.isSameDisk(as: unit), !replaced.contains(unit.backstore) else {
+                let stays =
+                    running.map { running in
+                        canSwap(running, unit, replaced, early)
+                            || running.isSameDisk(as: unit) && !replaced.contains(unit.backstore)
+                    } ?? false
+                guard let running, stays else {
                     changes.append(.addLogicalUnit(number, target: name))
                     continue
                 }

@@ -63,6 +63,18 @@ extension ControlRouter {
                 "POST": { router, call throws(Failure) in .init(try await router.daemon.thaw(try call.unit)) }
             ]),
         Route(
+            path: "/v1/targets/{name}/luns/{lun}/eject",
+            operations: [
+                "POST": { router, call throws(Failure) in
+                    .init(try await router.daemon.eject(try call.unit, isForced: call.flags.contains("force")))
+                }
+            ], flags: ["force"]),
+        Route(
+            path: "/v1/targets/{name}/luns/{lun}/load",
+            operations: [
+                "POST": { router, call throws(Failure) in .init(try await router.daemon.load(try call.unit)) }
+            ]),
+        Route(
             path: "/v1/targets/{name}/luns/{lun}/trace",
             operations: [
                 "GET": { router, call throws(Failure) in .init(try await router.daemon.trace(try call.unit)) },

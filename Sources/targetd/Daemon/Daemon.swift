@@ -293,6 +293,11 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .swapMedium(let number, let target, _):
+            let backstore = new.configuration.targets[target]!.logicalUnits[number]!.backstore
+            error = await thread(after.targets[target]).performAndWait { [isForced] in
+                $0.swapMedium(number, target: target, backstore: backstore, isForced: isForced, done: $1)
+            }
         case .protectLogicalUnit(let number, let target, let isProtected):
             await thread(after.targets[target]).perform {
                 $0.protectLogicalUnit(number, target: target, isProtected: isProtected)

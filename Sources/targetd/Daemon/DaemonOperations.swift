@@ -102,6 +102,27 @@ extension Daemon {
         return ChangeReport(changes: wasFrozen ? ["~ target \(address.text) thawed"] : [], warnings: [])
     }
 
+    /// Takes the medium out of a removable unit.
+    func eject(_ address: UnitAddress, isForced: Bool) async throws(Failure) -> ChangeReport {
+        try await operation("eject \(address.text)") { () async throws(Failure) -> ChangeReport in
+            let isIn = try await look(at: address) { unit, _ in unit.mediumState != .absent }
+            let index = placement.targets[address.target]!
+            let refusal = await threads[index].performAndWait { objects, done in
+                objects.eject(objects.unit(address.number, target: address.target)!, isForced: isForced, done: done)
+            }
+            if let refusal { throw Failure(.conflict, "\(address.text): \(refusal).") }
+            if isIn { events.publish(.changed, subject: address.text, "medium ejected") }
+            return ChangeReport(changes: isIn ? ["~ target \(address.text) ejected"] : [], warnings: [])
+        }
+    }
+
+    /// Puts the medium of a removable unit in again.
+    func load(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
+        let isChanged = try await operate("load", on: address) { unit, objects in objects.load(unit) }
+        if isChanged { events.publish(.changed, subject: address.text, "medium loaded") }
+        return ChangeReport(changes: isChanged ? ["~ target \(address.text) loaded"] : [], warnings: [])
+    }
+
     /// The trace of a logical unit.
     func trace(_ address: UnitAddress) async throws(Failure) -> TraceReport {
         try await look(at: address) { $1.trace($0, address) }

@@ -145,6 +145,7 @@ final class ReactorObjects {
         var configuration = LogicalUnitConfiguration(
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
+        configuration.removable = settings.removable
         configuration.commandTimeout = settings.commandTimeoutNanoseconds
         var stateFile: StateFile?
         do {
@@ -174,6 +175,51 @@ final class ReactorObjects {
     func unit(_ number: Int, target name: NAAName) -> LogicalUnit? {
         guard let lun = LUN(number) else { return nil }
         return targets[name]?.logicalUnits.first { $0.lun == lun }?.unit
+    }
+
+    /// Puts another medium into a removable unit.
+    func swapMedium(
+        _ number: Int, target name: NAAName, backstore: String, isForced: Bool, done: @escaping (ChangeError?) -> Void
+    ) {
+        guard let unit = unit(number, target: name), let medium = backstores[backstore]?.medium,
+            let old = units.first(where: { $0.value === unit })?.key
+        else { preconditionFailure("a medium is put into LUN \(number) of \(name) before what it needs") }
+        eject(unit, isForced: isForced) { [self] error in
+            if let error { return done(ChangeError(text: "LUN \(number) of \(name): \(error)", kind: .conflict)) }
+            unit.insertMedium(medium.handle)
+            units[old] = nil
+            units[backstore] = unit
+            stateFiles[backstore] = stateFiles.removeValue(forKey: old)
+            done(nil)
+        }
+    }
+
+    /// Takes the medium out of a unit, if it is in.
+    ///
+    /// - Parameter done: Called with why it cannot be, or when the unit does not use it any more.
+    func eject(_ unit: LogicalUnit, isForced: Bool, done: @escaping (String?) -> Void) {
+        if unit.mediumState == .absent { return done(nil) }
+        do throws(MediumRemovalRefusal) {
+            try unit.removeMedium(force: isForced) { [self] in
+                // The unit may still be in the call that ended its last request.
+                later { done(nil) }
+            }
+        } catch {
+            switch error {
+            case .notRemovable: done("its medium is not removable: write removable: true in the configuration")
+            case .prevented: done("a guest prevents the removal of the medium, and was told: use force, or wait")
+            case .absent: done(nil)
+            }
+        }
+    }
+
+    /// Puts the medium of a unit's backstore in again; `nil` if it is in.
+    func load(_ unit: LogicalUnit) -> Bool {
+        guard unit.mediumState == .absent, let name = units.first(where: { $0.value === unit })?.key,
+            let medium = backstores[name]?.medium
+        else { return false }
+        unit.insertMedium(medium.handle)
+        return true
     }
 
     func protectLogicalUnit(_ number: Int, target: NAAName, isProtected: Bool) {

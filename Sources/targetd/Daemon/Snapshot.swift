@@ -68,6 +68,7 @@ extension LogicalUnitStatus {
             lun: lun, backstore: backstore, name: name, serial: unit.configuration.serial, size: unit.size,
             writeProtected: unit.isWriteProtected)
         frozen = unit.frozen != nil
+        medium = "\(unit.mediumState)"
         let statistics = unit.statistics
         inFlight = unit.tasksInFlight
         reads = statistics.reads
