@@ -148,12 +148,76 @@ def gate(results: report.Report, _: list[str]) -> None:
         results.run(group, everything(group))
 
 
+# What real threads do at once, and what is done with memory at random. Only what these tests need is built.
+SANITIZED = {
+    "thread": "ShardLinkTests|ShardThreadTests",
+    "address": "SCSICoreTests|SimulationTests",
+}
+
+
+def sanitize(results: report.Report, words: list[str]) -> None:
+    """Tests under ThreadSanitizer, or under another sanitizer that is named. Each has a build of its own."""
+    for sanitizer in words or ["thread"]:
+        if sanitizer not in SANITIZED:
+            raise SystemExit(f"no sanitizer is called '{sanitizer}': there are {' and '.join(SANITIZED)}")
+        package = core_package()
+        build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{sanitizer}"),
+                 f"--sanitize={sanitizer}"]  # fmt: skip
+        # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
+        os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
+                       "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
+        group = Commands(f"{sanitizer.capitalize()} sanitizer", [
+            ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
+            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel",
+                                    "--filter", SANITIZED[sanitizer]], UNIT_SECONDS),
+        ])  # fmt: skip
+        results.run(group, everything(group))
+
+
+def core_package() -> str:
+    """A package of the core and its tests only: a sanitized build of all would take ten times as long."""
+    folder = os.path.join(ROOT, ".build", "core-package")
+    os.makedirs(folder, exist_ok=True)
+    for name in ["Sources", "Tests"]:
+        link = os.path.join(folder, name)
+        if not os.path.islink(link):
+            os.symlink(os.path.join(ROOT, name), link)
+    with open(os.path.join(ROOT, "Package.swift")) as file:
+        text = file.read()
+    settings = text[text.index("let settings"):text.index("let package")]
+    manifest = f"""{text.splitlines()[0]}
+import PackageDescription
+{settings}
+let headers: [Target.Dependency] = ["CBackstore", "CTarget", "CIOVector"]
+let package = Package(
+    name: "core",
+    targets: [
+        .systemLibrary(name: "CIOVector"), .systemLibrary(name: "CBackstore"), .systemLibrary(name: "CTarget"),
+        .target(name: "SCSICore", dependencies: headers, exclude: ["README.md"], swiftSettings: settings),
+        .target(
+            name: "CoreTestSupport", dependencies: ["SCSICore"] + headers, path: "Tests/Support/CoreTestSupport",
+            swiftSettings: settings),
+        .testTarget(
+            name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport"] + headers, swiftSettings: settings),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport"] + headers, swiftSettings: settings),
+    ]
+)
+"""
+    path = os.path.join(folder, "Package.swift")
+    if not os.path.exists(path) or open(path).read() != manifest:
+        with open(path, "w") as file:
+            file.write(manifest)
+    return folder
+
+
 PARTS = {
     "lint": (lint, "the format of the sources"),
     "build": (build, "debug with the tests, and release"),
     "unit": (unit, "Swift's tests; a name after it filters them"),
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
+    "sanitize": (sanitize, "threads under ThreadSanitizer; 'sanitize address': the core under AddressSanitizer"),
 }
 
 

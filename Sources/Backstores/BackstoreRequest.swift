@@ -175,6 +175,18 @@ struct ExtentWriter {
     }
 }
 
+/// Answers a SPACE request. The product of what the system tells may be more than there are bytes.
+func answerSpace(_ request: RequestPointer, used: UInt64, available: (partialValue: UInt64, overflow: Bool)) {
+    let segment = unsafe request.pointee.segments!.pointee
+    unsafe precondition(
+        request.pointee.segment_count == 1 && segment.iov_len >= MemoryLayout<scsi_backstore_space>.size,
+        "a SPACE request without room for an answer")
+    let space = scsi_backstore_space(
+        used: used, available: available.overflow ? .max : available.partialValue,
+        flags: UInt32(SCSI_BACKSTORE_SPACE_SHARED), reserved: 0)
+    unsafe segment.iov_base.storeBytes(of: space, as: scsi_backstore_space.self)
+}
+
 /// Traps unless the core asks for a range inside the medium: it has checked the guest's.
 @inline(__always)
 func checkRange(_ request: RequestPointer, size: UInt64) {

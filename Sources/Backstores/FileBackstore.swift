@@ -224,7 +224,8 @@ public final class FileBackstore {
         _ descriptor: Int32, _ options: Options, _ status: stat, canPunch: Bool
     ) -> scsi_backstore_geometry {
         var geometry = scsi_backstore_geometry()
-        geometry.capabilities = UInt32(SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_PREFETCH)
+        geometry.capabilities = UInt32(
+            SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_SPACE)
         if !options.readOnly {
             geometry.capabilities |= UInt32(
                 SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_VOLATILE_CACHE | SCSI_BACKSTORE_CAN_WRITE_ZEROES)

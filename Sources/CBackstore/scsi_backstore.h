@@ -49,6 +49,21 @@ enum {
     /* Only if the geometry says CAN_ANCHOR: the range reads as zeros afterwards and has its space, so that writing to it
      * does not end with ENOSPC. No segments. */
     SCSI_BACKSTORE_ANCHOR = 8,
+    /* Only if the geometry says CAN_REPORT_SPACE: the space that the medium has and takes. Offset and length are 0; the
+     * segments are no data: they are one element, a scsi_backstore_space that the caller has zeroed. */
+    SCSI_BACKSTORE_SPACE = 9,
+};
+
+/* scsi_backstore_space.flags */
+enum {
+    SCSI_BACKSTORE_SPACE_SHARED = 1u << 0, /* others may take what is available */
+};
+
+struct scsi_backstore_space {
+    uint64_t used;      /* bytes that the medium takes where it is kept */
+    uint64_t available; /* bytes that it could take there beside those */
+    uint32_t flags;
+    uint32_t reserved;
 };
 
 /* scsi_backstore_extent.state */
@@ -86,6 +101,7 @@ enum {
     SCSI_BACKSTORE_CAN_PREFETCH = 1u << 6,
     SCSI_BACKSTORE_CAN_REPORT_EXTENTS = 1u << 7,
     SCSI_BACKSTORE_CAN_ANCHOR = 1u << 8,
+    SCSI_BACKSTORE_CAN_REPORT_SPACE = 1u << 9,
 };
 
 /* `scratch` is this large so that a kernel control block fits and submitting needs no allocation. */

@@ -331,7 +331,7 @@ struct ModelTests {
     ) -> Bool {
         switch Serialization.hazard(younger: younger.kind, older: older.kind) {
         case .pass: false
-        case .wait: true
+        case .wait, .waitIfRestricted: true
         case .overlap:
             older.blocks > 0 && younger.blocks > 0 && older.address <= younger.address &+ (younger.blocks - 1)
                 && younger.address <= older.address &+ (older.blocks - 1)

@@ -86,6 +86,7 @@ struct VerifyTests {
     func smallTransfers() {
         world.backstore.geometry.maximum_transfer = 8192
         world.unit.backstoreGeometryChanged()
+        _ = world.run(CDB.requestSense(), dataIn: 18)
         #expect(world.run(CDB.verify(.sixteen, 0, 40)).summary == "good")
         #expect(world.backstore.accepted.count == 3)
     }

@@ -55,6 +55,31 @@ enum ModelAccess: Equatable {
 /// A mistake that the model makes on purpose, to show that the comparison with the engine finds it.
 enum ModelMistake: CaseIterable {
     case orderedOvertaken, simpleOvertakesOrdered, headOfQueueWaits, simpleBesideHeadOfQueue, hazardIgnored
+    case acaLetsCommandsBy, acaForgotten, queueErrorIgnored, oneTaskSetForAll
+}
+
+/// The control mode page (SPC-6 7.5.10), the fields that the task manager acts on.
+struct ModelControl: Equatable {
+    /// TST 001b.
+    var separate = false
+    var functionsOnly = false
+    /// QUEUE ALGORITHM MODIFIER 0.
+    var restricted = true
+    var queueError: UInt8 = 0
+    var interlock: UInt8 = 0
+    var taskAborted = false
+
+    init() {}
+
+    /// From the page's bytes, header included.
+    init(page: [UInt8]) {
+        separate = page[2] >> 5 == 1
+        functionsOnly = page[2] & 0x10 != 0
+        restricted = page[3] >> 4 == 0
+        queueError = page[3] >> 1 & 3
+        interlock = page[4] >> 4 & 3
+        taskAborted = page[5] & 0x40 != 0
+    }
 }
 
 /// A command in the model's task set.
@@ -65,13 +90,20 @@ struct ModelTask {
     let attribute: TaskAttribute
     let access: ModelAccess
     let passesUnitAttention: Bool
+    var hasNACA = false
+    /// MODE SELECT, START STOP UNIT: decides what later commands may do.
+    var changesUnit = false
     var isEnabled = false
-    /// How a task management function said that it ends.
+    /// Enabled, and kept from ending (or, before it could begin, from beginning) by an ACA condition.
+    var isParked = false
+    /// How a task management function or a CHECK CONDITION said that it ends.
     var mark: String?
     /// The unit attention condition that was pending when it was enabled.
     var attention: UInt16?
     /// What a MODE SELECT sets: a page code and the page's bytes.
     var modePage: (code: UInt8, bytes: [UInt8])?
+    /// How it ended, while an ACA condition keeps it from saying so.
+    var held: String?
 }
 
 /// One logical unit.
@@ -80,21 +112,51 @@ struct ModelUnit {
     var attention: [Int: [UInt16]] = [:]
     var mistake: ModelMistake?
     /// The current mode pages by code, and what a reset makes of them.
-    var modePages: [UInt8: [UInt8]] = [:]
+    var modePages: [UInt8: [UInt8]] = [:] { didSet { control = ModelControl(page: modePages[0x0a]!) } }
     var defaultModePages: [UInt8: [UInt8]] = [:]
+    var control = ModelControl()
+    /// The faulted nexuses.
+    var faulted: Set<Int> = []
 
-    /// SAM-6 8.6.2 to 8.6.4, and the extent rule of this target.
+    // MARK: Task sets (SAM-6 clause 8)
+
+    private func areOfOneSet(_ left: Int, _ right: Int) -> Bool {
+        !control.separate || left == right || mistake == .oneTaskSetForAll
+    }
+
+    /// SAM-6 8.6.2 to 8.6.5, 5.9.2, and the extent rule of this target.
     func mayBeEnabled(_ index: Int) -> Bool {
         let task = tasks[index]
-        let older = tasks[..<index]
-        let headOfQueue = tasks.contains { $0.attribute == .headOfQueue && $0.id != task.id }
+        if isBlocked(task) { return false }
+        let older = tasks[..<index].filter { areOfOneSet($0.nexus, task.nexus) }
+        let headOfQueue = tasks.contains {
+            $0.attribute == .headOfQueue && $0.id != task.id && areOfOneSet($0.nexus, task.nexus)
+        }
         switch task.attribute {
         case .headOfQueue: return mistake != .headOfQueueWaits || older.isEmpty
-        case .ordered: return (older.isEmpty || mistake == .orderedOvertaken) && !headOfQueue
-        case .simple, .aca:
+        case .aca: return true
+        case .ordered: return (older.isEmpty || mistake == .orderedOvertaken) && !headOfQueue && !meetsOtherSet(task)
+        case .simple:
             if headOfQueue, mistake != .simpleBesideHeadOfQueue { return false }
             if older.contains(where: { $0.attribute == .ordered }), mistake != .simpleOvertakesOrdered { return false }
-            return mistake == .hazardIgnored || !older.contains { task.access.conflicts(with: $0.access) }
+            return mistake == .hazardIgnored
+                || !older.contains { task.access.conflicts(with: $0.access) || isRestricted(task, $0) }
+                    && !meetsOtherSet(task)
+        }
+    }
+
+    /// SPC-6 7.5.10, restricted reordering: a SIMPLE command of the nexus whose effect decides over the other's.
+    private func isRestricted(_ task: ModelTask, _ older: ModelTask) -> Bool {
+        guard control.restricted, task.nexus == older.nexus else { return false }
+        let touches = { (task: ModelTask) in task.access != .none || task.changesUnit }
+        return task.changesUnit && touches(older) || older.changesUnit && touches(task)
+    }
+
+    /// Blocks that a command of another task set is working on.
+    private func meetsOtherSet(_ task: ModelTask) -> Bool {
+        tasks.contains {
+            !areOfOneSet($0.nexus, task.nexus) && $0.isEnabled && !$0.isParked
+                && task.access.conflicts(with: $0.access)
         }
     }
 
@@ -120,11 +182,66 @@ struct ModelUnit {
         for nexus in attention.keys where nexus != task.nexus { establish(0x2a01, for: nexus) }
     }
 
+    // MARK: Auto contingent allegiance (SAM-6 5.9) and QErr (SPC-6 7.5.10)
+
+    /// SAM-6 5.9.2: all commands of the task set but the one that recovers.
+    func isBlocked(_ task: ModelTask) -> Bool {
+        if mistake == .acaLetsCommandsBy { return false }
+        if task.attribute == .aca, faulted.contains(task.nexus) { return false }
+        return faulted.contains { areOfOneSet($0, task.nexus) }
+    }
+
+    /// SAM-6 5.9.3, 5.9.4: the status of a command that an ACA condition keeps out; SAM-6 8.6.5 for the ACA attribute
+    /// without such a condition.
+    func refusal(_ nexus: Int, _ attribute: TaskAttribute, hasNACA: Bool) -> String? {
+        if faulted.contains(nexus) {
+            let other = tasks.contains { $0.nexus == nexus && $0.attribute == .aca }
+            return attribute == .aca && !other && !control.functionsOnly ? nil : "acaActive"
+        }
+        if !faulted.isEmpty, !control.separate { return attribute == .aca || hasNACA ? "acaActive" : "busy" }
+        return attribute == .aca ? "5/4900" : nil
+    }
+
+    /// A command has ended with CHECK CONDITION; it is out of the task set.
+    mutating func fault(_ task: ModelTask) {
+        if task.attribute == .aca { faulted.remove(task.nexus) }
+        if task.hasNACA, mistake != .acaForgotten { faulted.insert(task.nexus) }
+        if mistake == .queueErrorIgnored { return }
+        switch control.queueError {
+        case 1: clear(by: task.nexus)
+        case 3: mark { $0.nexus == task.nexus ? "aborted" : nil }
+        default: break
+        }
+    }
+
+    /// Marks the tasks that `select` names and nothing else has ended yet.
+    mutating func mark(_ select: (ModelTask) -> String?) {
+        for index in tasks.indices where tasks[index].mark == nil { tasks[index].mark = select(tasks[index]) }
+    }
+
+    /// Marks the task set of a nexus: the others' tasks by TAS, and with a unit attention condition if they get no
+    /// status.
+    mutating func clear(by nexus: Int) {
+        let taskSet = tasks.filter { $0.mark == nil && areOfOneSet($0.nexus, nexus) }
+        let (ids, status) = (Set(taskSet.map(\.id)), control.taskAborted)
+        mark { ids.contains($0.id) ? $0.nexus != nexus && status ? "taskAborted" : "aborted" : nil }
+        if status { return }
+        for other in Set(taskSet.map(\.nexus)) where other != nexus { establish(0x2f00, for: other) }
+    }
+
+    /// Marks all tasks for a reset by `nexus`.
+    mutating func markForReset(by nexus: Int) {
+        let status = control.taskAborted
+        mark { status && $0.nexus != nexus ? "taskAborted" : "reset" }
+    }
+
     // MARK: Unit attention conditions
 
     /// The order in which conditions are reported.
     static let precedence: [UInt16] = [
-        0x2901, 0x2902, 0x2903, 0x2907, 0x2800, 0x3f0e, 0x3f03, 0x2a01, 0x2a09, 0x2f00,
+        0x2900, 0x2901, 0x2902, 0x2903, 0x2907, 0x2800, 0x3f0e, 0x3f03, 0x2a01, 0x2a02, 0x2a09, 0x2a03, 0x2a04, 0x2a05,
+        0x2f00,
+        0x5b01, 0x3807, 0x2c07, 0x2c08, 0x2c09,
     ]
 
     mutating func establish(_ code: UInt16, for nexus: Int) {

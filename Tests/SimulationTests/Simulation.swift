@@ -14,11 +14,13 @@ struct SimulationFeatures {
     var attributes = true, management = true, nexusLoss = true, resize = true, removal = true
     var errors = true, full = true, ignoresCancel = true, reorder = true, staging = true, anyCDB = true
     var modeSelect = true, startStop = true, reentrant = true, smallTransfers = true, shortBuffers = true
+    var naca = true, taskSets = true
 
     init(_ random: inout SplitMix64) {
         let paths: [WritableKeyPath<Self, Bool>] = [
             \.attributes, \.management, \.nexusLoss, \.resize, \.removal, \.errors, \.full, \.ignoresCancel, \.reorder,
-            \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers,
+            \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers, \.naca,
+            \.taskSets,
         ]
         for path in paths { self[keyPath: path] = random.chance(1, in: 2) }
     }
@@ -27,7 +29,15 @@ struct SimulationFeatures {
 /// A mistake planted outside of the engine, to show that the simulator finds its like.
 enum PlantedBug: CaseIterable {
     case lostCompletion, doubledCompletion, lostUnitAttention, doubledUnitAttention, earlyAnswer, lostWrite, wrongData
-    case lateTouch
+    case lateTouch, orderedOvertaken, commandPassesACA
+}
+
+/// The two kinds of mock transport: what differs between the fronts that there are.
+enum MockTransport: CaseIterable {
+    /// Many commands at once, every attribute, NACA, a tag for each command.
+    case rich
+    /// Few commands at once, SIMPLE only, buffers in one piece, tags used again as soon as they are free.
+    case plain
 }
 
 /// One run.
@@ -46,6 +56,7 @@ final class Simulation {
     private let violations = Violations()
     private let journal = Journal()
     private var ports: [MockPort] = []
+    private var transports: [MockTransport] = []
     private var units: [Unit] = []
     private var media: [ScriptedBackstore] = []
     private var tracked: [Key: Tracked] = [:]
@@ -94,6 +105,8 @@ final class Simulation {
         let fits: Bool
         var writes: [BlockWrite] = []
         var isRandom = false
+        /// With what the command must end because it does not come into the task set.
+        var refusal: (summary: String, task: ModelTask)?
         init(id: Int, cdb: [UInt8], sentAt: Int, unit: Unit?, address: UInt64, blocks: UInt64, fits: Bool) {
             self.id = id
             self.cdb = cdb
@@ -158,7 +171,7 @@ final class Simulation {
         let entry = Unit(unit, medium, blocks)
         entry.model.mistake = mistake
         let hasCache = medium.geometry.capabilities & UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) != 0
-        entry.model.defaultModePages = [0x0a: Self.controlPage(0, 0), 0x08: Self.cachingPage(hasCache)]
+        entry.model.defaultModePages = [0x0a: Self.controlPage(), 0x08: Self.cachingPage(hasCache)]
         entry.model.modePages = entry.model.defaultModePages
         units.append(entry)
         map(entry, at: lun)
@@ -177,8 +190,11 @@ final class Simulation {
 
     private func addPort() {
         let index = ports.count
+        let transport = index == 0 ? .rich : random.pick(MockTransport.allCases)
+        transports.append(transport)
         let port = MockPort(
-            name: "I\(index)", target: target, journal: journal, violations: violations, tasks: 24, segmentsPerTask: 24)
+            name: "I\(index)", target: target, journal: journal, violations: violations,
+            tasks: transport == .rich ? 24 : 6, segmentsPerTask: 24)
         unsafe port.isHeldByMedium = { [unowned self] head in self.media.contains { unsafe $0.holds(head) } }
         port.whenCompleted = { [unowned self] in self.completed($0, on: index) }
         port.whenAnswered = { [unowned self] in self.answered($0, $1, on: index) }
@@ -220,6 +236,9 @@ final class Simulation {
     private func finishAnyway() {
         repeat {
             shard.retryWaiting()
+            for port in ports where port.nexus != nil {
+                for entry in units where entry.lun != nil { port.manage(.clearACA, lun: entry.lun!.field) }
+            }
             for medium in media { medium.completeAll() }
         } while shard.hasWaiting || media.contains { !$0.pending.isEmpty }
     }
@@ -227,12 +246,18 @@ final class Simulation {
     private func drain() {
         for medium in media { medium.capacity = .max }
         var budget = 10_000
-        while failures.isEmpty, budget > 0, shard.hasWaiting || media.contains(where: { !$0.pending.isEmpty }) {
+        while failures.isEmpty, budget > 0 {
             budget -= 1
             step += 1
-            shard.retryWaiting()
-            settle()
-            if failures.isEmpty, let medium = media.first(where: { !$0.pending.isEmpty }) { complete(medium) }
+            if shard.hasWaiting || media.contains(where: { !$0.pending.isEmpty }) {
+                shard.retryWaiting()
+                settle()
+                if failures.isEmpty, let medium = media.first(where: { !$0.pending.isEmpty }) { complete(medium) }
+            } else if let entry = units.first(where: { !$0.model.faulted.isEmpty }) {
+                manage(entry.model.faulted.min()!, .clearACA, entry)
+            } else {
+                break
+            }
             settle()
         }
         if budget == 0 { fail("the target does not come to rest") }
@@ -306,12 +331,12 @@ final class Simulation {
         let mapped = units.filter { $0.lun != nil }
         let entry = random.chance(1, in: 20) ? nil : mapped.randomElement(using: &random)
         let lun = entry?.lun?.field ?? random.pick([77 << 48, 0xc101 << 48, 0x8000 << 48, 1])
-        let attribute: TaskAttribute =
-            features.attributes
-            ? random.pick([.simple, .simple, .simple, .simple, .ordered, .headOfQueue, .aca]) : .simple
+        let isRich = transports[index] == .rich
+        let attribute = isRich ? chooseAttribute(entry, index) : .simple
         commands += 1
-        let command = choose(entry)
-        let tag = nextCookie
+        var command = choose(entry)
+        if features.naca, isRich, random.chance(1, in: 3) { command.cdb[command.cdb.count - 1] |= 0x04 }
+        let tag = isRich ? nextCookie : UInt64((0...).first { !port.tagsInFlight.contains(UInt64($0)) }!)
         nextCookie += 1
         nextID += 1
         let key = Key(port: index, tag: tag)
@@ -325,10 +350,13 @@ final class Simulation {
         tracked[key] = record
         note("I\(index) sends \(tag) \(attribute) \(command.cdb.map { String($0, radix: 16) }) to \(lun >> 48)")
         if let entry { insert(record, key, attribute, entry, command.modePage) }
-        let layout = random.chance(1, in: 3) ? split(command.dataIn) : nil
-        let outLayout = random.chance(1, in: 3) ? split(command.dataOut.count) : nil
+        var (sent, cdb) = (attribute, command.cdb)
+        if planted == .orderedOvertaken, attribute == .ordered { sent = .simple }
+        if planted == .commandPassesACA { cdb[cdb.count - 1] &= ~0x04 }
+        let layout = isRich && random.chance(1, in: 3) ? split(command.dataIn) : nil
+        let outLayout = isRich && random.chance(1, in: 3) ? split(command.dataOut.count) : nil
         port.send(
-            command.cdb, lun: lun, attribute: attribute, dataOut: command.dataOut, outLayout: outLayout,
+            cdb, lun: lun, attribute: sent, dataOut: command.dataOut, outLayout: outLayout,
             dataIn: command.dataIn, inLayout: layout, tag: tag)
     }
 
@@ -336,12 +364,26 @@ final class Simulation {
         _ record: Tracked, _ key: Key, _ attribute: TaskAttribute, _ entry: Unit,
         _ modePage: (code: UInt8, bytes: [UInt8])?
     ) {
-        entry.model.tasks.append(
-            ModelTask(
-                id: record.id, nexus: key.port, tag: key.tag, attribute: attribute,
-                access: ModelAccess(cdb: record.cdb),
-                passesUnitAttention: Self.passing.contains(record.cdb[0]), modePage: modePage))
+        let code = record.cdb[0]
+        var task = ModelTask(
+            id: record.id, nexus: key.port, tag: key.tag, attribute: attribute, access: ModelAccess(cdb: record.cdb),
+            passesUnitAttention: Self.passing.contains(code), modePage: modePage)
+        task.hasNACA = record.cdb.last! & 0x04 != 0
+        task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
+        if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
+            record.refusal = (refusal, task)
+            return
+        }
+        entry.model.tasks.append(task)
+        syncParked(entry)
         entry.model.enable(entry.model.tasks.count - 1)
+    }
+
+    /// Mostly ACA on a faulted nexus, where nothing else is admitted.
+    private func chooseAttribute(_ entry: Unit?, _ index: Int) -> TaskAttribute {
+        if entry?.model.faulted.contains(index) == true, random.chance(2, in: 3) { return .aca }
+        guard features.attributes else { return .simple }
+        return random.pick([.simple, .simple, .simple, .simple, .ordered, .headOfQueue, .ordered, .headOfQueue, .aca])
     }
 
     private func split(_ length: Int) -> [Int] {
@@ -454,20 +496,31 @@ final class Simulation {
             values: Array(repeating: 0, count: Int(blocks)))
     }
 
-    private static func controlPage(_ senseFormat: UInt8, _ abortedStatus: UInt8) -> [UInt8] {
-        [0x0a, 10, senseFormat, 0x10, 0, abortedStatus, 0, 0, 0xff, 0xff, 0, 0]
+    private static func controlPage(
+        _ senseFormat: UInt8 = 0, taskSets: UInt8 = 0, queue: UInt8 = 0, interlock: UInt8 = 0,
+        abortedStatus: UInt8 = 0
+    ) -> [UInt8] {
+        [0x0a, 10, senseFormat | taskSets, queue, interlock, abortedStatus, 0, 0, 0xff, 0xff, 0, 0]
+    }
+
+    private func controlPage() -> [UInt8] {
+        let many = features.taskSets
+        return Self.controlPage(
+            random.pick([0, 4]), taskSets: many ? random.pick([0, 0x10, 0x20, 0x20]) : 0,
+            queue: many ? random.pick([0, 0, 0x10]) | random.pick([0, 0, 2, 6]) : 0,
+            interlock: many ? random.pick([0, 0, 0x20, 0x30]) : 0, abortedStatus: random.pick([0, 0x40]))
     }
 
     private static func cachingPage(_ isEnabled: Bool) -> [UInt8] {
         [0x08, 18, isEnabled ? 4 : 0] + Array(repeating: 0, count: 17)
     }
 
-    /// Changes D_SENSE, TAS or WCE, or nothing.
+    /// Changes the control mode page or WCE, or nothing.
     private func modeSelect(_ entry: Unit?) -> Command {
         let hasCache = (entry?.medium.geometry.capabilities ?? 0) & UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) != 0
         let page: [UInt8] =
             random.chance(1, in: 2)
-            ? Self.controlPage(random.pick([0, 4]), random.pick([0, 0x40]))
+            ? controlPage()
             : Self.cachingPage(hasCache && random.chance(1, in: 2))
         let list = [0, 0, 0, 0] + page
         return Command(
@@ -493,7 +546,11 @@ final class Simulation {
         let key = Key(port: index, tag: completion.tag)
         note("I\(index) \(completion.tag) \(completion.summary)")
         guard let record = tracked.removeValue(forKey: key) else { return fail("command \(key) came back twice") }
-        if let entry = record.unit { leave(entry, record, completion, index) }
+        if let refusal = record.refusal {
+            refused(record.unit!, refusal.task, completion, expected: refusal.summary)
+        } else if let entry = record.unit {
+            leave(entry, record, completion, index)
+        }
         hasEnded = true
         judge(record, completion, index)
         for cookie in functions.keys { functions[cookie]!.waitsFor.remove(record.id) }
@@ -504,12 +561,30 @@ final class Simulation {
         }
     }
 
+    /// The command never was in the model's task set.
+    private func refused(_ entry: Unit, _ task: ModelTask, _ completion: Completion, expected: String) {
+        if completion.summary != expected {
+            return fail("command \(completion.tag) ended \(completion.summary), and \(expected) was due")
+        }
+        if expected.contains("/") { entry.model.fault(task) }
+        if expected == "busy", entry.model.control.interlock == 3 { entry.model.establish(0x2c07, for: task.nexus) }
+    }
+
+    /// Which commands the engine holds in the blocked state.
+    private func syncParked(_ entry: Unit) {
+        for index in entry.model.tasks.indices {
+            let task = entry.model.tasks[index]
+            entry.model.tasks[index].isParked = ports[task.nexus].task(task.tag)?.state == .blocked
+        }
+    }
+
     /// The command leaves the model's task set: it must have been enabled, or have been ended.
     private func leave(_ entry: Unit, _ record: Tracked, _ completion: Completion, _ nexus: Int) {
         guard let position = entry.model.tasks.firstIndex(where: { $0.id == record.id }) else {
             return fail("a command came back that is not in the model")
         }
         let refused = entry.lun == nil && completion.summary == "5/2500"
+        syncParked(entry)
         if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused {
             entry.model.enable(through: record.id)
             if !entry.model.tasks[position].isEnabled {
@@ -518,12 +593,15 @@ final class Simulation {
         }
         let task = entry.model.tasks.remove(at: position)
         if refused { return }
+        if task.mark == nil, entry.model.isBlocked(task) {
+            fail("command \(completion.tag) ended \(completion.summary) in spite of an ACA condition")
+        }
         if let attention = task.attention {
             let expected = "6/" + String(UInt32(attention) | 0x10000, radix: 16).dropFirst()
             if completion.summary != expected {
                 fail("unit attention \(expected) was due, and the command ended \(completion.summary)")
             }
-            reportedAttention(attention, entry, nexus)
+            if entry.model.control.interlock == 0 { reportedAttention(attention, entry, nexus) }
         } else if completion.summary.hasPrefix("6/") {
             fail("unit attention \(completion.summary) is not pending")
         }
@@ -532,6 +610,7 @@ final class Simulation {
         } else if ["aborted", "reset", "taskAborted"].contains(completion.summary) {
             fail("command \(completion.tag) ended \(completion.summary), and nobody had aborted it")
         }
+        if completion.summary.contains("/"), entry.lun != nil { entry.model.fault(task) }
     }
 
     private func reportedAttention(_ code: UInt16, _ entry: Unit, _ nexus: Int) {
@@ -547,7 +626,7 @@ final class Simulation {
             for entry in units where entry.lun != nil { entry.model.clear(0x3f0e, for: nexus) }
         }
         judgeData(record, completion)
-        guard !record.isRandom, let entry = record.unit else { return }
+        guard !record.isRandom, record.refusal == nil, let entry = record.unit else { return }
         let ended = ["aborted", "reset", "taskAborted", "good"].contains(summary) || summary.hasPrefix("6/")
         if summary == "good", !record.fits { fail("a command whose buffers are too short ended with GOOD") }
         if ended { return }
@@ -570,6 +649,7 @@ final class Simulation {
     private func judgeRequestSense(_ record: Tracked, _ completion: Completion, _ nexus: Int) {
         guard let entry = record.unit else { return }
         let pending = entry.model.attention[nexus]?.first
+        if record.cdb[4] == 0 { return }
         guard !record.isRandom, let sense = Sense(completion.data) else {
             // Cut by its allocation length, as the initiator wished: it counts as reported.
             if let pending { reportedAttention(pending, entry, nexus) }
@@ -616,21 +696,20 @@ final class Simulation {
 
     // MARK: Task management, nexus loss, changes of the target
 
-    private func mark(_ entry: Unit, _ select: (ModelTask) -> String?) {
-        for index in entry.model.tasks.indices where entry.model.tasks[index].mark == nil {
-            entry.model.tasks[index].mark = select(entry.model.tasks[index])
-        }
-    }
-
     private func marked(_ entry: Unit, _ select: (ModelTask) -> Bool = { _ in true }) -> Set<Int> {
         Set(entry.model.tasks.filter { $0.mark != nil && select($0) }.map(\.id))
     }
 
     private func manage(_ index: Int) {
-        let port = ports[index]
-        guard port.nexus != nil else { return }
-        let function = random.pick(TaskManagementFunction.allCases)
+        guard ports[index].nexus != nil else { return }
         let entry = random.chance(1, in: 15) ? nil : units.filter { $0.lun != nil }.randomElement(using: &random)
+        let isFaulted = entry?.model.faulted.contains(index) == true
+        let function =
+            isFaulted && random.chance(1, in: 2) ? .clearACA : random.pick(TaskManagementFunction.allCases)
+        manage(index, function, entry)
+    }
+
+    private func manage(_ index: Int, _ function: TaskManagementFunction, _ entry: Unit?) {
         let victims = tracked.keys.filter { $0.port == index }.sorted { $0.tag < $1.tag }
         let tag = victims.randomElement(using: &random)?.tag ?? 999_999
         let cookie = nextCookie
@@ -640,12 +719,12 @@ final class Simulation {
         var afterwards: [() -> Void] = []
         let anybody = units.filter { !$0.model.tasks.isEmpty || $0.lun != nil }
         switch function {
-        case .clearACA, .queryAsynchronousEvent: expected = .functionRejected
         case .targetReset:
             for entry in anybody { waitsFor.formUnion(reset(entry, by: index, &afterwards)) }
         case .nexusReset:
             for entry in anybody {
-                mark(entry) { $0.nexus == index ? "reset" : nil }
+                entry.model.mark { $0.nexus == index ? "reset" : nil }
+                entry.model.faulted.remove(index)
                 waitsFor.formUnion(marked(entry) { $0.nexus == index })
                 afterwards.append { entry.model.establish(0x2907, for: index) }
             }
@@ -658,18 +737,19 @@ final class Simulation {
         }
         functions[cookie] = Function(port: index, waitsFor: waitsFor, expected: expected)
         note("I\(index) \(function) lun \(entry?.lun?.number ?? 77) tag \(tag)")
-        let withMedium = heldByMedia()
+        let ended = endedWhileWaiting()
         isBusy = true
-        port.manage(function, lun: entry?.lun?.field ?? 77 << 48, tag: tag, cookie: cookie)
+        ports[index].manage(function, lun: entry?.lun?.field ?? 77 << 48, tag: tag, cookie: cookie)
         isBusy = false
-        checkNothingStarted(since: withMedium)
+        checkGone(ended)
+        if function == .queryAsynchronousEvent, let entry { checkAdditionalResponse(entry, index) }
         if planted == .earlyAnswer, functions[cookie] != nil { answered(cookie, expected, on: index) }
         for effect in afterwards { effect() }
     }
 
     private func reset(_ entry: Unit, by index: Int, _ afterwards: inout [() -> Void]) -> Set<Int> {
-        let status = entry.model.modePages[0x0a]![5] & 0x40 != 0
-        mark(entry) { status && $0.nexus != index ? "taskAborted" : "reset" }
+        entry.model.markForReset(by: index)
+        entry.model.faulted = []
         afterwards.append { [unowned self] in
             entry.model.modePages = entry.model.defaultModePages
             for nexus in self.ports.indices { entry.model.establish(0x2903, for: nexus) }
@@ -680,28 +760,37 @@ final class Simulation {
     private func perform(
         _ function: TaskManagementFunction, _ entry: Unit, _ index: Int, _ tag: UInt64, _ afterwards: inout [() -> Void]
     ) -> (Set<Int>, TaskManagementResponse) {
+        let found: Bool
         switch function {
         case .abortTask:
-            mark(entry) { $0.nexus == index && $0.tag == tag ? "aborted" : nil }
+            entry.model.mark { $0.nexus == index && $0.tag == tag ? "aborted" : nil }
             return (marked(entry) { $0.nexus == index && $0.tag == tag }, .functionComplete)
         case .abortTaskSet:
-            mark(entry) { $0.nexus == index ? "aborted" : nil }
+            entry.model.mark { $0.nexus == index ? "aborted" : nil }
             return (marked(entry) { $0.nexus == index }, .functionComplete)
         case .clearTaskSet:
-            let status = entry.model.modePages[0x0a]![5] & 0x40 != 0
-            let others = Set(entry.model.tasks.filter { $0.nexus != index && $0.mark == nil }.map(\.nexus))
-            mark(entry) { $0.nexus != index && status ? "taskAborted" : "aborted" }
-            if !status {
-                afterwards.append { for nexus in others { entry.model.establish(0x2f00, for: nexus) } }
-            }
-            return (marked(entry), .functionComplete)
+            let separate = entry.model.control.separate
+            entry.model.clear(by: index)
+            return (marked(entry) { !separate || $0.nexus == index }, .functionComplete)
+        case .clearACA:
+            entry.model.mark { $0.nexus == index && $0.attribute == .aca ? "aborted" : nil }
+            entry.model.faulted.remove(index)
+            return (marked(entry) { $0.nexus == index && $0.attribute == .aca }, .functionComplete)
         case .logicalUnitReset: return (reset(entry, by: index, &afterwards), .functionComplete)
-        case .queryTask:
-            let found = entry.model.tasks.contains { $0.nexus == index && $0.tag == tag && $0.mark == nil }
-            return ([], found ? .functionSucceeded : .functionComplete)
-        default:
-            let found = entry.model.tasks.contains { $0.nexus == index && $0.mark == nil }
-            return ([], found ? .functionSucceeded : .functionComplete)
+        case .queryTask: found = entry.model.tasks.contains { $0.nexus == index && $0.tag == tag && $0.mark == nil }
+        case .queryTaskSet: found = entry.model.tasks.contains { $0.nexus == index && $0.mark == nil }
+        case .queryAsynchronousEvent: found = entry.model.attention[index]?.isEmpty == false
+        case .targetReset, .nexusReset: preconditionFailure("a function of the whole target")
+        }
+        return ([], found ? .functionSucceeded : .functionComplete)
+    }
+
+    /// SAM-6 7.10: what is pending first, and whether there is more.
+    private func checkAdditionalResponse(_ entry: Unit, _ index: Int) {
+        let pending = entry.model.attention[index] ?? []
+        let expected = pending.first.map { UInt32($0) | 6 << 16 | (pending.count == 1 ? 1 : 2) << 20 } ?? 0
+        if ports[index].additionalResponse != expected {
+            fail("QUERY ASYNCHRONOUS EVENT said \(String(ports[index].additionalResponse, radix: 16))")
         }
     }
 
@@ -709,13 +798,16 @@ final class Simulation {
         let port = ports[index]
         note("I\(index) \(port.nexus == nil ? "comes back" : "is lost")")
         if port.nexus != nil {
-            for entry in units { mark(entry) { $0.nexus == index ? "aborted" : nil } }
+            for entry in units {
+                entry.model.mark { $0.nexus == index ? "aborted" : nil }
+                entry.model.faulted.remove(index)
+            }
             functions = functions.filter { $0.value.port != index }
-            let withMedium = heldByMedia()
+            let ended = endedWhileWaiting()
             isBusy = true
             port.disconnect()
             isBusy = false
-            checkNothingStarted(since: withMedium)
+            checkGone(ended)
         } else if port.tagsInFlight.isEmpty {
             for entry in units where entry.lun != nil { entry.model.establish(0x2907, for: index) }
             port.connect()
@@ -746,6 +838,7 @@ final class Simulation {
                 for nexus in ports.indices { other.model.establish(0x3f0e, for: nexus) }
             }
             note("LUN \(lun.number) is removed")
+            entry.model.faulted = []
             isBusy = true
             target.remove(at: lun) { entry.isDrained = true }
             isBusy = false
@@ -758,14 +851,17 @@ final class Simulation {
         }
     }
 
-    private func heldByMedia() -> Set<Int> {
-        Set(
-            units.flatMap(\.model.tasks).filter { ports[$0.nexus].task($0.tag)?.state == .transferring }.map(\.id))
+    /// The marked commands that the medium does not have.
+    private func endedWhileWaiting() -> [ModelTask] {
+        units.flatMap(\.model.tasks).filter {
+            $0.mark != nil && ports[$0.nexus].task($0.tag)?.state != .transferring
+        }
     }
 
     /// A command that was ended while it waited is gone, and was not handed to the medium on the way.
-    private func checkNothingStarted(since withMedium: Set<Int>) {
-        for task in units.flatMap(\.model.tasks) where task.mark != nil && !withMedium.contains(task.id) {
+    private func checkGone(_ ended: [ModelTask]) {
+        let left = Set(units.flatMap(\.model.tasks).map(\.id))
+        for task in ended where left.contains(task.id) {
             fail("command \(task.tag) was aborted while it waited, and was handed to the medium")
         }
     }
@@ -790,6 +886,7 @@ final class Simulation {
 
     private func settle() {
         for entry in units {
+            syncParked(entry)
             entry.model.enable()
             for task in entry.model.tasks { check(task, entry) }
             if entry.lun == nil, entry.isDrained != entry.model.tasks.isEmpty {
@@ -810,7 +907,12 @@ final class Simulation {
         if waits == task.isEnabled, task.mark == nil {
             fail("command \(task.tag) \(task.attribute) is \(waits ? "dormant" : "enabled") and should not be")
         }
-        if task.isEnabled, task.attention != nil {
+        if task.isParked, !task.isEnabled || !entry.model.isBlocked(task) {
+            // Before it could begin; and a task set of another nexus works on its blocks.
+            let mayWait = entry.model.control.separate && handle.waitsFor == .staging
+            if !mayWait { fail("command \(task.tag) is blocked, and there is no ACA condition") }
+        }
+        if task.isEnabled, task.attention != nil, !task.isParked {
             fail("unit attention \(String(task.attention!, radix: 16)) was not reported to command \(task.tag)")
         }
         if task.mark != nil, handle.state != .transferring {

@@ -125,6 +125,12 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
             unit.commandTimeoutNanoseconds = .random(
                 in: ConfigurationLimits.commandTimeoutNanoseconds, using: &generator)
         }
+        unit.removable = .random(using: &generator)
+        unit.onError = LogicalUnitSettings.OnError.allCases.randomElement(using: &generator)!
+        if unit.onError == .retry, Bool.random(using: &generator) {
+            unit.retryTimeoutNanoseconds = .random(
+                in: ConfigurationLimits.retryTimeoutNanoseconds, using: &generator)
+        }
         configuration.targets[target, default: TargetConfiguration()].logicalUnits[index * 7] = unit
     }
     if configuration.targets[target] == nil { configuration.targets[target] = TargetConfiguration() }

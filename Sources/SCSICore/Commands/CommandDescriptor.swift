@@ -38,6 +38,8 @@ enum SerializationClass: UInt8, CaseIterable {
     case write
     /// Changes extents that its parameter list names: treated as the whole medium.
     case writeAnywhere
+    /// Touches no blocks, but changes what commands after it may do to them.
+    case unitState
 }
 
 /// What the policy checks ask about a command.
@@ -52,8 +54,12 @@ struct CommandFlags: OptionSet {
     static let needsMedium = Self(rawValue: 1 << 2)
     /// Changes the medium: refused when it is write protected.
     static let writesMedium = Self(rawValue: 1 << 3)
+    /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
+    /// (SAM-6 5.9.4).
+    static let passesACA = Self(rawValue: 1 << 15)
 
-    // In the presence of reservations (SPC-6 table 70, SBC-5 table 13; SPC-2 table 10). What has none of these conflicts
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
+    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
     // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
     // handlers ask `LogicalUnit.isRestricted`.
 

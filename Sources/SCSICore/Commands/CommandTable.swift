@@ -121,7 +121,9 @@ final class CommandTable {
     ) -> Source {
         var words: (UInt64, UInt64) = (0, 0)
         for (offset, byte) in usage.enumerated() {
-            let bits = UInt64(byte) << (UInt64(offset & 7) * 8)
+            // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
+            let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
+            let bits = UInt64(isControl ? byte | TaskHandle.nacaBit : byte) << (UInt64(offset & 7) * 8)
             if offset < 8 { words.0 |= bits } else { words.1 |= bits }
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.
@@ -150,9 +152,9 @@ final class CommandTable {
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(6)
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
             usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
@@ -160,10 +162,10 @@ final class CommandTable {
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             without: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .none, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
         row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [],                                   // RECEIVE DIAGNOSTIC RESULTS
@@ -215,9 +217,9 @@ final class CommandTable {
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [], without: .savesState,                           // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .none, [], requires: .savesState,                          // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(10)
             usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
             usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
@@ -243,7 +245,7 @@ final class CommandTable {
             usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT
             usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
             usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
             usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),

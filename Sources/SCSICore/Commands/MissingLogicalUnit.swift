@@ -19,6 +19,8 @@ enum MissingLogicalUnit {
         if let sense = unsafe CommandTable.validate(cdb, length: Int(task.command.cdb_length), against: row) {
             return .failed(sense)
         }
+        // There is no task set that an ACA condition could be in: NORMACA is zero in the INQUIRY data.
+        if task.hasNACA { return .failed(.invalidField(inCDB: row.length - 1, bit: 2)) }
         switch row.handler {
         case .inquiry: return inquiry(task, cdb, wellKnown: wellKnown, on: target)
         case .reportLUNs: return SPC.reportLUNs(task, cdb, of: target)

@@ -13,7 +13,7 @@ import CTarget
 public struct TaskInFlight: Sendable, Equatable {
     /// Where it is.
     public enum Place: String, Sendable {
-        /// It waits for others: task attributes, or an overlapping extent.
+        /// It waits for others: task attributes, or an overlapping extent; or an ACA condition blocks it.
         case waiting
         /// It waits for a staging buffer or for room in the backstore.
         case waitingForResource
@@ -139,7 +139,7 @@ extension LogicalUnit {
     private func describe(_ task: TaskHandle) -> TaskInFlight {
         let place: TaskInFlight.Place =
             switch (task.state, task.waitsFor) {
-            case (.dormant, .order): .waiting
+            case (.dormant, .order), (.blocked, _): .waiting
             case (.dormant, _): .waitingForResource
             case (.settling, _): .stateStore
             default: .backstore

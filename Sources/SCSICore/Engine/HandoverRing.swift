@@ -1,4 +1,4 @@
-// HandoverRing: what goes from one thread to one other: a bounded ring with one producer and one consumer, without locks.
+// HandoverRing: what goes from one thread to one other: a bounded ring with one producer and one consumer, no locks.
 //
 // Owns: the entries and both positions. Called by: ShardLink, ShardGate. Must not know: what an entry means, threads.
 
@@ -6,9 +6,9 @@ import Synchronization
 
 /// A bounded ring. One thread at a time pushes, and one other at a time consumes.
 ///
-/// The producer publishes an entry by a release store of `tail`, which the consumer reads with acquire: what the producer
-/// wrote before, the consumer sees. `head` gives the entry's place back in the same way. Each side's positions have a
-/// cache line pair of their own, and each side reads the other's only when its own knowledge does not suffice.
+/// The producer publishes an entry by a release store of `tail`, which the consumer reads with acquire: what the
+/// producer wrote before, the consumer sees. `head` gives the entry's place back in the same way. Each side's positions
+/// have a cache line pair of their own, and each side reads the other's only when its own knowledge does not suffice.
 @safe
 final class HandoverRing<Entry: BitwiseCopyable> {
     /// How many entries fit: a power of two.

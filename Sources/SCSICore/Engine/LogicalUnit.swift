@@ -106,8 +106,8 @@ enum Outcome {
 /// A direct access block device (SBC-5) behind a target.
 @safe
 public final class LogicalUnit {
-    /// What the unit was created with.
-    public let configuration: LogicalUnitConfiguration
+    /// What the unit was created with, or what `reconfigure` made of it.
+    public private(set) var configuration: LogicalUnitConfiguration
     /// The shard that owns the unit.
     let shard: Shard
     private(set) var backstore: BackstoreHandle
@@ -163,6 +163,9 @@ public final class LogicalUnit {
     public var whenStopped: ((FreezeCause) -> Void)?
     /// Whether somebody waits until the backstore has none of the unit's requests.
     var watchesRequests = false
+    var space = SpaceState()
+    /// Whether a logical block provisioning threshold is enabled.
+    var watchesSpace = false
 
     /// START STOP UNIT has stopped it.
     var stopped = false { didSet { refreshReadiness() } }
@@ -225,10 +228,10 @@ public final class LogicalUnit {
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, store != nil, configuration))
-        modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        modePages = Self.modePages(geometry)
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
-        unsafe tasks.initialize(to: TaskSet())
+        unsafe tasks.initialize(to: TaskSet(limit: taskSetBounds.shared))
         unsafe counters = .allocate(capacity: 1)
         unsafe counters.initialize(to: LogicalUnitStatistics())
         unsafe pending = .allocate(capacity: Limits.nexusesPerTarget)
@@ -241,6 +244,8 @@ public final class LogicalUnit {
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        precondition(!space.isInFlight, "a logical unit went away with a request of its own in flight")
+        unsafe space.request?.deallocate()
         shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
@@ -255,6 +260,11 @@ public final class LogicalUnit {
         precondition(block == 512 || block == 4096, "a backstore with an unsupported logical block size")
         return MediumExtent(
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
+    }
+
+    private static func modePages(_ geometry: scsi_backstore_geometry) -> ModePages {
+        ModePages(
+            volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE), thresholds: Self.hasThresholds(geometry))
     }
 
     private static func features(
@@ -289,7 +299,10 @@ public final class LogicalUnit {
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
+        unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
+        unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+        refreshThresholds()
     }
 
     /// What keeps requests from the backstore has changed.
@@ -301,23 +314,32 @@ public final class LogicalUnit {
         geometry = new.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
-        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        var pages = Self.modePages(geometry)
         pages.adopt(modePages)
         modePages = pages
+        space.measured = nil
+        space.reached = []
         refresh()
     }
 
-    /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
-    /// HAS CHANGED (SBC-5 4.7) and by an event.
-    public func backstoreGeometryChanged() {
-        // The backstore of a medium that was taken away is not the unit's any more.
-        if mediumState == .absent { return }
+    func replaceConfiguration(_ new: LogicalUnitConfiguration) {
+        configuration = new
+        refreshAnnounced()
+    }
+
+    func readGeometry() {
         let old = medium
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         precondition(medium.blockShift == old.blockShift, "a backstore changed its logical block size")
+        refreshAnnounced()
+    }
+
+    /// Tells the initiators of write protection that comes or goes and that none of them asked for.
+    private func refreshAnnounced() {
+        let wasProtected = writeProtected
         refresh()
-        if medium.blocks != old.blocks { establish(.capacityChanged, exceptFor: nil) }
+        if writeProtected != wasProtected { establish(.modeParametersChanged, exceptFor: nil) }
     }
 
     /// Protects the medium against writes of all initiators, or lets them write again as far as the backstore can.
@@ -349,13 +371,14 @@ public final class LogicalUnit {
     func unmapped(drained: @escaping () -> Void) {
         removed = true
         whenDrained = drained
+        unsafe tasks.pointee.clearAllACA()
         endDormant(.failed(SenseData(.illegalRequest, .logicalUnitNotSupported))) { _ in true }
         thaw()
         callWhenDrained()
     }
 
-    private func callWhenDrained() {
-        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
+    func callWhenDrained() {
+        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, let drained = whenDrained else { return }
         whenDrained = nil
         unsafe owner = nil
         lun = nil
@@ -374,9 +397,9 @@ public final class LogicalUnit {
         if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
     }
 
-    /// A nexus that the target had not seen before: only what a power on leaves.
-    func nexusCreated(_ nexus: UInt16) {
-        unsafe pending[Int(nexus)] = [.powerOn]
+    /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
+    func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) {
+        unsafe pending[Int(nexus)] = [condition]
         measurements.retire(nexus: nexus)
         buffers.forgetEcho(nexus: nexus)
     }
@@ -385,6 +408,16 @@ public final class LogicalUnit {
 
     /// The condition that REQUEST SENSE or a refused command reports next.
     func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
+
+    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key, additional
+    /// sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
+    func asynchronousEvent(for nexus: UInt16) -> UInt32? {
+        let set = unsafe pending[Int(nexus)]
+        guard let condition = set.first else { return nil }
+        // 01b: there is one condition; 10b: there are more.
+        let depth: UInt32 = set.count == 1 ? 1 : 2
+        return depth << 20 | UInt32(SenseKey.unitAttention.rawValue) << 16 | UInt32(condition.code.rawValue)
+    }
 
     /// The condition has been reported; it is not pending any more.
     func report(_ condition: UnitAttention, for nexus: UInt16) {
@@ -400,11 +433,26 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        let others = unsafe tasks.pointee.count
-        guard others < taskSetBounds.shared || hasRoom(for: task) else { return refuse(task, fullStatus(task)) }
-        if others == 0 {
-            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        guard unsafe tasks.pointee.count < tasks.pointee.ordinaryLimit else { return receiveWithCare(task) }
+        match(task)
+        admit(task, unsafe tasks.pointee.insert(task))
+    }
+
+    /// The same while an ACA condition is in effect, with a task set for each nexus, or with a full task set.
+    private func receiveWithCare(_ task: TaskHandle) {
+        match(task)
+        let functionsOnly = modePages.taskManagementFunctionsOnly
+        if let status = unsafe tasks.pointee.refusal(of: task, functionsOnly: functionsOnly) {
+            return refuse(task, status)
         }
+        guard unsafe tasks.pointee.count < taskSetBounds.shared || hasRoom(for: task) else {
+            return refuse(task, fullStatus(task))
+        }
+        admit(task, unsafe tasks.pointee.insertWithCare(task))
+    }
+
+    @inline(__always)
+    private func match(_ task: TaskHandle) {
         let cdb = CDB(task)
         if case .row(let row) = table.match(cdb) {
             task.row = row
@@ -412,15 +460,26 @@ public final class LogicalUnit {
         } else {
             task.row = nil
         }
+    }
+
+    @inline(__always)
+    private func admit(_ task: TaskHandle, _ entry: TaskSetEntry) {
         task.sequence = shard.nextSequence()
         task.receivedAt = shard.clock
         unsafe deadlines.pointee.arrived(task)
-        if unsafe tasks.pointee.insert(task) {
+        if unsafe tasks.pointee.count == 1 {
+            unsafe counters.pointee.idleNanoseconds &+= shard.clock &- counters.pointee.idleSince
+        }
+        switch entry {
+        case .enabled:
             task.transition(to: .enabled)
             run(task)
-        } else {
+        case .dormant:
             task.waitsFor = .order
             task.transition(to: .dormant)
+        case .withoutACA:
+            task.transition(to: .enabled)
+            end(task, .failed(SenseData(.illegalRequest, .invalidMessageError)))
         }
     }
 
@@ -440,7 +499,7 @@ public final class LogicalUnit {
         switch Admission.check(flags, state) {
         case .admitted: break
         case .unitAttention(let condition):
-            report(condition, for: task.nexus)
+            if modePages.unitAttentionInterlock == .none { report(condition, for: task.nexus) }
             return end(task, .failed(condition.sense))
         case .refused(let sense): return end(task, .failed(sense))
         case .conflict: return end(task, .done(.reservationConflict))
@@ -540,14 +599,25 @@ public final class LogicalUnit {
         task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
+        // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
+        let hasNotBegun = task.waitsFor == .staging || task.waitsFor == .state || task.waitsFor == .quota
+        if hasNotBegun, unsafe tasks.pointee.isBlocked(task) {
+            return block(task)
+        }
+        goOn(task)
+    }
+
+    /// Goes on with an enabled task that had waited.
+    private func goOn(_ task: TaskHandle) {
         switch task.waitsFor {
+        case .order: run(task)
         case .backstore, .thaw, .recovery:
             // The medium may have become smaller since the request was filled.
             if let sense = outOfRange(task) { return end(task, .failed(sense)) }
             task.waitsFor == .recovery ? submitAgain(task) : submit(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
         case .quota: if !mustWait(task) { carryOut(task) }
-        case .order: preconditionFailure("a task that waits for others is not the shard's to retry")
+        case .response: finish(task)
         }
     }
 
@@ -557,6 +627,11 @@ public final class LogicalUnit {
         if offset <= size, length <= size - offset { return nil }
         let first = medium.address(of: ByteOffset(max(offset, size)))
         return SenseData(.illegalRequest, .logicalBlockAddressOutOfRange, information: first.value)
+    }
+
+    private func block(_ task: TaskHandle) {
+        unsafe tasks.pointee.block()
+        task.transition(to: .blocked)
     }
 
     /// The backstore has completed a task's request.
@@ -578,6 +653,7 @@ public final class LogicalUnit {
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if sense.code == .spaceAllocationFailedWriteProtect, watchesSpace { measureSpace() }
         if task.row?.handler == .sendDiagnostic {
             return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
         }
@@ -593,17 +669,61 @@ public final class LogicalUnit {
     /// The medium is gone before the task could use it.
     func endWithoutMedium(_ task: TaskHandle) { end(task, .failed(readiness.sense)) }
 
-    /// Takes the task out of the set, fills the response, gives it back, and lets others run.
+    /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
     private func end(_ task: TaskHandle, _ outcome: Outcome) {
-        unsafe tasks.pointee.remove(task, wasDormant: task.state == .dormant && task.waitsFor == .order)
+        fillResponse(task, outcome)
+        if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
+        finish(task)
+    }
+
+    /// SAM-6 5.9.2: a command that was enabled when an ACA condition was established does not end before it is cleared.
+    private func keepsFromEnding(_ task: TaskHandle) -> Bool {
+        guard task.state == .enabled, task.disposition == .none, unsafe tasks.pointee.isBlocked(task) else {
+            return false
+        }
+        shard.returnStaging(task)
+        task.waitsFor = .response
+        block(task)
+        enableDormant()
+        if shard.hasWaiting { shard.retryWaiting() }
+        return true
+    }
+
+    /// Takes a task whose response is filled out of the set, gives it back, and lets others run.
+    @inline(__always)
+    private func finish(_ task: TaskHandle) {
+        unsafe tasks.pointee.remove(task)
         task.transition(to: .completing)
         shard.returnStaging(task)
-        fillResponse(task, outcome)
         count(task)
         if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         if isTraced { trace?.record(task, now: shard.clock) }
+        if task.response.status != SCSIStatus.good.rawValue { return finishNotGood(task) }
+        complete(task)
+        goOnWithOthers()
+    }
+
+    /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
+    /// it.
+    private func finishNotGood(_ task: TaskHandle) {
+        if task.response.status == SCSIStatus.reservationConflict.rawValue {
+            interlock(.reservationConflict, for: task.nexus)
+        }
+        let isFault = task.response.status == SCSIStatus.checkCondition.rawValue && !removed
+        let ended = isFault && checkConditionReported(task)
+        complete(task)
+        if ended { endMarked() }
+        goOnWithOthers()
+    }
+
+    @inline(__always)
+    private func complete(_ task: TaskHandle) {
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+    }
+
+    @inline(__always)
+    private func goOnWithOthers() {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
@@ -636,7 +756,8 @@ public final class LogicalUnit {
     private func count(_ task: TaskHandle) {
         measurements.count(task, now: shard.clock)
         switch task.row?.handler {
-        case .read, .write: break
+        case .read: break
+        case .write: if watchesSpace { spaceUsed() }
         default: countOther(task)
         }
     }
@@ -647,8 +768,13 @@ public final class LogicalUnit {
         case .verify:
             unsafe counters.pointee.verifies += 1
             countVerified(task)
-        case .writeAndVerify: countVerified(task)
-        case .unmap: unsafe counters.pointee.unmaps += 1
+        case .writeAndVerify:
+            countVerified(task)
+            if watchesSpace { spaceUsed() }
+        case .writeAtomic: if watchesSpace { spaceUsed() }
+        case .unmap:
+            unsafe counters.pointee.unmaps += 1
+            if watchesSpace { measureSpace() }
         default: break
         }
     }
@@ -663,7 +789,8 @@ public final class LogicalUnit {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
         measurements.countRefused(task)
-        unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
+        interlock(status, for: task.nexus)
+        complete(task)
     }
 
     // MARK: Limits and trace
@@ -735,8 +862,8 @@ public final class LogicalUnit {
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
     @inline(__always)
-    private func enableDormant() {
-        if unsafe tasks.pointee.dormant > 0 { enableAllDormant() }
+    func enableDormant() {
+        if unsafe tasks.pointee.waiting > 0 { enableAllDormant() }
     }
 
     private func enableAllDormant() {
@@ -746,9 +873,9 @@ public final class LogicalUnit {
         while enableAgain {
             enableAgain = false
             while let task = unsafe tasks.pointee.nextEnabled() {
-                task.transition(to: .enabled)
                 // A marked task does not run any more: it would take a unit attention condition with it.
-                if task.disposition == .none { run(task) } else { end(task, .done(.good)) }
+                task.transition(to: .enabled)
+                if task.disposition == .none { goOn(task) } else { end(task, .done(.good)) }
             }
         }
         enabling = false
@@ -781,26 +908,28 @@ public final class LogicalUnit {
         endDormant(.done(.good)) { $0.disposition != .none }
     }
 
-    /// Ends waiting tasks, and lets none of them run meanwhile.
+    /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
+    /// unless it is marked.
     func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
         let wasEnabling = enabling
         enabling = true
-        while let task = firstDormant(where: matches) {
-            switch task.waitsFor {
-            case .order, .thaw, .recovery: break
-            case .state: persistentState.stopWaiting(task)
-            case .staging, .backstore, .quota: shard.stopWaiting(task)
+        while let task = firstWaiting(where: matches) {
+            switch (task.state, task.waitsFor) {
+            case (.dormant, .state): persistentState.stopWaiting(task)
+            case (.dormant, .staging), (.dormant, .backstore), (.dormant, .quota): shard.stopWaiting(task)
+            case (.dormant, .thaw), (.dormant, .recovery): break
+            default: unsafe tasks.pointee.stopWaiting(task)
             }
-            end(task, outcome)
+            if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
         }
         enabling = wasEnabling
         enableDormant()
     }
 
-    private func firstDormant(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
+    private func firstWaiting(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
-            if task.state == .dormant, matches(task) { return task }
+            if task.state == .dormant || task.state == .blocked, matches(task) { return task }
             cursor = task.next
         }
         return nil
@@ -816,13 +945,19 @@ public final class LogicalUnit {
         return false
     }
 
-    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-6
-    /// 5.15.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
+    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-4
+    /// 5.7.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
     func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
         let taskAborted = modePages.taskAbortedStatus
         abort {
             guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
             return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
+        }
+        // SAM-6 5.9.5: with the commands of a faulted nexus its ACA condition goes.
+        var rest = mask
+        while rest != 0 {
+            clearACA(UInt16(rest.trailingZeroBitCount))
+            rest &= rest - 1
         }
     }
 
@@ -838,6 +973,7 @@ public final class LogicalUnit {
     func reset(_ condition: UnitAttention) {
         stopped = false
         buffers.reset()
+        unsafe tasks.pointee.clearAllACA()
         preventing = 0
         releasePowerControl()
         reservations.setReserved(nil, on: target)
@@ -866,6 +1002,7 @@ public final class LogicalUnit {
         refresh()
         guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        measureSpace()
         let isTest = pages.informationalExceptions.isTest
         if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }

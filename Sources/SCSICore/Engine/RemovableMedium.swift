@@ -118,7 +118,7 @@ extension LogicalUnit {
         setMedium(.absent)
         endDormant(.failed(readiness.sense)) {
             // Waiting for the order they are refused when they are enabled, as every other command.
-            $0.waitsFor != .order && $0.row?.flags.contains(.needsMedium) ?? false
+            $0.state == .dormant && $0.waitsFor != .order && $0.row?.flags.contains(.needsMedium) ?? false
         }
         freezeState.whenQuiet.append(done)
         callWhenQuiet()

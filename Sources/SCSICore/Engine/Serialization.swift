@@ -11,12 +11,18 @@ enum Hazard: UInt8 {
     case overlap
     /// Waits.
     case wait
+    /// Waits for commands of its own nexus if the order of SIMPLE commands is restricted.
+    case waitIfRestricted
 }
 
 enum Serialization {
     /// The hazard matrix. Two overlapping commands of which one writes are not reordered and do not run at once: the
-    /// result of overlapping writes would be neither's, and a read could see half of a write (SAM-6 8.6.2 leaves this
-    /// to the device server when QUEUE ALGORITHM MODIFIER is 1; we do not make use of it).
+    /// result of overlapping writes would be neither's, and a read could see half of a write.
+    ///
+    /// That is more than QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering, SPC-6 7.5.10) asks for, and for commands
+    /// that touch blocks all that 0 (restricted reordering) asks for: what the medium holds in the end is what it would
+    /// hold if the SIMPLE commands of a nexus had been carried out in their order. The last two rows are for commands
+    /// that decide whether a later write of the same nexus happens at all.
     // swift-format-ignore
     static func hazard(younger: SerializationClass, older: SerializationClass) -> Hazard {
         switch (younger, older) {
@@ -27,17 +33,22 @@ enum Serialization {
         case (.read,          .write):         .overlap
         case (.write,         .read):          .overlap
         case (.write,         .write):         .overlap
+        case (.unitState,     _):              .waitIfRestricted
+        case (_,              .unitState):     .waitIfRestricted
         case (_,              .writeAnywhere): .wait
         case (.writeAnywhere, _):              .wait
         }
     }
 
     /// Whether `younger` has to wait for `older`.
-    static func conflicts(younger: TaskHandle, older: TaskHandle) -> Bool {
+    ///
+    /// - Parameter restricted: Whether QUEUE ALGORITHM MODIFIER is zero.
+    static func conflicts(younger: TaskHandle, older: TaskHandle, restricted: Bool) -> Bool {
         guard let youngerRow = younger.row, let olderRow = older.row else { return false }
         switch hazard(younger: youngerRow.serialization, older: olderRow.serialization) {
         case .pass: return false
         case .wait: return true
+        case .waitIfRestricted: return restricted && younger.nexus == older.nexus
         case .overlap:
             guard younger.blocks > 0 else { return false }
             // Ranges are [address, address + blocks); no sum, because CDB fields are not checked against the medium
@@ -83,7 +94,7 @@ struct ExtentFilter: ~Copyable {
     func mayConflict(_ kind: SerializationClass, _ address: UInt64, _ blocks: UInt64) -> Bool {
         switch kind {
         case .none: return false
-        case .writeAnywhere: return allReaders + allWriters > 0
+        case .writeAnywhere, .unitState: return allReaders + allWriters > 0
         case .read: return allWriters > 0 && check(address, blocks, againstReaders: false)
         case .write: return allReaders + allWriters > 0 && check(address, blocks, againstReaders: true)
         }
@@ -113,7 +124,7 @@ struct ExtentFilter: ~Copyable {
     mutating func count(_ kind: SerializationClass, _ address: UInt64, _ blocks: UInt64, by change: Int) {
         switch kind {
         case .none: return
-        case .writeAnywhere:
+        case .writeAnywhere, .unitState:
             allWriters += change
             wide += change
             wideWriters += change

@@ -175,8 +175,8 @@ public final class ShardGate {
     /// links, then carries it out.
     ///
     /// What was published there up to now is more than that, and nothing that must come later: another function is
-    /// carried out before this one only if its stamp is lower, and then first. The link of such a one that waits in turn
-    /// for this link gets no further than this one, whose stamp is higher.
+    /// carried out before this one only if its stamp is lower, and then first. Such a one waits in turn for this link,
+    /// but gets no further there than this one, whose stamp is higher.
     private func perform(_ request: LinkRequest, at link: ShardLink) {
         for other in links where other !== link {
             unsafe drain(other, upTo: other.requestsEnd, before: request.stamp)
@@ -224,9 +224,9 @@ public final class ShardGate {
         releaseAnswers()
     }
 
-    /// A task that a function ended was given back before the function was answered, but maybe through another link, and
-    /// the port that it belongs to may not know yet. The initiator must not hear of the function first: it would take
-    /// the task's memory for free.
+    /// A task that a function ended was given back before the function was answered, but maybe through another link,
+    /// and the port that it belongs to may not know yet. The initiator must not hear of the function first: it would
+    /// take the task's memory for free.
     ///
     /// - Returns: Whether any answer went out.
     @discardableResult

@@ -1,7 +1,7 @@
 // ShardLink: how ports on one thread use the targets of a shard on another: the port's side.
 //
 // Owns: the rings between the two threads, and which task management functions are under way. Called by: fronts, on the
-// port's thread; ShardGate, on the shard's thread. Must not know: what threads, descriptors and reactors are, transports.
+// port's thread; ShardGate, on the shard's thread. Must not know: transports, what threads and reactors are.
 //
 //     port's thread                                             shard's thread
 //     ShardLink.send ──── requests: tasks, functions, losses ──► ShardGate.receive ──► TargetDevice
@@ -33,8 +33,8 @@ public struct ShardWaker: @unchecked Sendable {
 
 /// Tells a thread that sleeps from one that will look anyway.
 ///
-/// A consumer that is about to sleep raises the flag and then looks at its rings once more; a producer publishes and then
-/// looks at the flag. Both do so with a fence between, so at least one of them sees the other.
+/// A consumer that is about to sleep raises the flag and then looks at its rings once more; a producer publishes and
+/// then looks at the flag. Both do so with a fence between, so at least one of them sees the other.
 @safe
 final class SleepFlag: Sendable {
     private let isRaised = Atomic<Bool>(false)
@@ -188,8 +188,9 @@ public final class ShardLink: @unchecked Sendable {
         return true
     }
 
-    /// Hands over a task management function. It is carried out after all tasks that were handed over before it, through
-    /// any link of the shard's gate, and answered by `complete_task_management` of the nexus's port, from within `receive`.
+    /// Hands over a task management function. It is carried out after all tasks that were handed over before it through
+    /// any link of the shard's gate. It is answered by `complete_task_management` of the nexus's port, from within
+    /// `receive`, when all tasks that it ended have been given to their ports, on whatever thread.
     ///
     /// - Returns: `false` if too many are under way: the front tries again later, or rejects it.
     public func send(_ request: scsi_task_management_request, nexus: LinkedNexus) -> Bool {
@@ -208,8 +209,8 @@ public final class ShardLink: @unchecked Sendable {
     }
 
     /// I_T nexus loss, after all tasks of the nexus that were handed over before it. The nexus's tasks come back, its
-    /// functions are not answered, and then `whenGone` of the nexus is called on the thread of each link. A task that is
-    /// handed over later comes back aborted.
+    /// functions are not answered, save those whose answer is on its way, and then `whenGone` of the nexus is called on
+    /// the thread of each link. A task that is handed over later comes back aborted.
     ///
     /// - Returns: `false` if too many losses are under way: the front tries again after the owner has run.
     public func lose(_ nexus: LinkedNexus) -> Bool {
@@ -267,8 +268,8 @@ public final class ShardLink: @unchecked Sendable {
         return worked
     }
 
-    /// Whether the shard's thread holds an answer back until tasks are delivered here. It says so before it looks at how
-    /// far the delivery is, and here it is looked at after it was delivered: one of the two sees the other.
+    /// Whether the shard's thread holds an answer back until tasks are delivered here. It says so before it looks at
+    /// how far the delivery is, and here it is asked after the delivery: one of the two sees the other.
     private var isDeliveryAwaited: Bool {
         atomicMemoryFence(ordering: .sequentiallyConsistent)
         return deliveryAwaited.load(ordering: .relaxed)

@@ -55,6 +55,9 @@ public final class TargetDevice {
     private let nexuses: UnsafeMutablePointer<ITNexus>
     /// The initiator port's name by nexus; kept when the nexus is lost, so that its unit attention conditions wait.
     private var initiatorPorts: [String?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// Whether a lost nexus had to make room for another: an initiator port that is unknown now may be the one that was
+    /// forgotten, and may have missed a reset as well as the power on (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED).
+    private var hasForgotten = false
     /// What registrations call the nexus.
     private var nexusNames: [NexusName?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
@@ -107,7 +110,7 @@ public final class TargetDevice {
         units[lun] = unit
         setEntry(lun, unit)
         unit.mapped(to: self, at: lun)
-        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index) }
+        for index in 0..<UInt16(Limits.nexusesPerTarget) { unit.nexusCreated(index, .powerOn) }
         reportEvent(SCSI_EVENT_LOGICAL_UNIT_ADDED, lun: lun)
         return true
     }
@@ -175,13 +178,18 @@ public final class TargetDevice {
                 ?? slots.first(where: isIdle)
         else { return nil }
         unsafe nexuses[index].port = port
+        if known == nil, initiatorPorts[index] != nil { hasForgotten = true }
         initiatorPorts[index] = initiatorPort
         nexusThrottles[index] = throttles[initiatorPort]
         if known == nil { (connections[index], functions[index]) = (0, [:]) }
         connections[index] += 1
         nexusNames[index] = name
         for unit in units.values {
-            known == nil ? unit.nexusCreated(UInt16(index)) : unit.establish(.nexusLoss, for: UInt16(index))
+            if known == nil {
+                unit.nexusCreated(UInt16(index), hasForgotten ? .powerOnOrReset : .powerOn)
+            } else {
+                unit.establish(.nexusLoss, for: UInt16(index))
+            }
             unit.reservations.refresh(self)
         }
         return NexusIdentifier(index: UInt16(index))
@@ -313,8 +321,9 @@ public final class TargetDevice {
         taskManager.whenAborted(on: unit, nexuses: nexuses, by: task, body)
     }
 
-    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16) {
-        unsafe nexuses[Int(nexus)].port?.completeTaskManagement(cookie: cookie, response: response.rawValue)
+    func answer(_ cookie: UInt64, _ response: TaskManagementResponse, nexus: UInt16, additional: UInt32 = 0) {
+        let port = unsafe nexuses[Int(nexus)].port
+        port?.completeTaskManagement(cookie: cookie, response: response.rawValue, additional: additional)
     }
 
     func unit(_ lun: LUN) -> LogicalUnit? { units[lun] }

@@ -11,6 +11,8 @@ import CTarget
 private enum FunctionScope {
     case task(LogicalUnit, tag: UInt64)
     case nexus(LogicalUnit)
+    /// The task with the ACA attribute.
+    case aca(LogicalUnit)
     case unit(LogicalUnit)
     case everything(nexus: UInt16?)
     /// Commands of the nexuses in a bit mask, but for the one that aborted them.
@@ -34,19 +36,14 @@ final class TaskManager {
     /// Whether `taskEnded` has anything to do; asked after each task.
     private(set) var isWaiting = false
 
-    /// The functions that work, by what REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS calls their bits (SPC-6 6.36).
-    static let supported: [TaskManagementFunction] = [
-        .abortTask, .abortTaskSet, .clearTaskSet, .logicalUnitReset, .queryTask, .queryTaskSet, .targetReset,
-        .nexusReset,
-    ]
-
     func receive(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
         // Refused before it has done anything: a function that was begun is answered when its tasks have ended.
         guard waiting.count < Limits.waitingFunctions else {
             return target.answer(request.cookie, .functionRejected, nexus: nexus)
         }
         switch perform(request, nexus: nexus, on: target) {
-        case .answered(let answer): target.answer(request.cookie, answer, nexus: nexus)
+        case .answered(let answer, let additional):
+            target.answer(request.cookie, answer, nexus: nexus, additional: additional)
         case .ends(let scope):
             let function = WaitingFunction(
                 nexus: nexus, cookie: request.cookie, scope: scope, sequence: target.shard.sequence)
@@ -59,15 +56,16 @@ final class TaskManager {
     }
 
     private enum Verdict {
-        case answered(TaskManagementResponse)
+        case answered(TaskManagementResponse, additional: UInt32 = 0)
         case ends(FunctionScope)
     }
 
     private func perform(
         _ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice
     ) -> Verdict {
-        guard let function = TaskManagementFunction(rawValue: request.function), Self.supported.contains(function)
-        else { return .answered(.functionRejected) }
+        guard let function = TaskManagementFunction(rawValue: request.function) else {
+            return .answered(.functionRejected)
+        }
         switch function {
         case .targetReset:
             let units = target.allUnits
@@ -96,9 +94,17 @@ final class TaskManager {
         case .abortTaskSet:
             unit.abort { $0.nexus == nexus ? .aborted : .none }
             return .ends(.nexus(unit))
+        case .clearACA:
+            // Without an ACA condition on this nexus there is nothing to clear, and nothing wrong (SAM-6 7.4).
+            unit.abort { $0.nexus == nexus && $0.attribute == .aca ? .aborted : .none }
+            unit.clearACA(nexus)
+            return .ends(.aca(unit))
         case .clearTaskSet:
-            Self.clear(unit, by: nexus)
-            return .ends(.unit(unit))
+            // With a task set for each nexus it clears that of its own (SAM-6 7.5).
+            let separate = unit.modePages.separateTaskSets
+            unit.endOthers(than: nexus) { separate && $0.nexus != nexus }
+            unit.endMarked()
+            return .ends(separate ? .nexus(unit) : .unit(unit))
         case .logicalUnitReset:
             Self.mark(unit, resetBy: nexus)
             Self.reset(unit)
@@ -109,7 +115,10 @@ final class TaskManager {
         case .queryTaskSet:
             let found = unit.contains { $0.nexus == nexus && $0.disposition == .none }
             return .answered(found ? .functionSucceeded : .functionComplete)
-        case .clearACA, .queryAsynchronousEvent, .nexusReset, .targetReset: return .answered(.functionRejected)
+        case .queryAsynchronousEvent:
+            guard let information = unit.asynchronousEvent(for: nexus) else { return .answered(.functionComplete) }
+            return .answered(.functionSucceeded, additional: information)
+        case .nexusReset, .targetReset: preconditionFailure("a function that addresses no unit")
         }
     }
 
@@ -122,19 +131,6 @@ final class TaskManager {
     private static func reset(_ unit: LogicalUnit) {
         unit.endMarked()
         unit.reset(.logicalUnitReset)
-    }
-
-    /// CLEAR TASK SET: tasks of other nexuses end with TASK ABORTED if TAS is one, else silently and with a unit
-    /// attention condition for their nexus (SAM-6 5.6, SPC-6 7.5.10).
-    private static func clear(_ unit: LogicalUnit, by nexus: UInt16) {
-        var cleared: Set<UInt16> = []
-        let taskAborted = unit.modePages.taskAbortedStatus
-        unit.abort { task in
-            guard task.nexus != nexus, !taskAborted else { return task.nexus == nexus ? .aborted : .taskAborted }
-            if task.disposition == .none { cleared.insert(task.nexus) }
-            return .aborted
-        }
-        for other in cleared { unit.establish(.commandsCleared, for: other) }
     }
 
     /// A task was given back: answers the functions that waited for it.
@@ -166,6 +162,8 @@ final class TaskManager {
         switch function.scope {
         case .task(let unit, let tag):
             return !unit.contains { ending($0) && $0.nexus == function.nexus && $0.tag == tag }
+        case .aca(let unit):
+            return !unit.contains { ending($0) && $0.nexus == function.nexus && $0.attribute == .aca }
         case .nexus(let unit): return !unit.contains { ending($0) && $0.nexus == function.nexus }
         case .unit(let unit): return !unit.contains(ending)
         case .others(let unit, let nexuses, let task):

@@ -97,7 +97,7 @@ public enum Limits {
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
 
-    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-6 5.15.7): every nexus
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.7.7): every nexus
     /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
     public static let registrations = 256
 

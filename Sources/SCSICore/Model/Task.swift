@@ -7,6 +7,7 @@
 //                          │  └──── behind a barrier or a hazard ───────────────▲
 //                          │                        │
 //                          │                        ├── backstore has it ──► transferring ──► enabled (next step)
+//                          │                        ├── ACA condition ──► blocked ──► enabled (cleared)
 //                          └── refused ──► completing ◄── done, or aborted ────────┘
 //                                             └──► free
 
@@ -25,6 +26,8 @@ enum TaskState: UInt8 {
     case enabled
     /// In the task set, and the backstore has its request.
     case transferring
+    /// In the task set, kept from starting or from ending by an ACA condition (SAM-6 8.4).
+    case blocked
     /// Out of the task set; its response is being given to the front.
     case completing
     /// In the task set, and what it does is under way elsewhere than at its backstore: its change of the persistent
@@ -40,7 +43,9 @@ enum TaskState: UInt8 {
         case .dormant: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .enabled:
             1 << TaskState.dormant.rawValue | 1 << TaskState.transferring.rawValue
-                | 1 << TaskState.completing.rawValue | 1 << TaskState.settling.rawValue
+                | 1 << TaskState.blocked.rawValue | 1 << TaskState.completing.rawValue
+                | 1 << TaskState.settling.rawValue
+        case .blocked: 1 << TaskState.enabled.rawValue | 1 << TaskState.completing.rawValue
         case .transferring, .settling: 1 << TaskState.enabled.rawValue
         case .completing: 1 << TaskState.free.rawValue
         }
@@ -59,7 +64,7 @@ enum AbortDisposition: UInt8 {
     case taskAborted
 }
 
-/// What keeps a dormant task from being enabled.
+/// What keeps a dormant task from being enabled, and what a blocked one does when its ACA condition is cleared.
 enum WaitReason: UInt8 {
     /// Older tasks: a barrier of task attributes, or an overlapping extent.
     case order
@@ -75,6 +80,8 @@ enum WaitReason: UInt8 {
     case recovery
     /// The end of a save of the unit's persistent state; then its handler runs again.
     case state
+    /// Nothing: it has ended but for its response, which is filled (a blocked task only).
+    case response
 }
 
 /// The memory of one task. Lives in a `TaskPool` and nowhere else.

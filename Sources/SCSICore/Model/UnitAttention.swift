@@ -3,40 +3,47 @@
 // Called by: LogicalUnit (establish, report), Admission. Must not know: who causes them.
 
 /// A unit attention condition, in the order in which they are reported (SAM-6 5.14, precedence table): the resets from
-/// the widest to the narrowest, then the rest.
+/// the widest to the narrowest, then the rest, among which SAM-6 leaves the order to the target.
 enum UnitAttention: UInt8, CaseIterable {
-    case powerOn, hardReset, logicalUnitReset, nexusLoss
+    case powerOnOrReset, powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
-    case modeParametersChanged, logParametersChanged, capacityChanged, commandsCleared, thresholdConditionMet
+    case modeParametersChanged, logParametersChanged, capacityChanged
     case reservationsPreempted, reservationsReleased, registrationsPreempted
     case timestampChanged, deviceIdentifierChanged
+    case commandsCleared, thresholdConditionMet, softThresholdReached
     case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
+    case previousBusy, previousTaskSetFull, previousReservationConflict
 
     /// One row each: the additional sense code, whether it is reported before a reservation conflict (SAM-6 5.3.3), and
     /// which pending conditions it takes away when it is established, because it implies them.
     // swift-format-ignore
     private var row: (code: AdditionalSense, isReset: Bool, clears: UnitAttentionSet) {
         switch self {
-        case .powerOn:               (.powerOnOccurred,                   true,  [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .hardReset:             (.scsiBusResetOccurred,              true,  [.logicalUnitReset, .nexusLoss, .commandsCleared])
-        case .logicalUnitReset:      (.busDeviceResetFunctionOccurred,    true,  [.commandsCleared])
-        case .nexusLoss:             (.nexusLossOccurred,                 true,  [.commandsCleared])
-        case .mediumChanged:         (.notReadyToReadyChange,             false, [])
-        case .reportedLUNsChanged:   (.reportedLUNsDataChanged,           false, [])
-        case .inquiryDataChanged:    (.inquiryDataChanged,                false, [])
-        case .modeParametersChanged: (.modeParametersChanged,             false, [])
-        case .logParametersChanged:  (.logParametersChanged,              false, [])
-        case .capacityChanged:       (.capacityDataChanged,               false, [])
-        case .commandsCleared:       (.commandsClearedByAnotherInitiator, false, [])
-        case .reservationsPreempted: (.reservationsPreempted,             false, [])
-        case .reservationsReleased:  (.reservationsReleased,              false, [])
-        case .registrationsPreempted: (.registrationsPreempted,           false, [])
-        case .thresholdConditionMet: (.thresholdConditionMet,             false, [])
-        case .timestampChanged:      (.timestampChanged,                  false, [])
-        case .deviceIdentifierChanged: (.deviceIdentifierChanged,         false, [])
-        case .failurePredicted:      (.failurePredictionThresholdExceeded, false, [])
-        case .failurePredictedFalsely: (.failurePredictionThresholdExceededFalse, false, [])
-        case .mediumRemovalRequested: (.operatorMediumRemovalRequest,     false, [])
+        case .powerOnOrReset:              (.powerOnResetOrBusDeviceReset,         true,  [.powerOn, .hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .powerOn:                     (.powerOnOccurred,                      true,  [.hardReset, .logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .hardReset:                   (.scsiBusResetOccurred,                 true,  [.logicalUnitReset, .nexusLoss, .commandsCleared])
+        case .logicalUnitReset:            (.busDeviceResetFunctionOccurred,       true,  [.commandsCleared])
+        case .nexusLoss:                   (.nexusLossOccurred,                    true,  [.commandsCleared])
+        case .mediumChanged:               (.notReadyToReadyChange,                false, [])
+        case .reportedLUNsChanged:         (.reportedLUNsDataChanged,              false, [])
+        case .inquiryDataChanged:          (.inquiryDataChanged,                   false, [])
+        case .modeParametersChanged:       (.modeParametersChanged,                false, [])
+        case .logParametersChanged:        (.logParametersChanged,                 false, [])
+        case .capacityChanged:             (.capacityDataChanged,                  false, [])
+        case .reservationsPreempted:       (.reservationsPreempted,                false, [])
+        case .reservationsReleased:        (.reservationsReleased,                 false, [])
+        case .registrationsPreempted:      (.registrationsPreempted,               false, [])
+        case .timestampChanged:            (.timestampChanged,                     false, [])
+        case .deviceIdentifierChanged:     (.deviceIdentifierChanged,              false, [])
+        case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
+        case .thresholdConditionMet:       (.thresholdConditionMet,                false, [])
+        case .softThresholdReached:   (.thinProvisioningSoftThresholdReached, false, [])
+        case .failurePredicted:            (.failurePredictionThresholdExceeded,   false, [])
+        case .failurePredictedFalsely:     (.failurePredictionThresholdExceededFalse, false, [])
+        case .mediumRemovalRequested:      (.operatorMediumRemovalRequest,         false, [])
+        case .previousBusy:                (.previousBusyStatus,                   false, [])
+        case .previousTaskSetFull:         (.previousTaskSetFullStatus,            false, [])
+        case .previousReservationConflict: (.previousReservationConflictStatus,    false, [])
         }
     }
 
@@ -53,6 +60,9 @@ struct UnitAttentionSet: ExpressibleByArrayLiteral {
     init(arrayLiteral elements: UnitAttention...) { for element in elements { bits |= 1 << element.rawValue } }
 
     var isEmpty: Bool { bits == 0 }
+
+    /// How many conditions are pending.
+    var count: Int { bits.nonzeroBitCount }
 
     /// The condition with the highest precedence.
     var first: UnitAttention? {

@@ -45,7 +45,7 @@ public struct UnitStateKind: RawRepresentable, Hashable, Comparable, Sendable {
     /// The kind with this number.
     public init(rawValue: UInt16) { self.rawValue = rawValue }
 
-    /// Registrations and the persistent reservation, for APTPL (SPC-6 5.15.4.2).
+    /// Registrations and the persistent reservation, for APTPL (SPC-4 5.7.5).
     static let persistentReservations = Self(rawValue: 1)
     /// Saved values of mode pages (SPC-6 7.5).
     static let savedModePages = Self(rawValue: 2)

@@ -94,8 +94,6 @@ struct TargetConfiguration: Equatable, Sendable {
 struct LogicalUnitSettings: Equatable, Sendable {
     var backstore: String
     var readOnly = false
-    /// Whether the medium can be ejected, and another one be put in.
-    var removable = false
     /// `nil`: derived from the names of the target and the backstore.
     var name: NAAName?
     /// `nil`: the digits of the name.
@@ -103,6 +101,25 @@ struct LogicalUnitSettings: Equatable, Sendable {
     var limits = LimitsConfiguration()
     /// How long a command may take for which the guest gives no deadline, in nanoseconds; 0: as long as it takes.
     var commandTimeoutNanoseconds: UInt64 = 0
+    /// Whether guests may eject the medium, and another can be put in.
+    var removable = false
+    /// What becomes of a command that the medium could not carry out.
+    var onError = OnError.report
+    /// How long `OnError.retry` tries, in nanoseconds; `nil`: the default.
+    var retryTimeoutNanoseconds: UInt64?
+
+    /// What becomes of a command that the medium could not carry out.
+    enum OnError: String, Sendable, CaseIterable {
+        /// The guest is told.
+        case report
+        /// The disk is frozen until somebody thaws it.
+        case stop
+        /// It is tried again for a time; then the guest is told.
+        case retry
+    }
+
+    /// How long a failed command is tried again if the file does not say.
+    static let defaultRetryTimeoutNanoseconds: UInt64 = 20_000_000_000
 
     /// The unit's name as initiators see it.
     func effectiveName(target: NAAName) -> NAAName {
@@ -148,6 +165,8 @@ enum ConfigurationLimits {
     static let stopTimeoutNanoseconds: ClosedRange<UInt64> = 0...600_000_000_000
     /// Less than a second and a busy medium looks like a dead one; more than an hour and no guest is left waiting.
     static let commandTimeoutNanoseconds: ClosedRange<UInt64> = 1_000_000_000...3_600_000_000_000
+    /// Long enough for a second attempt; guests give up after some minutes at the latest.
+    static let retryTimeoutNanoseconds: ClosedRange<UInt64> = 100_000_000...600_000_000_000
     /// Permission bits of a socket's file; those of execution mean nothing there.
     static let socketMode = 0...0o777
     /// 0 would be a port that the system chooses, which nobody would know.

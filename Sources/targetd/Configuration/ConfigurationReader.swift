@@ -147,14 +147,16 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        let keys = ["backstore", "read-only", "name", "serial", "removable", "command-timeout", "limits"]
+        let keys = [
+            "backstore", "read-only", "name", "serial", "command-timeout", "removable", "on-error", "retry-timeout",
+            "limits",
+        ]
         guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
         else { return nil }
         var unit = LogicalUnitSettings(backstore: backstore)
         unit.readOnly = boolean(fields, "read-only") ?? false
-        unit.removable = boolean(fields, "removable") ?? false
         if let name = string(fields, "name") {
             do {
                 unit.name = try NAAName(parsing: name, kinds: 2...3, 5...5)
@@ -166,6 +168,15 @@ struct ConfigurationReader {
         unit.limits = limits(fields)
         if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
             unit.commandTimeoutNanoseconds = timeout
+        }
+        unit.removable = boolean(fields, "removable") ?? false
+        if let policy = choice(fields, "on-error", of: LogicalUnitSettings.OnError.allCases.map(\.rawValue)) {
+            unit.onError = LogicalUnitSettings.OnError(rawValue: policy)!
+        }
+        unit.retryTimeoutNanoseconds = span(
+            fields, "retry-timeout", in: ConfigurationLimits.retryTimeoutNanoseconds)
+        if fields["retry-timeout"] != nil, unit.onError != .retry {
+            report(fields.key("retry-timeout"), "means nothing here: remove it, or add on-error: retry")
         }
         return unit
     }

@@ -77,11 +77,6 @@ struct ConfigurationRules {
             }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let key = "targets.\(name).luns.\(number)"
-                if unit.removable, unit.name == nil {
-                    report(
-                        key,
-                        "is removable and has no name: media come and go, so add name: such as naa.3000000000000001")
-                }
                 guard configuration.backstores[unit.backstore] != nil else {
                     // One that is there but could not be read has been reported as that.
                     if source.lines["backstores.\(unit.backstore)"] != nil { continue }

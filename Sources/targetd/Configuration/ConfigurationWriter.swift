@@ -85,13 +85,15 @@ struct ConfigurationWriter {
     private static func value(of unit: LogicalUnitSettings) -> String {
         var fields = [("backstore", quoted(unit.backstore))]
         if unit.readOnly { fields.append(("read-only", "true")) }
-        if unit.removable { fields.append(("removable", "true")) }
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
         if let limits = limits(unit.limits) { fields.append(("limits", limits)) }
         if unit.commandTimeoutNanoseconds != 0 {
             fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
         }
+        if unit.removable { fields.append(("removable", "true")) }
+        if unit.onError != .report { fields.append(("on-error", unit.onError.rawValue)) }
+        if let timeout = unit.retryTimeoutNanoseconds { fields.append(("retry-timeout", TimeSpan.format(timeout))) }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 

@@ -210,7 +210,8 @@ struct Plan: Equatable, Sendable {
     ) -> Bool {
         var same = wanted
         same.backstore = running.backstore
-        return running.removable && wanted.removable && running.backstore != wanted.backstore
+        // A name that is derived is that of the medium: another medium is another disk.
+        return running.removable && wanted.removable && running.name != nil && running.backstore != wanted.backstore
             && running.isSameDisk(as: same) && early.contains(wanted.backstore)
             && !replaced.contains(running.backstore)
     }

@@ -145,8 +145,9 @@ final class ReactorObjects {
         var configuration = LogicalUnitConfiguration(
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
-        configuration.removable = settings.removable
         configuration.commandTimeout = settings.commandTimeoutNanoseconds
+        configuration.removable = settings.removable
+        configuration.errorPolicy = settings.errorPolicy
         var stateFile: StateFile?
         do {
             stateFile = try stateDirectory.map { try StateFile(unit: configuration.name, in: $0, reactor: reactor) }
@@ -156,6 +157,15 @@ final class ReactorObjects {
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
             store: stateFile?.handle)
+        let log = logger
+        unit.whenStopped = { cause in
+            guard case .mediumError(let code) = cause else { return }
+            log.error(
+                "the disk is frozen: its medium has failed; look after the medium, then thaw the disk",
+                metadata: [
+                    "target": "\(name)", "lun": "\(number)", "error": "\(SystemError(number: code).text)",
+                ])
+        }
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
@@ -411,6 +421,17 @@ extension RateLimits {
         operationsPerSecond = limits.operationsPerSecond ?? 0
         bytesPerSecond = limits.bytesPerSecond ?? 0
         burstNanoseconds = limits.burstNanoseconds ?? Limits.defaultBurstNanoseconds
+    }
+}
+
+extension LogicalUnitSettings {
+    /// The policy as the core takes it.
+    fileprivate var errorPolicy: ErrorPolicy {
+        switch onError {
+        case .report: .report
+        case .stop: .stop
+        case .retry: .retry(nanoseconds: retryTimeoutNanoseconds ?? Self.defaultRetryTimeoutNanoseconds)
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 import CBackstore
 import CoreTestSupport
-import SCSICore
 import Testing
+
+@testable import SCSICore
 
 @Suite("SAM-6 5.14: unit attention conditions")
 struct UnitAttentionConformance {
@@ -199,5 +200,142 @@ struct UnitAttentionConformance {
         world.drain()
         #expect(world.a.completions.last { $0.tag == first }?.summary == "6/2a09")
         #expect(world.a.completions.last { $0.tag == second }?.summary == "good")
+    }
+
+    @Test("SPC-6 6.39: REQUEST SENSE that asks for no data (ALLOCATION LENGTH 0) leaves the condition pending")
+    func requestSenseOfNothing() {
+        #expect(world.run(CDB.requestSense(allocation: 0)).summary == "good")
+        #expect(testUnitReady(world.a) == "6/2901")
+    }
+
+    @Test("SAM-6 6.3.2: a hard reset is told to every nexus; conditions of narrower resets are implied by it")
+    func hardReset() {
+        calm()
+        let tag = world.b.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        world.a.manage(.logicalUnitReset)
+        world.target.hardReset()
+        world.drain()
+        #expect(world.b.completions.last { $0.tag == tag }?.summary == "reset")
+        for port in [world.a, world.b] {
+            #expect(testUnitReady(port) == "6/2902")
+            #expect(testUnitReady(port) == "good")
+        }
+    }
+
+    @Test("SPC-6 6.7: INQUIRY data that change are told to every nexus by INQUIRY DATA HAS CHANGED, others are not")
+    func inquiryDataChanged() {
+        calm()
+        var configuration = world.unit.configuration
+        world.unit.reconfigure(configuration)
+        #expect(testUnitReady(world.a) == "good")
+        configuration.product = "ANOTHER DISK"
+        world.unit.reconfigure(configuration)
+        for port in [world.a, world.b] {
+            let inquiry = world.run(CDB.inquiry(), dataIn: 96, on: port).data
+            #expect(Array(inquiry[16..<32]) == Array("ANOTHER DISK    ".utf8))
+            #expect(testUnitReady(port) == "6/3f03")
+            #expect(testUnitReady(port) == "good")
+        }
+    }
+
+    @Test("SPC-6 7.7: a limit of the medium that changes is told by INQUIRY DATA HAS CHANGED: it is in page B0h")
+    func limitsChanged() {
+        calm()
+        world.backstore.geometry.maximum_transfer = 4096
+        world.unit.backstoreGeometryChanged()
+        #expect(testUnitReady(world.a) == "6/3f03")
+        #expect(testUnitReady(world.b) == "6/3f03")
+    }
+
+    @Test(
+        "SBC-5 6.5.1: write protection that comes or goes is told by MODE PARAMETERS CHANGED: WP is in the mode header")
+    func writeProtectionChanged() {
+        calm()
+        var configuration = world.unit.configuration
+        configuration.readOnly = true
+        world.unit.reconfigure(configuration)
+        #expect(testUnitReady(world.a) == "6/2a01")
+        let data = [UInt8](repeating: 1, count: 512)
+        #expect(world.run(CDB.write(.ten, 0, 1), dataOut: data).summary == "7/2700")
+        configuration.readOnly = false
+        world.unit.reconfigure(configuration)
+        #expect(testUnitReady(world.a) == "6/2a01")
+        #expect(world.run(CDB.write(.ten, 0, 1), dataOut: data).summary == "good")
+        world.backstore.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_WRITABLE)
+        world.unit.backstoreGeometryChanged()
+        #expect(testUnitReady(world.a) == "6/2a01")
+    }
+
+    @Test(
+        "SAM-6 6.2: an initiator port that the target had to forget is told POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"
+    )
+    func forgottenNexus() {
+        calm()
+        world.a.disconnect()
+        world.b.disconnect()
+        let others = (0..<Limits.nexusesPerTarget).map {
+            MockPort(
+                name: "C\($0)", target: world.target, journal: world.journal, violations: world.violations, tasks: 1)
+        }
+        for port in others { port.connect() }
+        for port in others { port.disconnect() }
+        world.a.connect()
+        #expect(testUnitReady(world.a) == "6/2900")
+        #expect(testUnitReady(world.a) == "good")
+    }
+
+    @Test("SAM-6 5.14: all conditions that can be pending at once are reported once each, in their order")
+    func allConditions() {
+        let established = UnitAttention.allCases
+        for condition in established.reversed() { world.unit.establish(condition, for: 0) }
+        // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED was established last and implies all other resets.
+        let expected = established.filter {
+            !UnitAttention.powerOnOrReset.clears.contains($0)
+        }
+        for condition in expected {
+            let code = String(UInt32(condition.code.rawValue) | 0x10000, radix: 16).dropFirst()
+            #expect(testUnitReady(world.a) == "6/\(code)")
+        }
+        #expect(testUnitReady(world.a) == "good")
+        #expect(testUnitReady(world.b) == "6/2901")
+    }
+
+    // MARK: QUERY ASYNCHRONOUS EVENT
+
+    @Test("SAM-6 7.10: QUERY ASYNCHRONOUS EVENT is FUNCTION COMPLETE if nothing is pending")
+    func nothingPending() {
+        calm()
+        world.a.manage(.queryAsynchronousEvent)
+        #expect(world.a.answers.map(\.response) == [.functionComplete])
+        #expect(world.a.additionalResponse == 0)
+    }
+
+    @Test(
+        "SAM-6 7.10: it is FUNCTION SUCCEEDED with UADE DEPTH, sense key and code if something is, and clears nothing")
+    func somethingPending() {
+        world.a.manage(.queryAsynchronousEvent)
+        #expect(world.a.additionalResponse == 0x16_2901)
+        world.backstore.geometry.size += 512
+        world.unit.backstoreGeometryChanged()
+        world.a.manage(.queryAsynchronousEvent)
+        #expect(world.a.answers.map(\.response) == [.functionSucceeded, .functionSucceeded])
+        #expect(world.a.additionalResponse == 0x26_2901)
+        #expect(testUnitReady(world.a) == "6/2901")
+        #expect(testUnitReady(world.a) == "6/2a09")
+    }
+
+    @Test("SAM-6 7.10: it is asked of one I_T_L nexus, and a LUN without a unit is INCORRECT LOGICAL UNIT NUMBER")
+    func pendingElsewhere() {
+        calm()
+        _ = world.addUnit(at: 1)
+        _ = world.run(CDB.reportLUNs(), dataIn: 64)
+        world.a.manage(.queryAsynchronousEvent)
+        world.a.manage(.queryAsynchronousEvent, lun: 1 << 48)
+        world.b.manage(.queryAsynchronousEvent)
+        world.a.manage(.queryAsynchronousEvent, lun: 9 << 48)
+        #expect(
+            world.a.answers.map(\.response) == [.functionComplete, .functionSucceeded, .incorrectLogicalUnitNumber])
+        #expect(world.b.answers.map(\.response) == [.functionSucceeded])
+        #expect(world.b.additionalResponse == 0x16_3f0e)
     }
 }

@@ -94,8 +94,9 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
             complete_task: { context, task in
                 unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().completed(TaskHandle(head: task!))
             },
-            complete_task_management: { context, cookie, response, _ in
-                unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().answered(cookie, response)
+            complete_task_management: { context, cookie, response, additional in
+                let port = unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue()
+                port.answered(cookie, response, additional)
             },
             report_event: { context, event in
                 unsafe Unmanaged<MockPort>.fromOpaque(context!).takeUnretainedValue().reported(event!.pointee)
@@ -123,6 +124,8 @@ public final class MockPort: @unchecked Sendable {
     public private(set) var completions: [Completion] = []
     /// Task management functions that were answered: cookie and service response.
     public private(set) var answers: [(cookie: UInt64, response: TaskManagementResponse)] = []
+    /// The Additional Response Information of the last function that was answered.
+    public private(set) var additionalResponse: UInt32 = 0
     /// Called when a command has come back, after it was recorded; it may send more.
     public var whenCompleted: ((Completion) -> Void)?
     /// Called when a task management function was answered.
@@ -370,7 +373,8 @@ public final class MockPort: @unchecked Sendable {
         retired.append(transfer.dataIn)
     }
 
-    fileprivate func answered(_ cookie: UInt64, _ response: UInt8) {
+    fileprivate func answered(_ cookie: UInt64, _ response: UInt8, _ additional: UInt32) {
+        additionalResponse = additional
         let response = TaskManagementResponse(rawValue: response)!
         answers.append((cookie: cookie, response: response))
         journal.entries.append(.answered(port: name, cookie: cookie, response))

@@ -66,6 +66,11 @@ public final class TestTarget {
 
     deinit {
         drain()
+        // What an ACA condition blocks ends when that is cleared, and may establish another one by how it ends.
+        for port in [a, b, a, b] where port.nexus != nil {
+            for entry in target.logicalUnits { port.manage(.clearACA, lun: entry.lun.field) }
+            drain()
+        }
         a.checkRetiredMemory()
         b.checkRetiredMemory()
     }

@@ -54,7 +54,7 @@ enum SPC {
         writer.byte(peripheral)
         writer.byte(removable ? 0x80 : 0x00)  // RMB
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
-        writer.byte(0x12)  // HISUP, response data format 2
+        writer.byte(peripheral == 0 ? 0x32 : 0x12)  // NORMACA, if there is a task set; HISUP; response data format 2
         writer.byte(91)
         writer.byte(peripheral == 0x00 ? 0x10 : 0x00)  // TPGS 01b, of a unit: its states do not change by command
         writer.byte(0x10)  // MULTIP: several target ports, one a front
@@ -141,9 +141,9 @@ enum SPC {
     /// Extended INQUIRY Data (SPC-6 7.7.7).
     private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.byte(0x00)
-        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP
+        writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: nothing follows from a priority
         writer.byte(unit.cachesWrites ? 0x01 : 0x00)  // V_SUP
-        writer.byte(0x00)
+        writer.byte(0x01)  // LUICLR: REPORTED LUNS DATA HAS CHANGED is cleared on all units of the nexus at once
         writer.zeros(5)
         writer.byte(UInt8(SCSI_SENSE_CAPACITY))
         writer.zeros(50)
@@ -176,7 +176,7 @@ enum SPC {
     private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-        writer.byte(0)
+        writer.byte(unit.hasProvisioningThresholds ? UInt8(unit.thresholdExponent) : 0)
         let anchors = unit.geometry.has(SCSI_BACKSTORE_CAN_ANCHOR)
         // LBPU, LBPWS, LBPWS10, LBPRZ 001b, ANC_SUP
         writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) | (anchors ? 0x02 : 0) : 0)

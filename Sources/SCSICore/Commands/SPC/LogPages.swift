@@ -162,7 +162,8 @@ struct LogState {
 enum LogPages {
     /// The pages with parameters of a unit, sorted.
     static func codes(of unit: LogicalUnit) -> [LogPageCode] {
-        [0x02, 0x03, 0x05, 0x0d, 0x0e, 0x15, 0x19, 0x2f].map { LogPageCode($0) }
+        let pages: [UInt8] = [0x02, 0x03, 0x05] + (unit.hasProvisioningThresholds ? [0x0c] : [])
+        return (pages + [0x0d, 0x0e, 0x15, 0x19, 0x2f]).map { LogPageCode($0) }
     }
 
     /// All that LOG SENSE answers: the pages with parameters and the lists of pages and of subpages.
@@ -176,6 +177,7 @@ enum LogPages {
     static func parameters(_ code: LogPageCode, of unit: LogicalUnit) -> [LogParameter] {
         if let page = ErrorCounterPage(rawValue: code.page) { return errorCounters(page, unit) }
         switch code.page {
+        case 0x0c: return logicalBlockProvisioning(unit)
         case 0x0d: return temperature
         case 0x0e: return startStopCycles(unit)
         case 0x15: return backgroundScan(unit)
@@ -190,6 +192,19 @@ enum LogPages {
         return ErrorCounterPage.codes.map {
             LogParameter(code: $0, kind: .boundedCounter, value: bytes(unit.log.value(page, $0, statistics)))
         }
+    }
+
+    /// Logical Block Provisioning (SBC-5 6.4.5): available and used LBA mapping resources in threshold sets, as measured
+    /// last; SCOPE: the unit's own, or shared with others.
+    private static func logicalBlockProvisioning(_ unit: LogicalUnit) -> [LogParameter] {
+        let measured = unit.measuredSpace
+        func parameter(_ code: UInt16, _ bytes: UInt64, scope: UInt8) -> LogParameter {
+            .list(code, Self.bytes(unit.thresholdSets(bytes)) + [scope, 0, 0, 0])
+        }
+        return [
+            parameter(1, measured?.available ?? 0, scope: measured?.isShared ?? false ? 0b10 : 0b01),
+            parameter(2, measured?.used ?? 0, scope: 0b01),
+        ]
     }
 
     /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There is

@@ -49,6 +49,24 @@ struct ModePage {
     }
 }
 
+/// QERR (SPC-6 7.5.10): what a CHECK CONDITION does to the other commands of its task set.
+enum QueueErrorManagement: UInt8 {
+    /// Nothing; an ACA condition blocks them.
+    case none = 0b00
+    case abortAll = 0b01
+    /// Aborts those of the same nexus.
+    case abortNexus = 0b11
+}
+
+/// UA_INTLCK_CTRL (SPC-6 7.5.10): what a CHECK CONDITION that reports a unit attention condition does to it.
+enum UnitAttentionInterlock: UInt8 {
+    case none = 0b00
+    /// Only REQUEST SENSE clears it.
+    case keep = 0b10
+    /// The same, and BUSY, RESERVATION CONFLICT and TASK SET FULL establish one.
+    case establish = 0b11
+}
+
 /// The mode pages of one unit. A value: MODE SELECT changes a copy and installs it when the whole list was right.
 struct ModePages {
     /// Sorted by page code.
@@ -59,19 +77,33 @@ struct ModePages {
     private(set) var softwareWriteProtect = false
     private(set) var descriptorSense = false
     private(set) var taskAbortedStatus = false
+    /// TST: whether each I_T nexus has a task set of its own.
+    private(set) var separateTaskSets = false
+    /// TMF_ONLY: while an ACA condition is in effect, even ACA commands of the faulted nexus are refused.
+    private(set) var taskManagementFunctionsOnly = false
+    /// QUEUE ALGORITHM MODIFIER is zero.
+    private(set) var restrictedReordering = true
+    private(set) var queueErrorManagement = QueueErrorManagement.none
+    private(set) var unitAttentionInterlock = UnitAttentionInterlock.none
     private(set) var reportLogExceptions = false
     /// The Power Condition page as it is, for those who ask for the power condition.
     private(set) var powerCondition: [UInt8] = []
+    /// LBPERE.
+    private(set) var reportsThresholds = false
+    private(set) var thresholds: [ProvisioningThreshold] = []
     private(set) var informationalExceptions = InformationalExceptionsControl()
 
-    /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
-    init(volatileCache: Bool) {
+    /// - Parameters:
+    ///   - volatileCache: Whether the backstore has a cache, so that WCE can be one.
+    ///   - thresholds: Whether there are logical block provisioning thresholds.
+    init(volatileCache: Bool, thresholds: Bool) {
         let wce: UInt8 = volatileCache ? 0x04 : 0
+        let lbpere: UInt8 = thresholds ? 0x80 : 0
         // swift-format-ignore
         pages = [
-            // Read-Write Error Recovery (SBC-5 6.5.10): the medium below corrects what it can; nothing to choose.
-            ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                              changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to choose.
+            ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0],
+                              changeable: [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0]),
             // Verify Error Recovery (SBC-5 6.5.11): the same.
             ModePage(0x07, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -79,9 +111,10 @@ struct ModePages {
             // and nothing is read ahead.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Control (SPC-6 7.5.10): D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER 1; SWP; TAS; busy timeout period unlimited.
-            ModePage(0x0a, 0, defaults:   [0x00, 0x10, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0x05, 0x00, 0x08, 0x40, 0, 0, 0, 0, 0, 0]),
+            // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
+            // SWP; TAS; busy timeout period unlimited.
+            ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
+                              changeable: [0xf5, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
@@ -93,6 +126,13 @@ struct ModePages {
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
                               changeable: [0x0c, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]
+        if thresholds {
+            // Logical Block Provisioning (SBC-5 6.5.9): the threshold descriptors; a threshold is told to every nexus.
+            pages.append(
+                ModePage(
+                    0x1c, 2, defaults: Self.zeros(12) + ProvisioningThreshold.defaults,
+                    changeable: Self.zeros(12) + ProvisioningThreshold.changeable))
+        }
         refresh()
     }
 
@@ -130,6 +170,7 @@ struct ModePages {
     ///   cannot take; `nil` if there is none.
     mutating func set(_ index: Int, _ values: [UInt8]) -> Int? {
         let page = pages[index]
+        if page.code == 0x0a, page.subpage == 0, let fault = Self.invalidControl(values) { return fault }
         if page.code == 0x1c, page.subpage == 0, let fault = InformationalExceptionsControl.fault(values) {
             return fault
         }
@@ -141,13 +182,29 @@ struct ModePages {
         return nil
     }
 
+    /// The fields of the control mode page that are changeable and do not have all the values that their bits have.
+    private static func invalidControl(_ values: [UInt8]) -> Int? {
+        if values[0] >> 5 > 1 { return 0 }
+        if values[1] >> 4 > 1 || QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
+        return UnitAttentionInterlock(rawValue: values[2] >> 4 & 3) == nil ? 2 : nil
+    }
+
     private mutating func refresh() {
         writeCacheEnable = bit(0x08, byte: 0, 0x04)
         descriptorSense = bit(0x0a, byte: 0, 0x04)
         reportLogExceptions = bit(0x0a, byte: 0, 0x01)
         softwareWriteProtect = bit(0x0a, byte: 2, 0x08)
         taskAbortedStatus = bit(0x0a, byte: 3, 0x40)
+        separateTaskSets = bit(0x0a, byte: 0, 0x20)
+        taskManagementFunctionsOnly = bit(0x0a, byte: 0, 0x10)
+        restrictedReordering = !bit(0x0a, byte: 1, 0x10)
+        queueErrorManagement = !bit(0x0a, byte: 1, 0x02) ? .none : bit(0x0a, byte: 1, 0x04) ? .abortNexus : .abortAll
+        unitAttentionInterlock = !bit(0x0a, byte: 2, 0x20) ? .none : bit(0x0a, byte: 2, 0x10) ? .establish : .keep
         powerCondition = current(0x1a)!
+        reportsThresholds = bit(0x01, byte: 5, 0x80)
+        let descriptors = current(0x1c, 2)?.dropFirst(12) ?? []
+        thresholds = stride(from: descriptors.startIndex, to: descriptors.endIndex, by: ProvisioningThreshold.length)
+            .map { ProvisioningThreshold(descriptors[$0..<$0 + ProvisioningThreshold.length]) }
         informationalExceptions = InformationalExceptionsControl(current(0x1c)!)
     }
 

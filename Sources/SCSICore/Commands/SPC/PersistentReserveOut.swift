@@ -4,7 +4,7 @@
 
 import CTarget
 
-/// The service actions of PERSISTENT RESERVE OUT that there are (SPC-6 table 236). REPLACE LOST RESERVATION is not
+/// The service actions of PERSISTENT RESERVE OUT that there are (SPC-4 6.14.2). REPLACE LOST RESERVATION is not
 /// one of them: a unit whose reservations were lost is not served.
 enum ReservationService: UInt8 {
     case register = 0x00
@@ -20,7 +20,7 @@ enum ReservationService: UInt8 {
 extension SPC {
     private static let basicListLength = 24
 
-    /// PERSISTENT RESERVE OUT (SPC-6 6.17).
+    /// PERSISTENT RESERVE OUT (SPC-4 6.14).
     static func persistentReserveOut(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         guard let service = ReservationService(rawValue: cdb[1] & 0x1f) else {
             preconditionFailure("a service action that is not in the command table")
@@ -70,7 +70,7 @@ extension SPC {
         }
     }
 
-    /// The basic parameter list (SPC-6 6.17.3): SPEC_I_PT is for REGISTER alone, ALL_TG_PT and APTPL for registrations;
+    /// The basic parameter list (SPC-4 6.14.3): SPEC_I_PT is for REGISTER alone, ALL_TG_PT and APTPL for registrations;
     /// elsewhere they are ignored.
     private static func checkParameters(
         _ service: ReservationService, _ list: ParameterReader, on unit: LogicalUnit
@@ -113,7 +113,7 @@ extension SPC {
 
     private struct Fault: Error { let sense: SenseData }
 
-    /// The additional parameter data of SPEC_I_PT (SPC-6 6.17.3): a length and TransportIDs.
+    /// The additional parameter data of SPEC_I_PT (SPC-4 6.14.3): a length and TransportIDs.
     private static func readInitiatorPorts(_ list: ParameterReader) -> Result<[UInt64], Fault> {
         guard list.count >= 28 else { return .failure(Fault(sense: .parameterListLengthError)) }
         let length = list.uint32(24)
@@ -131,7 +131,7 @@ extension SPC {
         return .success(addresses)
     }
 
-    /// REGISTER AND MOVE has a parameter list of its own (SPC-6 6.17.4).
+    /// REGISTER AND MOVE has a parameter list of its own (SPC-4 6.14.4).
     private static func registerAndMove(
         _ list: ParameterReader, _ nexus: NexusName, on unit: LogicalUnit
     ) -> ReservationVerdict {
@@ -164,7 +164,7 @@ extension SPC {
         for index in names.flatMap({ unit.target?.nexusIndices($0) ?? [] }) { task.progress |= 1 << UInt64(index) }
     }
 
-    /// Aborts the commands of the preempted nexuses (SPC-6 5.15.11.5). GOOD comes when the last of them has ended:
+    /// Aborts the commands of the preempted nexuses (SPC-4 5.7.11.5). GOOD comes when the last of them has ended:
     /// afterwards none of them touches the medium.
     static func abortPreempted(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         guard task.step == 1 else { return .done(.good) }

@@ -22,8 +22,9 @@ extension SPC {
         let outcome = DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
             sense.write(descriptorFormat: cdb.bit(1, 0), to: &$0)
         }
-        // Cleared once it is reported, and not by a command whose buffers are too short for the report.
-        if case .done = outcome, let condition { unit.report(condition, for: task.nexus) }
+        // Cleared once it is reported, and not by a command whose buffers are too short for the report, or that asks for
+        // nothing of it.
+        if case .done = outcome, cdb[4] > 0, let condition { unit.report(condition, for: task.nexus) }
         return outcome
     }
 
@@ -113,13 +114,15 @@ extension SPC {
         writer.zeros(10)
     }
 
-    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6 6.36).
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6 6.36): all that SAM-6 has. An allocation length below four is
+    /// an error here, unlike elsewhere.
     static func reportSupportedTaskManagementFunctions(
         _ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit
     ) -> Outcome {
         let extended = cdb.bit(2, 7)
+        if cdb.uint32(6) < 4 { return .failed(.invalidField(inCDB: 6)) }
         return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(6)) { writer in
-            let bits = TaskManager.supported.map(reportBit)
+            let bits = TaskManagementFunction.allCases.map(reportBit)
             writer.byte(bits.filter { $0.byte == 0 }.reduce(0) { $0 | $1.bit })
             writer.byte(bits.filter { $0.byte == 1 }.reduce(0) { $0 | $1.bit })
             writer.byte(0)
