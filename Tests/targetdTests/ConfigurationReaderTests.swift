@@ -97,11 +97,11 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "serial: S1", "Serial: S1",
-        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout, removable, on-error, retry-timeout"
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout, removable, on-error, retry-timeout, limits"
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets, limits"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
