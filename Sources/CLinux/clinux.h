@@ -119,6 +119,13 @@ static inline int clinux_signal(int eventfd) {
     return write(eventfd, &one, sizeof one) == sizeof one ? 0 : -1;
 }
 
+/* A socket's option at the level of sockets, or -1. */
+static inline int clinux_socket_option(int descriptor, int option) {
+    int value = 0;
+    socklen_t length = sizeof value;
+    return getsockopt(descriptor, SOL_SOCKET, option, &value, &length) == 0 ? value : -1;
+}
+
 /* Whether a descriptor is an eventfd; where /proc is not mounted, whatever has no file type is taken for one. */
 static inline int clinux_is_eventfd(int descriptor) {
     static const char eventfd_name[] = "anon_inode:[eventfd]";

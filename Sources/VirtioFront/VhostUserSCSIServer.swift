@@ -20,7 +20,8 @@ public final class VhostUserSCSIServer {
 
     /// What a device is made of.
     public struct Configuration {
-        /// Where the socket is made; at most 107 bytes.
+        /// Where the socket is made; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
+        /// started the process has passed in: a socket that listens, or one that is connected to a front-end.
         public var socketPath: String
         /// Request queues that a guest may use, 1 to 126.
         public var requestQueues: Int
@@ -79,6 +80,8 @@ public final class VhostUserSCSIServer {
         case inUse(String)
         /// Something that is no socket is there.
         case notASocket(String)
+        /// A descriptor that was passed in is no Unix stream socket.
+        case notPassedIn(String)
         /// A system call failed.
         case system(String, operation: String, errno: Int32)
         /// The reactor could not watch the socket.
@@ -91,6 +94,8 @@ public final class VhostUserSCSIServer {
             case .inUse(let path):
                 "Another process listens at the socket \(path); stop it, or choose another path."
             case .notASocket(let path): "\(path) exists and is no socket; remove it, or choose another path."
+            case .notPassedIn(let path):
+                "\(path) is no Unix stream socket; pass one in as this file descriptor, or choose a path."
             case .system(let path, let operation, let code):
                 "Cannot \(operation) the socket \(path): \(unsafe String(cString: strerror(code)))."
             case .reactor(let what): what
@@ -145,10 +150,19 @@ public final class VhostUserSCSIServer {
 
     // MARK: Start and stop
 
-    /// Makes the socket and listens. The file of a dead process is replaced.
+    /// Makes the socket and listens. The file of a dead process is replaced. A descriptor that was passed in is used as
+    /// it is: one that listens as our own would be, one that is connected for that one front-end.
     public func start() throws(StartError) {
-        try removeStaleSocket()
-        try listen()
+        var connected: Int32?
+        if let descriptor = Self.passedIn(configuration.socketPath) {
+            let passed = try adopt(descriptor)
+            if passed.isListening { listener = passed.socket } else { connected = passed.socket }
+        } else {
+            try removeStaleSocket()
+            try listen()
+        }
+        addSource()
+        if let connected { return begin(connected) }
         spare = eventfd(0, Int32(EFD_CLOEXEC))
         do {
             listenerToken = unsafe try reactor.watch(
@@ -158,8 +172,35 @@ public final class VhostUserSCSIServer {
                 }, Unmanaged.passUnretained(self).toOpaque())
         } catch {
             closeListener()
+            removeSource()
             throw .reactor("\(error)")
         }
+    }
+
+    /// The number in `/proc/self/fd/N`.
+    private static func passedIn(_ path: String) -> Int32? {
+        let prefix = "/proc/self/fd/"
+        return path.hasPrefix(prefix) ? Int32(path.dropFirst(prefix.count)) : nil
+    }
+
+    /// A copy of a descriptor that was passed in, so that a second start finds it as the first did.
+    private func adopt(_ descriptor: Int32) throws(StartError) -> (socket: Int32, isListening: Bool) {
+        let path = configuration.socketPath
+        guard clinux_socket_option(descriptor, SO_DOMAIN) == AF_UNIX,
+            clinux_socket_option(descriptor, SO_TYPE) == Int32(SOCK_STREAM.rawValue)
+        else { throw .notPassedIn(path) }
+        let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+        guard copy >= 0 else { throw .system(path, operation: "take over", errno: errno) }
+        _ = fcntl(copy, F_SETFL, fcntl(copy, F_GETFL) | O_NONBLOCK)
+        return (copy, clinux_socket_option(copy, SO_ACCEPTCONN) == 1)
+    }
+
+    private func removeSource() {
+        if let source { reactor.remove(source) }
+        source = nil
+    }
+
+    private func addSource() {
         source = unsafe reactor.add(
             Reactor.WorkSource(
                 poll: { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.poll() } },
@@ -189,8 +230,7 @@ public final class VhostUserSCSIServer {
         }
         guard ended.isEmpty, session == nil, let stopped = whenStopped else { return }
         whenStopped = nil
-        if let source { reactor.remove(source) }
-        source = nil
+        removeSource()
         stopped()
     }
 

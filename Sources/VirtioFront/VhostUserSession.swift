@@ -218,7 +218,7 @@ final class VhostUserSession {
         case .getMaximumMemorySlots: return VhostUserMessage.bytes(UInt64(GuestMemory.slots))
         case .setFeatures: try setFeatures(message.uint64(0))
         case .setProtocolFeatures: try setProtocolFeatures(message.uint64(0))
-        case .setOwner: break
+        case .setOwner: beginAnew()
         case .resetOwner: for index in rings.indices { rings[index].isEnabled = false }
         case .setMemoryTable: try setMemoryTable(&message)
         case .addMemoryRegion: try addMemoryRegion(&message)
@@ -246,6 +246,19 @@ final class VhostUserSession {
         case .getStatus: return VhostUserMessage.bytes(status)
         }
         return nil
+    }
+
+    /// SET_OWNER begins a session, also one on a connection that was used before: QEMU keeps its socket when a device is
+    /// unplugged and another one is plugged, and adds all regions of memory again.
+    private func beginAnew() {
+        guard rings.indices.allSatisfy({ device.queue($0) == nil }) else { return }
+        retired.removeAll { $0.references == 0 }
+        if memory.references > 0 { retired.append(memory) }
+        memory = GuestMemory(regions: [])
+        inflight = nil
+        log = nil
+        applyLog()
+        for index in rings.indices { forget(index) }
     }
 
     // MARK: Configuration space, status, reset

@@ -161,4 +161,19 @@ import VirtioFront
         }
         #expect(try frontEnd.requests.run(write(1)).isGood)
     }
+
+    @Test func aSecondSessionOnOneConnectionAddsItsMemoryAnew() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        var options = VhostUserFrontEnd.Options()
+        options.addsRegionsSingly = true
+        let frontEnd = try VhostUserFrontEnd.ready(world, options)
+        // As QEMU does when a device is unplugged and another one takes its socket.
+        for queue in frontEnd.queues { _ = try frontEnd.stop(queue) }
+        for queue in frontEnd.queues { queue.reset() }
+        try frontEnd.negotiate()
+        try frontEnd.shareMemory()
+        try frontEnd.startQueues()
+        #expect(try frontEnd.requests.runPastUnitAttentions(write(1)).isGood)
+    }
 }

@@ -168,7 +168,7 @@ final class CommandTable {
         row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
-        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive],                                   // RECEIVE DIAGNOSTIC RESULTS
+        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive],        // RECEIVE DIAGNOSTIC RESULTS
             usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
         row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
             usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
@@ -291,7 +291,7 @@ final class CommandTable {
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny, .allowedUnderReserve], requires: .savesState, // REPORT IDENTIFYING INFORMATION
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                    // REPORT TARGET PORT GROUPS
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // REPORT TARGET PORT GROUPS
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),

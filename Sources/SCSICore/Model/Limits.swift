@@ -88,6 +88,13 @@ public enum Limits {
     /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block.
     public static let stagingBytes = 1 << 20
 
+    /// How long unused rate is saved if nothing else is said, in nanoseconds: a tenth of a second, so that a limit of a
+    /// second's operations is one of any second's, within a tenth.
+    public static let defaultBurstNanoseconds: UInt64 = 100_000_000
+
+    /// Commands that the trace of a logical unit keeps: at the most, 6 MiB of them.
+    public static let traceEntries = 1...65_536
+
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
 

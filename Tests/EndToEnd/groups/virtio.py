@@ -6,12 +6,13 @@
 
 import os
 import signal
+import subprocess
 import time
 
 from harness import processes
 from harness.guest import BOOT_SECONDS, Guest
 from harness.report import case, require
-from harness.targets import Daemon, Disk
+from harness.targets import Daemon, Disk, LoopDevice
 
 from .guests import GuestGroup
 
@@ -223,7 +224,9 @@ class Migration(VirtioGroup):
         other = os.path.join(self.directory, "second")
         os.mkdir(other)
         self.second = Daemon(other, list(self.disks), self.queues)
-        os.link(os.path.join(self.directory, "shared.img"), os.path.join(other, "shared.img"))
+        image = os.path.join(self.directory, "shared.img")
+        attached = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
+        self.second.loops["shared"] = LoopDevice(attached.stdout.strip(), image)
         self.second.start()
         first, self.target = self.target, self.second
         incoming = os.path.join(other, "incoming.sock")
@@ -237,6 +240,10 @@ class Migration(VirtioGroup):
         guest._agent, guest._received = None, b""
         guest.process = processes.start(guest._command(arguments, 2), guest.log)
         guest._agent = guest._connect(guest._agent_path, BOOT_SECONDS)
+        limit = time.monotonic() + 60
+        while not os.path.exists(incoming):
+            require(time.monotonic() < limit, "the second QEMU does not wait for the guest")
+            time.sleep(0.05)
         self.guest.monitor("migrate", uri=f"unix:{incoming}")
         limit = time.monotonic() + 300
         while (state := self.guest.monitor("query-migrate"))["status"] not in ("completed", "failed"):

@@ -74,6 +74,6 @@ class Xen(Group):
     def loopback(self) -> str:
         return self._run("loopback", [], {"/before": text("dom0", "before.sh")})
 
-    @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, hot add and remove")
+    @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, save and restore")
     def guest(self) -> str:
-        return self._run("guest", ["first", "second", "third"])
+        return self._run("guest", ["first", "second", "third", "fourth"])

@@ -73,8 +73,8 @@ enum ErrorCounterPage: UInt8, CaseIterable {
         }
     }
 
-    /// The parameters that something here counts: errors corrected with possible delays (which is what trying again is),
-    /// total of rewrites or rereads that helped, total errors corrected, total bytes processed, total uncorrected
+    /// The parameters that something here counts: errors corrected with possible delays (which is what trying again
+    /// is), total of rewrites or rereads that helped, total errors corrected, total bytes processed, total uncorrected
     /// errors.
     static let codes: [UInt16] = [1, 2, 3, 5, 6]
     /// The one that each READ or WRITE changes; thresholds are for the others, so that none is looked at per command.
@@ -195,8 +195,8 @@ enum LogPages {
         }
     }
 
-    /// Logical Block Provisioning (SBC-5 6.4.5): available and used LBA mapping resources in threshold sets, as measured
-    /// last; SCOPE: the unit's own, or shared with others.
+    /// Logical Block Provisioning (SBC-5 6.4.5): available and used LBA mapping resources in threshold sets, as
+    /// measured last; SCOPE: the unit's own, or shared with others.
     private static func logicalBlockProvisioning(_ unit: LogicalUnit) -> [LogParameter] {
         let measured = unit.measuredSpace
         func parameter(_ code: UInt16, _ bytes: UInt64, scope: UInt8) -> LogParameter {
@@ -208,12 +208,12 @@ enum LogPages {
         ]
     }
 
-    /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There is
-    /// no reference temperature either.
+    /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There
+    /// is no reference temperature either.
     private static var temperature: [LogParameter] { [.list(0, [0, 0xff]), .list(1, [0, 0xff])] }
 
-    /// Start-Stop Cycle Counter (SPC-6 7.3.20): what was counted. There is no lifetime to compare it with, and no date of
-    /// manufacture.
+    /// Start-Stop Cycle Counter (SPC-6 7.3.20): what was counted. There is no lifetime to compare it with, and no date
+    /// of manufacture.
     private static func startStopCycles(_ unit: LogicalUnit) -> [LogParameter] {
         let statistics = unit.statistics
         return [.list(4, bytes(statistics.startStopCycles)), .list(6, bytes(statistics.loadUnloadCycles))]
@@ -226,8 +226,8 @@ enum LogPages {
         return [.list(0, bytes(UInt32(clamping: age / 60_000_000_000)) + [0, 0, 0, 0, 0, 0, 0, 0])]
     }
 
-    /// Protocol Specific Port (SPC-6 7.3.17): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither virtio
-    /// nor Xen has one of T10's, and so there is nothing specific to tell.
+    /// Protocol Specific Port (SPC-6 7.3.17): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither
+    /// virtio nor Xen has one of T10's, and so there is nothing specific to tell.
     private static func protocolSpecificPorts(_ unit: LogicalUnit) -> [LogParameter] {
         (unit.target?.ports.identifiers ?? 1...1).map { .list($0, [0x0f, 0, 0, 0]) }
     }

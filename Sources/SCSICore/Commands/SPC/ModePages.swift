@@ -101,14 +101,15 @@ struct ModePages {
         let lbpere: UInt8 = thresholds ? 0x80 : 0
         // swift-format-ignore
         pages = [
-            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to choose.
+            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to
+            // choose.
             ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0]),
             // Verify Error Recovery (SBC-5 6.5.11): the same.
             ModePage(0x07, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the medium,
-            // and nothing is read ahead.
+            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the
+            // medium, and nothing is read ahead.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
@@ -121,8 +122,8 @@ struct ModePages {
             // Power Condition (SPC-6 7.5.13): the conditions' timers, all disabled.
             ModePage(0x1a, 0, defaults:   Self.zeros(38),
                               changeable: [0x01, 0x0f] + Array(repeating: 0xff, count: 20) + Self.zeros(16)),
-            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is reported
-            // when it occurs, once (REPORT COUNT 1).
+            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is
+            // reported when it occurs, once (REPORT COUNT 1).
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
                               changeable: [0x0c, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]

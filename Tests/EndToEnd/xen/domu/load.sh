@@ -12,6 +12,8 @@ row() {
 
 while :; do
     until [ -b /dev/sda ]; do usleep 100000; done
+    # Memory that nobody has touched yet would be measured with the first rows.
+    fio --minimal --name=fill --filename=/dev/sda --direct=1 --rw=write --bs=256k --size=60M > /dev/null
     for bytes in 4k 256k; do
         for operation in read write; do row $operation $bytes $([ $bytes = 4k ] && echo 32 || echo 8); done
     done
