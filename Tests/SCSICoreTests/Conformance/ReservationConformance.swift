@@ -708,7 +708,9 @@ struct ReserveConformance {
         #expect(read(world.b) == "good")
     }
 
-    @Test("a logical unit reset ends it", arguments: [TaskManagementFunction.logicalUnitReset, .targetReset])
+    @Test(
+        "a logical unit reset ends it",
+        arguments: [TaskManagementFunction.logicalUnitReset, .targetReset].filter { TestTarget.canSend($0) })
     func reset(function: TaskManagementFunction) {
         _ = world.run(reserve)
         world.b.manage(function)
