@@ -104,7 +104,9 @@ let package = Package(
         .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux", "CIOVector"], swiftSettings: settings),
         .testTarget(
             name: "BackstoresTests",
-            dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
+            dependencies: [
+                "Backstores", "Reactor", "SCSICore", "CoreTestSupport", "CBackstore", "CLinux", "CIOVector",
+            ],
             swiftSettings: settings),
         .testTarget(
             name: "VirtioFrontTests",
