@@ -36,6 +36,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <scsi/sg.h>
 #include <linux/fs.h>
 #include <linux/falloc.h>
 #include <linux/vhost_types.h>

@@ -81,7 +81,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
     (
         "buffered: true", "bufered: true",
@@ -97,11 +97,11 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "serial: S1", "Serial: S1",
-        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout, removable, on-error, retry-timeout"
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout, removable, on-error, retry-timeout, limits"
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets, limits"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -358,7 +358,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
 ]
 // swift-format-ignore-end

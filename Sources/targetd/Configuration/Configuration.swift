@@ -98,6 +98,7 @@ struct LogicalUnitSettings: Equatable, Sendable {
     var name: NAAName?
     /// `nil`: the digits of the name.
     var serial: String?
+    var limits = LimitsConfiguration()
     /// How long a command may take for which the guest gives no deadline, in nanoseconds; 0: as long as it takes.
     var commandTimeoutNanoseconds: UInt64 = 0
     /// Whether guests may eject the medium, and another can be put in.
@@ -136,6 +137,20 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var queues = 1
     /// The target devices by virtio-scsi target number.
     var targets: [Int: NAAName] = [:]
+    var limits = LimitsConfiguration()
+}
+
+/// How much may be done in a second.
+struct LimitsConfiguration: Equatable, Sendable {
+    /// Commands that access the medium; `nil`: as many as there are.
+    var operationsPerSecond: UInt64?
+    /// Bytes that they name; `nil`: as many as there are.
+    var bytesPerSecond: UInt64?
+    /// How long unused rate is saved, in nanoseconds; `nil`: the core's own choice.
+    var burstNanoseconds: UInt64?
+
+    /// Whether nothing is limited.
+    var isEmpty: Bool { operationsPerSecond == nil && bytesPerSecond == nil }
 }
 
 /// Bounds of the configuration, with their reasons.
@@ -170,6 +185,14 @@ enum ConfigurationLimits {
     static let queues = 1...126
     /// `sockaddr_un.sun_path` has 108 bytes, one of them the end mark.
     static let socketPathBytes = 107
+    /// Commands that the trace of a logical unit keeps: what the core can.
+    static let traceEntries = 1...65_536
+    /// Less than one command in a second is a disk that guests give up.
+    static let operationsPerSecond = 1...1_000_000_000
+    /// Slower than the first, one large command would hold a disk for minutes; the second is more than memory gives.
+    static let bytesPerSecond: ClosedRange<UInt64> = 64 << 10...1 << 40
+    /// A minute's saving is beyond any idea of a limit.
+    static let burstNanoseconds: ClosedRange<UInt64> = 0...60_000_000_000
     /// Characters of a backstore's name, which also appears in logs and paths of the control API.
     static let nameCharacters = 1...64
     /// Characters of the Unit Serial Number (VPD page 80h) that tools still show.

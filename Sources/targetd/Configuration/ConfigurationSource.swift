@@ -35,6 +35,11 @@ enum ConfigurationSource {
         return checked(read.configuration, read.source, read.problems, running: running)
     }
 
+    /// Checks a configuration that was made from the one that runs.
+    static func load(edited configuration: Configuration, running: Configuration) -> Loaded {
+        checked(configuration, SourceMap(source: "body"), [], running: running)
+    }
+
     /// Checks the disk of the command line.
     static func load(_ disk: DiskOptions) -> Loaded {
         let socket = absolute(disk.socket ?? "")

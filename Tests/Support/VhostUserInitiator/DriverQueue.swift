@@ -52,6 +52,8 @@ public final class Chain {
     let table: Piece?
     /// What the device said it wrote, once it has used the chain.
     public fileprivate(set) var usedLength: UInt32?
+    /// The number of the chain among all that the device has used of the queue, once it has.
+    public fileprivate(set) var usedNumber = 0
     /// The device-writable bytes, once the device has used the chain.
     public fileprivate(set) var written: [UInt8] = []
 
@@ -88,6 +90,7 @@ public final class DriverQueue {
     public let kickDescriptor: Int32, callDescriptor: Int32, errorDescriptor: Int32
     private let memories: [SharedMemory]
     private var nextMemory = 0
+    private var usedCount = 0
     private var free: [UInt16]
     private var inFlight: [UInt16: Chain] = [:]
 
@@ -245,6 +248,8 @@ public final class DriverQueue {
         }
         chain.written = writable.flatMap { $0.memory.read($0.length, at: $0.address) }
         chain.usedLength = length
+        usedCount += 1
+        chain.usedNumber = usedCount
         release(chain)
     }
 
