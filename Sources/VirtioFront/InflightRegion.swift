@@ -69,6 +69,13 @@ final class InflightRegion {
         unsafe munmap(mapping, mappingSize)
     }
 
+    /// The device was reset with nothing in flight: no notes count any more, for the driver begins its rings anew.
+    func finish() {
+        for index in 0..<queues {
+            unsafe clinux_store16_release(base + index * Self.stride(queueSize) + InflightQueue.versionOffset, 0)
+        }
+    }
+
     /// The part of one queue, if the region has one for a ring of this size.
     func queue(_ index: Int, size: Int, isPacked: Bool) -> InflightQueue? {
         guard index < queues, size <= queueSize else { return nil }
@@ -107,6 +114,8 @@ final class InflightQueue {
         static let inflight = 0, splitNext = 6, counter = 8
         static let next = 2, last = 4, number = 6, identifier = 16, flags = 18, length = 20, address = 24
     }
+
+    fileprivate static let versionOffset = Field.version
 
     private let part: UnsafeMutableRawPointer
     private let size: Int

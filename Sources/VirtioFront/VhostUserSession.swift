@@ -242,7 +242,10 @@ final class VhostUserSession {
         case .resetDevice: beginReset(message)
         case .setStatus:
             status = message.uint64(0) & 0xff
-            if status == 0 { beginReset(message) }
+            // QEMU writes 0 whenever it stops the device, for a pause as well, and has RESET_DEVICE for what the driver
+            // means by it. Without that a 0 is all there is.
+            let hasReset = protocolFeatures & VhostUserProtocolFeature.resetDevice != 0
+            if status == 0, !hasReset { beginReset(message) }
         case .getStatus: return VhostUserMessage.bytes(status)
         }
         return nil
@@ -308,6 +311,7 @@ final class VhostUserSession {
     private func completeReset() {
         awaited = nil
         status = 0
+        inflight?.finish()
         inflight = nil
         space.sizes = VirtioSCSISizes()
         device.reset()

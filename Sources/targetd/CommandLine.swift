@@ -169,8 +169,8 @@ struct DiskOptions: ParsableArguments {
         }
         guard !hasMedium else { return nil }
         let given = [
-            ("--vhost-user", vhostUser != nil), ("--fd", fd != nil), ("--queues", queues != nil), ("--block-size", blockSize != nil),
-            ("--buffered", buffered), ("--read-only", readOnly),
+            ("--vhost-user", vhostUser != nil), ("--fd", fd != nil), ("--queues", queues != nil),
+            ("--block-size", blockSize != nil), ("--buffered", buffered), ("--read-only", readOnly),
         ]
         return given.first { $0.1 }.map {
             "\($0.0) goes with --ram, --file and --block-device only: write it in the file."

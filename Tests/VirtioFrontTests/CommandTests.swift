@@ -214,6 +214,31 @@ import VirtioFront
         }
     }
 
+    @Test func theLastUnitOfTheLastTargetIsReachedAndNoneIsBeyond() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        world.perform { objects in
+            objects.addUnit(at: 16_383)
+            objects.addUnit(at: 200)
+            objects.server.attach(objects.target, number: 255)
+        }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        for address in [
+            VirtioSCSIAddress.flat(target: 255, lun: 16_383), .flat(target: 255, lun: 200),
+            .peripheral(target: 255, lun: 200), .flat(target: 0, lun: 16_383),
+        ] {
+            #expect(try frontEnd.requests.runPastUnitAttentions(SCSICommand(address, [0])).isGood)
+        }
+        let absent = try frontEnd.requests.run(SCSICommand(.flat(target: 254, lun: 0), [0]))
+        #expect(absent.response == UInt8(VIRTIO_SCSI_S_BAD_TARGET))
+        let inquiry = try frontEnd.requests.run(
+            SCSICommand(.flat(target: 255, lun: 16_382), CDB.inquiry(), dataIn: 255))
+        #expect(inquiry.dataIn[0] == 0x7f)
+        let units = try frontEnd.requests.run(
+            SCSICommand(.reportLUNs, [0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], dataIn: 256))
+        #expect(units.isGood && WireBytes.read(UInt32.self, units.dataIn, at: 0) == UInt32(24).bigEndian)
+    }
+
     @Test func aControlRequestOfUnknownTypeComesBackEmpty() throws {
         let world = try ServerWorld()
         defer { world.stop() }

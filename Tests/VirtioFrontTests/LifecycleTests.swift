@@ -217,7 +217,7 @@ import VirtioFront
         }.get()
         if isConnected {
             let message = VhostUserChannel.message(.getFeatures, [])
-            #expect(unsafe write(ends[0], message, message.count) == message.count)
+            #expect(unsafe Glibc.write(ends[0], message, message.count) == message.count)
             var reply = [UInt8](repeating: 0, count: 20)
             var entry = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
             #expect(unsafe poll(&entry, 1, 30_000) == 1)

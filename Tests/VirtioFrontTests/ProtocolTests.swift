@@ -37,8 +37,8 @@ import VirtioFront
     func aResetIsAcknowledgedAfterTheLastRequestAndBeginsAnew(_ request: VhostUserRequest) throws {
         let world = try ServerWorld()
         defer { world.stop() }
-        let frontEnd = try VhostUserFrontEnd.ready(
-            world, options(VhostUserProtocolBit.resetDevice | VhostUserProtocolBit.status))
+        let reset = request == .resetDevice ? VhostUserProtocolBit.resetDevice : 0
+        let frontEnd = try VhostUserFrontEnd.ready(world, options(VhostUserProtocolBit.status | reset))
         try frontEnd.tell(.setStatus, WireBytes.of(UInt64(0x0f)))
         world.hold(true)
         _ = frontEnd.requests.submit(write(1))
@@ -55,6 +55,18 @@ import VirtioFront
         let first = try frontEnd.requests.run(SCSICommand(unit0, [0]))
         #expect(first.senseKey == 6)
         #expect(try frontEnd.requests.runPastUnitAttentions(write(2)).isGood)
+    }
+
+    @Test func aStatusOfZeroIsNoResetWhereThereIsAMessageForThat() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(
+            world, options(VhostUserProtocolBit.status | VhostUserProtocolBit.resetDevice))
+        // As QEMU does for a pause.
+        for queue in frontEnd.queues { _ = try frontEnd.stop(queue) }
+        try frontEnd.tell(.setStatus, WireBytes.of(UInt64(0)))
+        try frontEnd.startQueues()
+        #expect(try frontEnd.requests.run(write(1)).isGood)
     }
 
     @Test func theConfigurationSpaceIsOfferedWhereItIsConfigured() throws {

@@ -188,6 +188,12 @@ import Testing
                 """)
     }
 
+    @Test func capabilitiesArePrintedWhateverElseIsAsked() throws {
+        let result = try targetd("--print-capabilities", "--ram", "1GiB")
+        #expect(result.status == 0)
+        #expect(result.output == "{ \"type\": \"scsi\", \"features\": [] }\n")
+    }
+
     @Test func versionAndHelpArePrinted() throws {
         let version = try targetd("--version")
         #expect(version.status == 0)
