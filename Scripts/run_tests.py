@@ -152,6 +152,9 @@ def gate(results: report.Report, _: list[str]) -> None:
 SANITIZED = {
     "thread": "ShardLinkTests|ShardThreadTests",
     "address": "SCSICoreTests|SimulationTests",
+    # The daemon as a whole, built with all that it needs: this takes its time.
+    "daemon-thread": "ConcurrentOperationTests",
+    "daemon-address": "ConcurrentOperationTests",
 }
 
 
@@ -160,9 +163,9 @@ def sanitize(results: report.Report, words: list[str]) -> None:
     for sanitizer in words or ["thread"]:
         if sanitizer not in SANITIZED:
             raise SystemExit(f"no sanitizer is called '{sanitizer}': there are {' and '.join(SANITIZED)}")
-        package = core_package()
+        package = ROOT if sanitizer.startswith("daemon-") else core_package()
         build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{sanitizer}"),
-                 f"--sanitize={sanitizer}"]  # fmt: skip
+                 f"--sanitize={sanitizer.removeprefix('daemon-')}"]  # fmt: skip
         # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
         os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
                        "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
@@ -217,7 +220,7 @@ PARTS = {
     "unit": (unit, "Swift's tests; a name after it filters them"),
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
-    "sanitize": (sanitize, "threads under ThreadSanitizer; 'sanitize address': the core under AddressSanitizer"),
+    "sanitize": (sanitize, "threads under ThreadSanitizer; or 'address' (the core), 'daemon-thread', 'daemon-address'"),
 }
 
 
