@@ -133,6 +133,10 @@ let package = Package(
         .target(
             name: "XenFront", dependencies: ["SCSICore", "Reactor", "Xenbus", "CTarget", "CLinux", "CXen"],
             swiftSettings: settings),
+        // SCSI commands by hand, at a vhost-user socket or at an sg node: two initiators for one disk.
+        .executableTarget(
+            name: "scsi-command", dependencies: ["VhostUserInitiator", "CLinux"], path: "Tests/Support/scsi-command",
+            swiftSettings: settings),
         .testTarget(
             name: "XenFrontTests",
             dependencies: [

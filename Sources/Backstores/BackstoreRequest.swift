@@ -131,8 +131,8 @@ struct SegmentCursor {
     }
 }
 
-/// Fills the array of an EXTENTS request: takes stretches in the order of the medium, joins those in the same state, and
-/// makes their ends ends of logical blocks.
+/// Fills the array of an EXTENTS request: takes stretches in the order of the medium, joins those in the same state,
+/// and makes their ends ends of logical blocks.
 @safe
 struct ExtentWriter {
     private let extents: UnsafeMutablePointer<scsi_backstore_extent>

@@ -164,8 +164,8 @@ final class DescriptorIO {
     func declareVolatileCache() { answer.capabilities |= UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
 
     /// Atomic writes as the kernel promises them, over the loss of power too: one length, at multiples of it. (It takes
-    /// shorter ones, of half the length and so on; the Block Limits VPD page has no words for that.) Only direct I/O has
-    /// them.
+    /// shorter ones, of half the length and so on; the Block Limits VPD page has no words for that.) Only direct I/O
+    /// has them.
     private func declareAtomicWrites() {
         guard isDirect, !isReadOnly else { return }
         let maximum = min(clinux_atomic_write_maximum(descriptor), UInt32(BackstoreLimits.bounceBytes))
@@ -387,7 +387,7 @@ final class DescriptorIO {
             return owner.knowsExtents
                 ? FileExtents.report(
                     owner.descriptor, &writer, end, owner.blockSize, synchronize: !owner.isDirect)
-                : FileExtents.reportHoles(owner.descriptor, &writer, end)
+                : FileExtents.reportHoles(owner.descriptor, &writer, end, owner.blockSize)
         }
     }
 

@@ -94,7 +94,8 @@ struct ProvisioningTests {
     func usedThreshold() {
         let world = thinWorld()
         world.setThresholds(used: 3)
-        for (index, (used, reached)) in [(1, false), (2, false), (3, true), (4, false), (2, false), (5, true)].enumerated() {
+        let steps = [(1, false), (2, false), (3, true), (4, false), (2, false), (5, true)]
+        for (index, (used, reached)) in steps.enumerated() {
             world.setSpace(used: UInt64(used) << 20, available: 1 << 30)
             world.writeMiB(UInt64(index))
             #expect(world.attentions == (reached ? ["6/3807", "6/3807"] : ["good", "good"]), "\(index)")

@@ -199,13 +199,16 @@ import VirtioFront
         #expect(try request.wait().isGood)
     }
 
-    @Test func asynchronousNotificationsAreNotSupportedAndSaidToBeSo() throws {
+    @Test func asynchronousNotificationsAreGrantedAsFarAsThereAreSuch() throws {
         let world = try ServerWorld()
         defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         for type in [VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE] {
             let answer = try frontEnd.control.asynchronousNotification(type, unit0, events: 0x7e)
-            #expect(answer.events == 0 && answer.response == 0)
+            // Operational change and media change, of the six that there are.
+            #expect(answer.events == 0x12 && answer.response == 0)
+            let noUnit = try frontEnd.control.asynchronousNotification(type, .flat(target: 0, lun: 7), events: 2)
+            #expect(noUnit.events == 0 && noUnit.response == UInt8(VIRTIO_SCSI_S_INCORRECT_LUN))
             let absent = try frontEnd.control.asynchronousNotification(type, .flat(target: 9, lun: 0), events: 2)
             #expect(absent.response == UInt8(VIRTIO_SCSI_S_BAD_TARGET))
         }

@@ -27,7 +27,8 @@ import Testing
                   naa.60014054ac780582:
                     luns:
                       0: root
-                      1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1 }
+                      1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1, \
+                command-timeout: 90s, removable: true, on-error: retry, retry-timeout: 5s }
                   naa.60014054ac780583:
                     luns:
                       255: disk

@@ -330,6 +330,7 @@ import Testing
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }
                         if units == 1, !front.isEmpty {
                             configuration.vhostUserFronts[0].limits.bytesPerSecond = 1 << 20
                         }
@@ -346,11 +347,13 @@ import Testing
         var backstores: [String: BackstoreConfiguration]
         var targets: [NAAName: TargetConfiguration]
         var fronts: [String: VhostUserFrontConfiguration]
+        var xen: XenConfiguration?
 
         init(_ configuration: Configuration) {
             backstores = configuration.usedBackstores
             targets = configuration.targets
             fronts = Dictionary(uniqueKeysWithValues: configuration.vhostUserFronts.map { ($0.socket, $0) })
+            xen = configuration.servedXen
         }
 
         mutating func apply(_ change: Change, wanted: Configuration) {
@@ -384,6 +387,12 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .stopXen:
+                #expect(xen != nil)
+                xen = nil
+            case .startXen:
+                #expect(xen == nil && targets == wanted.targets)
+                xen = wanted.servedXen
             case .swapMedium(let number, let target, let backstore):
                 #expect(backstores[backstore] != nil)
                 #expect(targets[target]?.logicalUnits[number]?.removable == true)
@@ -402,7 +411,7 @@ import Testing
                 let unit = wanted.targets[target]!.logicalUnits[number]!
                 #expect(targets[target]?.logicalUnits[number] != nil)
                 targets[target]?.logicalUnits[number]?.commandTimeoutNanoseconds = unit.commandTimeoutNanoseconds
-            case .setStopTimeout, .setLogLevel, .stopXen, .startXen: break
+            case .setStopTimeout, .setLogLevel: break
             }
         }
     }

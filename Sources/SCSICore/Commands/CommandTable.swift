@@ -168,7 +168,7 @@ final class CommandTable {
         row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
-        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [],                                   // RECEIVE DIAGNOSTIC RESULTS
+        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive],        // RECEIVE DIAGNOSTIC RESULTS
             usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
         row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
             usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
@@ -188,7 +188,7 @@ final class CommandTable {
         row(0x34, nil, .preFetch, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // PRE-FETCH(10)
             usage: [0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
-            usage: [0x35, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+            usage: [0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x3b, 0x02, .writeBufferData, .none, .none, [],                                           // WRITE BUFFER: data
@@ -266,7 +266,7 @@ final class CommandTable {
         row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                    // PRE-FETCH(16)
             usage: [0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
-            usage: [0x91, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+            usage: [0x91, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
             usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(16)
@@ -289,9 +289,9 @@ final class CommandTable {
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny], requires: .savesState, // REPORT IDENTIFYING INFORMATION
+        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny, .allowedUnderReserve], requires: .savesState, // REPORT IDENTIFYING INFORMATION
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny],                    // REPORT TARGET PORT GROUPS
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // REPORT TARGET PORT GROUPS
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),

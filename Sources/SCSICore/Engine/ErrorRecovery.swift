@@ -55,8 +55,8 @@ extension LogicalUnit {
 
     /// From now on nothing is submitted to the backstore, until `thaw`.
     ///
-    /// - Parameter whenQuiet: Called once when the backstore has none of the unit's requests any more, maybe before this
-    ///   returns; also if the unit was thawed or removed meanwhile.
+    /// - Parameter whenQuiet: Called once when the backstore has none of the unit's requests any more, maybe before
+    ///   this returns; also if the unit was thawed or removed meanwhile.
     public func freeze(whenQuiet: @escaping () -> Void = {}) {
         // What is removed is on its way out and ends.
         if !removed { freeze(because: .asked) }

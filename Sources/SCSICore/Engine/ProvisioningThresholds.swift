@@ -1,4 +1,5 @@
-// ProvisioningThresholds: how much space a thin medium has and takes, and who is told when it gets scarce (SBC-5 4.7.3.7).
+// ProvisioningThresholds: how much space a thin medium has and takes, and who is told when it gets scarce (SBC-5
+// 4.7.3.7).
 //
 // Owns: the numbers of the last measurement, the unit's own request to the backstore, which thresholds are reached.
 // Called by: LogicalUnit (data was written, pages were changed), LOG SENSE. Must not know: tasks, other commands.

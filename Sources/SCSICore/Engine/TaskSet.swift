@@ -4,6 +4,8 @@
 // Owns: the order, the counters, which nexuses are faulted. Called by: LogicalUnit, TaskManager. Must not know: what
 // enabling means, who asks.
 
+import CTarget
+
 /// Where a task that has just arrived stands.
 enum TaskSetEntry {
     /// It may be carried out at once.
@@ -309,6 +311,7 @@ extension TaskHandle {
         case 5: offset = 11
         default: return false
         }
-        return cdb[offset] & Self.nacaBit != 0
+        // Behind what the initiator has sent lies what an earlier command has left.
+        return unsafe offset < Int(command.cdb_length) && cdb[offset] & Self.nacaBit != 0
     }
 }

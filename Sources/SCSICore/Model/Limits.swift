@@ -39,17 +39,18 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
-    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is GOOD
-    /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
+    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is
+    /// GOOD and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
     public static let prefetchBytes: UInt64 = 32 << 20
 
-    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN CDB.
+    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN
+    /// CDB.
     public static let dataBufferBytes = 64 << 10
 
     /// Bytes of the echo buffer: its descriptor can say 8191.
     public static let echoBufferBytes = 4096
 
-    /// Bytes of each kind of identifying information. SPC-6 6.44 asks for 64 at least of one and 256 of the other; longer
+    /// Bytes of each kind of identifying information. SPC-6 asks for 64 at least of one and 256 of the other; longer
     /// information is INVALID FIELD IN CDB.
     public static let identifyingInformationBytes = 512
 

@@ -37,7 +37,7 @@ enum UnitAttention: UInt8, CaseIterable {
         case .deviceIdentifierChanged:     (.deviceIdentifierChanged,              false, [])
         case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
         case .thresholdConditionMet:       (.thresholdConditionMet,                false, [])
-        case .softThresholdReached:   (.thinProvisioningSoftThresholdReached, false, [])
+        case .softThresholdReached:        (.thinProvisioningSoftThresholdReached, false, [])
         case .failurePredicted:            (.failurePredictionThresholdExceeded,   false, [])
         case .failurePredictedFalsely:     (.failurePredictionThresholdExceededFalse, false, [])
         case .mediumRemovalRequested:      (.operatorMediumRemovalRequest,         false, [])

@@ -184,11 +184,14 @@ struct ConfigurationReader {
     private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
         var xen = XenConfiguration()
         if node.isEmpty { return xen }
-        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "staging"]) else { return nil }
+        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "host-devices", "staging"]) else {
+            return nil
+        }
         if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
             xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
         }
         if let records = path(fields, "records") { xen.records = records }
+        if let hostDevices = boolean(fields, "host-devices") { xen.hostDevices = hostDevices }
         if let staging = size(fields, "staging") {
             let range = XenConfiguration.stagingBytes
             if range.contains(staging) {

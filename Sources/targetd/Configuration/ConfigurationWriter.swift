@@ -123,6 +123,7 @@ struct ConfigurationWriter {
         let standard = XenConfiguration()
         var fields = [("enabled", xen.enabled.rawValue)]
         if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
+        if !xen.hostDevices { fields.append(("host-devices", "false")) }
         if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
         lines.append("xen: \(Self.flow(fields))")
     }

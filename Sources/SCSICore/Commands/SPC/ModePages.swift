@@ -101,28 +101,29 @@ struct ModePages {
         let lbpere: UInt8 = thresholds ? 0x80 : 0
         // swift-format-ignore
         pages = [
-            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to choose.
+            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to
+            // choose.
             ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0]),
             // Verify Error Recovery (SBC-5 6.5.11): the same.
             ModePage(0x07, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the medium,
-            // and nothing is read ahead.
+            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the
+            // medium, and nothing is read ahead.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
             // SWP; TAS; busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0xf5, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
+                              changeable: [0x35, 0x16, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
             // Power Condition (SPC-6 7.5.13): the conditions' timers, all disabled.
             ModePage(0x1a, 0, defaults:   Self.zeros(38),
                               changeable: [0x01, 0x0f] + Array(repeating: 0xff, count: 20) + Self.zeros(16)),
-            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is reported
-            // when it occurs, once (REPORT COUNT 1).
+            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is
+            // reported when it occurs, once (REPORT COUNT 1).
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
                               changeable: [0x0c, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]
@@ -182,10 +183,9 @@ struct ModePages {
         return nil
     }
 
-    /// The fields of the control mode page that are changeable and do not have all the values that their bits have.
+    /// The fields of the control mode page that do not have all the values that their changeable bits have.
     private static func invalidControl(_ values: [UInt8]) -> Int? {
-        if values[0] >> 5 > 1 { return 0 }
-        if values[1] >> 4 > 1 || QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
+        if QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
         return UnitAttentionInterlock(rawValue: values[2] >> 4 & 3) == nil ? 2 : nil
     }
 
