@@ -149,27 +149,33 @@ def gate(results: report.Report, _: list[str]) -> None:
         results.run(group, everything(group))
 
 
-# What real threads do at once, and what is done with memory at random. Only what these tests need is built.
+# What real threads do at once, and what is done with memory at random: the files of each test target that are run under
+# a sanitizer (None: all). Only what these tests need is built.
 SANITIZED = {
     "thread": {"SCSICoreTests": ["ShardLinkTests.swift", "ShardThreadTests.swift"]},
-    "address": {"SCSICoreTests": None, "SimulationTests": None},  # all files
+    "address": {"SCSICoreTests": None, "SimulationTests": None},
 }
+# The same of the daemon as a whole, built with all that it needs, which takes its time: the suites that are run.
+SANITIZED_DAEMON = "ConcurrentOperationTests"
 
 
 def sanitize(results: report.Report, words: list[str]) -> None:
     """Tests under ThreadSanitizer, or under another sanitizer that is named. Each has a build of its own."""
-    for sanitizer in words or ["thread"]:
-        if sanitizer not in SANITIZED:
-            raise SystemExit(f"no sanitizer is called '{sanitizer}': there are {' and '.join(SANITIZED)}")
-        package = core_package(sanitizer, SANITIZED[sanitizer])
-        build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{sanitizer}"),
+    known = [*SANITIZED, *(f"daemon-{sanitizer}" for sanitizer in SANITIZED)]
+    for word in words or ["thread"]:
+        if word not in known:
+            raise SystemExit(f"no sanitizer is called '{word}': there are {', '.join(known)}")
+        sanitizer = word.removeprefix("daemon-")
+        package = core_package(sanitizer, SANITIZED[sanitizer]) if word == sanitizer else ROOT
+        chosen = [] if word == sanitizer else ["--filter", SANITIZED_DAEMON]
+        build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{word}"),
                  f"--sanitize={sanitizer}"]  # fmt: skip
         # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
         os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
                        "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
-        group = Commands(f"{sanitizer.capitalize()} sanitizer", [
+        group = Commands(f"{word.capitalize()} sanitizer", [
             ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
-            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel"],
+            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel", *chosen],
              UNIT_SECONDS),
         ])  # fmt: skip
         results.run(group, everything(group))
@@ -220,7 +226,7 @@ PARTS = {
     "unit": (unit, "Swift's tests; a name after it filters them"),
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
-    "sanitize": (sanitize, "threads under ThreadSanitizer; 'sanitize address': the core under AddressSanitizer"),
+    "sanitize": (sanitize, "threads under ThreadSanitizer; or 'address' (the core), 'daemon-thread', 'daemon-address'"),
 }
 
 
