@@ -94,7 +94,7 @@ struct EndToEndManagementTests {
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, unit(5)) == 12)
             let absent = VirtioSCSIAddress.flat(target: 9, lun: 0)
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, absent) == 3)
-            #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_CLEAR_ACA, unit(0)) == 11)
+            #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_CLEAR_ACA, unit(0)) == 0)
             #expect(try control.taskManagement(77, unit(0)) == 11)
         }
     }
