@@ -5,6 +5,7 @@
 """Runs the project's tests. Without arguments: all of them. Exits with 0 if nothing failed."""
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -148,35 +149,41 @@ def gate(results: report.Report, _: list[str]) -> None:
         results.run(group, everything(group))
 
 
-# What real threads do at once, and what is done with memory at random. Only what these tests need is built.
+# What real threads do at once, and what is done with memory at random: the files of each test target that are run under
+# a sanitizer (None: all). Only what these tests need is built.
 SANITIZED = {
-    "thread": "ShardLinkTests|ShardThreadTests",
-    "address": "SCSICoreTests|SimulationTests",
+    "thread": {"SCSICoreTests": ["ShardLinkTests.swift", "ShardThreadTests.swift"]},
+    "address": {"SCSICoreTests": None, "SimulationTests": None},
 }
+# The same of the daemon as a whole, built with all that it needs, which takes its time: the suites that are run.
+SANITIZED_DAEMON = "ConcurrentOperationTests"
 
 
 def sanitize(results: report.Report, words: list[str]) -> None:
     """Tests under ThreadSanitizer, or under another sanitizer that is named. Each has a build of its own."""
-    for sanitizer in words or ["thread"]:
-        if sanitizer not in SANITIZED:
-            raise SystemExit(f"no sanitizer is called '{sanitizer}': there are {' and '.join(SANITIZED)}")
-        package = core_package()
-        build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{sanitizer}"),
+    known = [*SANITIZED, *(f"daemon-{sanitizer}" for sanitizer in SANITIZED)]
+    for word in words or ["thread"]:
+        if word not in known:
+            raise SystemExit(f"no sanitizer is called '{word}': there are {', '.join(known)}")
+        sanitizer = word.removeprefix("daemon-")
+        package = core_package(sanitizer, SANITIZED[sanitizer]) if word == sanitizer else ROOT
+        chosen = [] if word == sanitizer else ["--filter", SANITIZED_DAEMON]
+        build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{word}"),
                  f"--sanitize={sanitizer}"]  # fmt: skip
         # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
         os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
                        "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
-        group = Commands(f"{sanitizer.capitalize()} sanitizer", [
+        group = Commands(f"{word.capitalize()} sanitizer", [
             ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
-            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel",
-                                    "--filter", SANITIZED[sanitizer]], UNIT_SECONDS),
+            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel", *chosen],
+             UNIT_SECONDS),
         ])  # fmt: skip
         results.run(group, everything(group))
 
 
-def core_package() -> str:
-    """A package of the core and its tests only: a sanitized build of all would take ten times as long."""
-    folder = os.path.join(ROOT, ".build", "core-package")
+def core_package(name: str, tests: dict[str, list[str] | None]) -> str:
+    """A package of the core and some of its tests: a sanitized build of all would take ten times as long."""
+    folder = os.path.join(ROOT, ".build", f"{name}-package")
     os.makedirs(folder, exist_ok=True)
     for name in ["Sources", "Tests"]:
         link = os.path.join(folder, name)
@@ -185,6 +192,11 @@ def core_package() -> str:
     with open(os.path.join(ROOT, "Package.swift")) as file:
         text = file.read()
     settings = text[text.index("let settings"):text.index("let package")]
+    targets = "\n".join(
+        f"""        .testTarget(
+            name: "{target}", dependencies: ["SCSICore", "CoreTestSupport"] + headers,
+            {"sources: " + json.dumps(files) + ", " if files else ""}swiftSettings: settings),"""
+        for target, files in tests.items())  # fmt: skip
     manifest = f"""{text.splitlines()[0]}
 import PackageDescription
 {settings}
@@ -197,10 +209,7 @@ let package = Package(
         .target(
             name: "CoreTestSupport", dependencies: ["SCSICore"] + headers, path: "Tests/Support/CoreTestSupport",
             swiftSettings: settings),
-        .testTarget(
-            name: "SCSICoreTests", dependencies: ["SCSICore", "CoreTestSupport"] + headers, swiftSettings: settings),
-        .testTarget(
-            name: "SimulationTests", dependencies: ["SCSICore", "CoreTestSupport"] + headers, swiftSettings: settings),
+{targets}
     ]
 )
 """
@@ -217,7 +226,7 @@ PARTS = {
     "unit": (unit, "Swift's tests; a name after it filters them"),
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
-    "sanitize": (sanitize, "threads under ThreadSanitizer; 'sanitize address': the core under AddressSanitizer"),
+    "sanitize": (sanitize, "threads under ThreadSanitizer; or 'address' (the core), 'daemon-thread', 'daemon-address'"),
 }
 
 

@@ -40,7 +40,7 @@ def measure(turns: int, seconds: int) -> list[tuple[str, str, str, int, float, f
         texts = {"/library.sh": text("dom0", "library.sh"),
                  "/guest-load.sh": f"SECONDS_PER_ROW={seconds}\n" + text("domu", "load.sh")}  # fmt: skip
         outcome = xenmachine.run(
-            f"TURNS={turns}\n" + text("dom0", "benchmark.sh"), programs, seconds=3600, domu=True, texts=texts,
+            f"TURNS={turns} SECONDS_PER_ROW={seconds}\n" + text("dom0", "benchmark.sh"), programs, seconds=3600, domu=True, texts=texts,
             progress=lambda line: print(line, flush=True))
     if outcome.status != 0:
         sys.exit(f"the run failed:\n{outcome.console[-3000:]}")

@@ -94,6 +94,7 @@ struct EndToEndManagementTests {
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, unit(5)) == 12)
             let absent = VirtioSCSIAddress.flat(target: 9, lun: 0)
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, absent) == 3)
+            // There is no ACA condition to clear: FUNCTION COMPLETE (SAM-6 7.4).
             #expect(try control.taskManagement(VIRTIO_SCSI_T_TMF_CLEAR_ACA, unit(0)) == 0)
             #expect(try control.taskManagement(77, unit(0)) == 11)
         }

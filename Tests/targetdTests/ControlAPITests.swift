@@ -372,7 +372,7 @@ private actor Count {
             let left = "TARGET                LUN  BACKSTORE  SIZE  MODE"
             #expect(lines[header] == left + "  READS  WRITES  OTHER  IN FLIGHT  OLDEST  ERRORS")
             let cells = "naa.6000000000000001    0  a          1MiB  rw  "
-            #expect(lines[header + 1] == cells + "      0       0      0          0       0")
+            #expect(lines[header + 1] == cells + "      0       0      0          0               0")
         }
     }
 

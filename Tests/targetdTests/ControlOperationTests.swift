@@ -151,6 +151,18 @@ import VhostUserInitiator
         }
     }
 
+    @Test func commandsThatWaitForALimitDoNotHoldUpTheEnd() throws {
+        try serve { _ throws in
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood)
+            _ = try changes("PUT", unit + "/limits", #"{"iops": 1, "burst": "0s"}"#)
+            // Twenty seconds' worth: the stop, which waits for 5 s, ends in time only if the limit is lifted.
+            for _ in 0..<20 { _ = guest.queues[2].submit(read()) }
+            var tasks: [TaskReport] = []
+            while tasks.count < 10 { tasks = try get("/v1/tasks", [TaskReport].self) }
+        }
+    }
+
     @Test func traceKeepsTheLastCommands() throws {
         try serve { _ throws in
             let guest = try VhostUserFrontEnd.started(path: folder("1"))

@@ -138,17 +138,18 @@ struct ReservationTable: Equatable {
     /// CLEAR (SPC-4 5.7.11.6).
     func clear(_ nexus: NexusName, key: UInt64) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
-        return cleared(exceptFor: nexus)
+        let (table, notices) = cleared(exceptFor: nexus)
+        return .changed(table, notices, preempted: [])
     }
 
     /// The same without a nexus that asks for it: what an operator does.
-    func cleared(exceptFor nexus: NexusName? = nil) -> ReservationVerdict {
+    func cleared(exceptFor nexus: NexusName? = nil) -> (ReservationTable, [ReservationNotice]) {
         var new = self
         new.registrations = []
         new.removeReservation()
         new.generation &+= 1
         let told = registrations.map(\.nexus)
-        return .changed(new, Self.notices(.reservationsPreempted, told, exceptFor: nexus), preempted: [])
+        return (new, Self.notices(.reservationsPreempted, told, exceptFor: nexus))
     }
 
     /// PREEMPT and PREEMPT AND ABORT (SPC-4 5.7.11.4, 5.15.11.5).

@@ -216,6 +216,11 @@ public final class TargetDevice {
     /// The target port that a nexus goes through.
     func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].map { ports[$0.targetPort] } }
 
+    /// The name that a front has given the initiator port of a nexus; `nil` if none has.
+    func initiatorPortName(_ name: NexusName) -> String? {
+        nexusNames.firstIndex(of: name).flatMap { initiatorPorts[$0] }
+    }
+
     /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
     /// twice with the same name.
     func nexusIndices(_ name: NexusName) -> [UInt16] {

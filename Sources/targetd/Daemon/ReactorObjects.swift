@@ -333,11 +333,12 @@ final class ReactorObjects {
     /// - Parameter done: Called when the guest is disconnected and none of its commands is in flight.
     func removeSocket(_ path: String, done: @escaping () -> Void) {
         guard let server = sockets.removeValue(forKey: path)?.server else { preconditionFailure("no socket \(path)") }
+        // Commands that wait under its limit would hold the end up. The targets keep the limiter by the socket's name:
+        // without limits, it is no limiter.
+        throttles.removeValue(forKey: path)?.setLimits(RateLimits())
         server.stop { [self] in
             later {
                 withExtendedLifetime(server) {}
-                // The targets keep the limiter by the socket's name: without limits, it is no limiter.
-                self.throttles.removeValue(forKey: path)?.setLimits(RateLimits())
                 done()
             }
         }
@@ -345,6 +346,7 @@ final class ReactorObjects {
 
     /// - Parameter done: Called when all guests are disconnected and no command is in flight.
     func removeSockets(done: @escaping () -> Void) {
+        for unit in units.values { unit.setLimits(RateLimits()) }
         forEach(Array(sockets.keys)) { objects, path, next in
             objects.removeSocket(path, done: next)
         } then: { _ in

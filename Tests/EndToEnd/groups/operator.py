@@ -54,8 +54,8 @@ class Operator(GuestGroup):
         """What targetctl prints; it must end with this status."""
         result = subprocess.run(
             [CONTROL, *arguments, "--socket", self.target.control], capture_output=True, text=True, timeout=120)
-        require(result.returncode == status,
-                f"targetctl {' '.join(arguments)}: status {result.returncode}:\n{result.stdout}{result.stderr}")  # fmt: skip
+        said = f"{result.stdout}{result.stderr}"
+        require(result.returncode == status, f"targetctl {' '.join(arguments)}: status {result.returncode}:\n{said}")
         return result.stdout + result.stderr
 
     def seen(self, script: str, what: str) -> str:
@@ -147,7 +147,8 @@ class Operator(GuestGroup):
     @case("an edited file is applied by the smallest set of changes")
     def apply(self):
         text = self.text.replace("backstores:\n", "backstores:\n  more: { type: ram, size: 16MiB }\n", 1)
-        text = text.replace("      1: data\n", "      1: data\n      7: more\n", 1).replace("size: 256MiB", "size: 384MiB", 1)
+        text = text.replace("      1: data\n", "      1: data\n      7: more\n", 1)
+        text = text.replace("size: 256MiB", "size: 384MiB", 1)  # it was made longer
         with open(self.target.configuration, "w") as file:
             file.write(text)
         wanted = ["+ backstore more", f"+ target {NAME} LUN 7"]
@@ -181,14 +182,15 @@ class Operator(GuestGroup):
             found = prometheus.samples(self.control("metrics"))
         except targets.NotPossible as error:
             raise Skipped(str(error)) from None
-        reads = [s.value for s in found["targetd_initiator_commands_total"]
-                 if s.labels["lun"] == "0" and s.labels["operation"] == "read" and s.labels["status"] == "good"]  # fmt: skip
+        wanted = {"lun": "0", "operation": "read", "status": "good"}
+        reads = [s.value for s in found["targetd_initiator_commands_total"] if wanted.items() <= s.labels.items()]
         require(sum(reads) > 0, "no reads were counted")
         require(any(s.value for s in found["targetd_lun_latency_seconds_sum"]), "commands took no time")
 
     @case("fio ends without an error")
     def load_ends(self):
-        self.guest.check("kill -INT $(cat /run/fio.pid); while kill -0 $(cat /run/fio.pid) 2>/dev/null; do usleep 50000; done")
+        self.guest.check(
+            "kill -INT $(cat /run/fio.pid); while kill -0 $(cat /run/fio.pid) 2>/dev/null; do usleep 50000; done")
         said = self.guest.check("cat /run/fio.log")
         require("err= 0" in said, said)
 
@@ -202,7 +204,8 @@ class Operator(GuestGroup):
         self.guest.close()
         self.target.start(["--config", self.target.configuration])
         self.boot()
-        again = self.guest.check(f"dd if={self.devices['root'].block} bs=1M count=8 iflag=direct 2>/dev/null | sha256sum")
+        again = self.guest.check(
+            f"dd if={self.devices['root'].block} bs=1M count=8 iflag=direct 2>/dev/null | sha256sum")
         require(again.split()[0] == digest, "the data is other than before")
         self.seen("test -e /sys/bus/scsi/devices/0:0:0:7", "the disk of the applied file is there")
         self.control("diff", self.target.configuration)

@@ -22,7 +22,8 @@ GOOD = {
     "poll": "50us", "stop-timeout": "5s", "log-level": "debug", "io-engine": "automatic", "reactors": 2,
     "backstores": {"a": {"type": "ram", "size": "1GiB", "block-size": 4096}, "b": {"type": "ram", "size": 1048576}},
     "targets": {"naa.6001405000000001": {"luns": {"0": "a", "1": {
-        "backstore": "b", "read-only": True, "serial": "X1", "limits": {"iops": 100, "bandwidth": "1MiB", "burst": "2s"}}}}},
+        "backstore": "b", "read-only": True, "serial": "X1",
+        "limits": {"iops": 100, "bandwidth": "1MiB", "burst": "2s"}}}}},
     "vhost-user-scsi": [{"socket": "/tmp/s", "queues": 4, "targets": {"0": "naa.6001405000000001"}}],
 }  # fmt: skip
 
@@ -30,7 +31,8 @@ GOOD = {
 FAULTS = [
     (["colour"], 1), (["reactors"], 0), (["reactors"], 65), (["io-engine"], "fast"), (["poll"], "soon"),
     (["control", "socket"], "relative"), (["control", "colour"], 1), (["backstores", "a", "type"], "tape"),
-    (["backstores", "a", "size"], "10G"), (["backstores", "a", "path"], "/x"), (["backstores", "a", "block-size"], 1000),
+    (["backstores", "a", "size"], "10G"), (["backstores", "a", "path"], "/x"),
+    (["backstores", "a", "block-size"], 1000),
     (["targets", "naa.6001405000000001", "luns", "0"], {}), (["targets", "naa.6001405000000001", "luns", "01"], "a"),
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "iops"], 0),
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "colour"], 0),
@@ -126,7 +128,8 @@ class Service(Group):
             lines.append(f"  naa.60014050000000{socket:02x}: {{ luns: {{ {luns} }} }}")
         lines += ["vhost-user-scsi:"]
         for socket in range(SOCKETS):
-            lines.append(f"  - {{ socket: {self._path(f's{socket}')}, targets: {{ 0: naa.60014050000000{socket:02x} }} }}")
+            name = f"naa.60014050000000{socket:02x}"
+            lines.append(f"  - {{ socket: {self._path(f's{socket}')}, targets: {{ 0: {name} }} }}")
         empty = self._resident(["--ram", "1GiB", "--vhost-user", self._path("one")], self._path("one"))
         with open(path, "w") as file:
             file.write("\n".join(lines) + "\n")

@@ -255,7 +255,7 @@ struct ACAConformance {
 
     @Test(
         "SAM-6 6.3.3: LOGICAL UNIT RESET and TARGET RESET, by any nexus, clear an ACA condition",
-        arguments: [.logicalUnitReset, .targetReset] as [TaskManagementFunction])
+        arguments: [TaskManagementFunction.logicalUnitReset, .targetReset].filter { TestTarget.canSend($0) })
     func resetsClear(function: TaskManagementFunction) {
         let tag = send(world.a, 1)
         fault()

@@ -35,6 +35,9 @@ open class TestTarget {
         init(_ first: ScriptedBackstore) { all = [first] }
     }
 
+    /// Whether the journal tells the order between what two ports see at the same moment.
+    open class var ordersPorts: Bool { true }
+
     /// Whether a port whose nexus is lost sees its commands come back.
     open class var givesBackAfterLoss: Bool { true }
 

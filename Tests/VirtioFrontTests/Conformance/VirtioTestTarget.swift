@@ -45,6 +45,9 @@ final class VirtioTestTarget: CoreTestSupport.TestTarget {
         hub.close()
     }
 
+    /// Each front-end looks into its own rings.
+    override static var ordersPorts: Bool { false }
+
     /// A front-end that is gone sees nothing any more.
     override static var givesBackAfterLoss: Bool { false }
 

@@ -3,10 +3,11 @@
 
 # row OPERATION BYTES DEPTH: prints when it begins, and what it has moved in how many milliseconds when it ends
 row() {
-    sleep 1
     echo "@begin $1 $2"
+    # Dom0 notices in this time.
+    sleep 2
     fio --minimal --name=row --filename=/dev/sda --direct=1 --ioengine=libaio --iodepth="$3" "--rw=rand$1" "--bs=$2" \
-        --size=60M --time_based --runtime="${SECONDS_PER_ROW:-4}" > /tmp/fio
+        --size=60M --time_based --runtime="$SECONDS_PER_ROW" > /tmp/fio
     awk -F';' -v row="$1 $2" '{ print "@end", row, $6 + $47, $9 + $50 }' /tmp/fio
 }
 

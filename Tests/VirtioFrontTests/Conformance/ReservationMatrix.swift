@@ -1,1 +1,0 @@
-../../SCSICoreTests/Conformance/ReservationMatrix.swift
