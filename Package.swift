@@ -104,7 +104,9 @@ let package = Package(
         .testTarget(name: "ReactorTests", dependencies: ["Reactor", "CLinux", "CIOVector"], swiftSettings: settings),
         .testTarget(
             name: "BackstoresTests",
-            dependencies: ["Backstores", "Reactor", "SCSICore", "CBackstore", "CLinux", "CIOVector"],
+            dependencies: [
+                "Backstores", "Reactor", "SCSICore", "CoreTestSupport", "CBackstore", "CLinux", "CIOVector",
+            ],
             swiftSettings: settings),
         .testTarget(
             name: "VirtioFrontTests",
@@ -130,6 +132,10 @@ let package = Package(
         .target(name: "Xenbus", dependencies: ["CXenStore"], swiftSettings: settings),
         .target(
             name: "XenFront", dependencies: ["SCSICore", "Reactor", "Xenbus", "CTarget", "CLinux", "CXen"],
+            swiftSettings: settings),
+        // SCSI commands by hand, at a vhost-user socket or at an sg node: two initiators for one disk.
+        .executableTarget(
+            name: "scsi-command", dependencies: ["VhostUserInitiator", "CLinux"], path: "Tests/Support/scsi-command",
             swiftSettings: settings),
         .testTarget(
             name: "XenFrontTests",

@@ -131,8 +131,8 @@ struct SegmentCursor {
     }
 }
 
-/// Fills the array of an EXTENTS request: takes stretches in the order of the medium, joins those in the same state, and
-/// makes their ends ends of logical blocks.
+/// Fills the array of an EXTENTS request: takes stretches in the order of the medium, joins those in the same state,
+/// and makes their ends ends of logical blocks.
 @safe
 struct ExtentWriter {
     private let extents: UnsafeMutablePointer<scsi_backstore_extent>
@@ -173,6 +173,18 @@ struct ExtentWriter {
         position = rounded
         return position < end
     }
+}
+
+/// Answers a SPACE request. The product of what the system tells may be more than there are bytes.
+func answerSpace(_ request: RequestPointer, used: UInt64, available: (partialValue: UInt64, overflow: Bool)) {
+    let segment = unsafe request.pointee.segments!.pointee
+    unsafe precondition(
+        request.pointee.segment_count == 1 && segment.iov_len >= MemoryLayout<scsi_backstore_space>.size,
+        "a SPACE request without room for an answer")
+    let space = scsi_backstore_space(
+        used: used, available: available.overflow ? .max : available.partialValue,
+        flags: UInt32(SCSI_BACKSTORE_SPACE_SHARED), reserved: 0)
+    unsafe segment.iov_base.storeBytes(of: space, as: scsi_backstore_space.self)
 }
 
 /// Traps unless the core asks for a range inside the medium: it has checked the guest's.

@@ -7,6 +7,7 @@
 //          ── ANCHOR ──────► anchoring ───────────────┴─► flushing (FUA)
 //          ── PREFETCH ────► transferring into a bounce buffer, so that the page cache has it; or advising
 //          ── EXTENTS ─────► reporting
+//          ── SPACE ───────► measuring
 //
 // Owns: the descriptor, the bounce buffers, the lists of requests that wait. Called by: FileBackstore and
 // BlockDeviceBackstore, a logical unit through the vtable, the reactor. Must not know: SCSI, paths, how a medium is
@@ -38,6 +39,7 @@ final class DescriptorIO {
         case anchoring
         case advising
         case reporting
+        case measuring
     }
 
     /// In the scratch of a request, before the link of `RequestList`.
@@ -162,8 +164,8 @@ final class DescriptorIO {
     func declareVolatileCache() { answer.capabilities |= UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
 
     /// Atomic writes as the kernel promises them, over the loss of power too: one length, at multiples of it. (It takes
-    /// shorter ones, of half the length and so on; the Block Limits VPD page has no words for that.) Only direct I/O has
-    /// them.
+    /// shorter ones, of half the length and so on; the Block Limits VPD page has no words for that.) Only direct I/O
+    /// has them.
     private func declareAtomicWrites() {
         guard isDirect, !isReadOnly else { return }
         let maximum = min(clinux_atomic_write_maximum(descriptor), UInt32(BackstoreLimits.bounceBytes))
@@ -256,6 +258,7 @@ final class DescriptorIO {
         case SCSI_BACKSTORE_ANCHOR: return .anchoring
         case SCSI_BACKSTORE_PREFETCH: return isAdvice(operation, flags) ? .advising : .transferring
         case SCSI_BACKSTORE_EXTENTS: return .reporting
+        case SCSI_BACKSTORE_SPACE: return .measuring
         default:
             return .flushing
         }
@@ -276,6 +279,8 @@ final class DescriptorIO {
         case SCSI_BACKSTORE_EXTENTS:
             if kind != .file { return EOPNOTSUPP }
             return unsafe request.pointee.length == 0 ? 0 : nil
+        case SCSI_BACKSTORE_SPACE:
+            return kind == .file ? nil : EOPNOTSUPP
         case SCSI_BACKSTORE_ANCHOR where answer.capabilities & UInt32(SCSI_BACKSTORE_CAN_ANCHOR) == 0:
             return EOPNOTSUPP
         case SCSI_BACKSTORE_WRITE, SCSI_BACKSTORE_DISCARD, SCSI_BACKSTORE_WRITE_ZEROES, SCSI_BACKSTORE_ANCHOR:
@@ -335,6 +340,7 @@ final class DescriptorIO {
         case .zeroing, .anchoring: return unsafe allocate(request, io, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
         case .advising: return unsafe reactor.offload(io, Self.advise)
         case .reporting: return unsafe reactor.offload(io, Self.report)
+        case .measuring: return unsafe reactor.offload(io, Self.measure)
         case .writingZeros:
             let length = unsafe min(request.pointee.length - state.pointee.done, UInt64(BackstoreLimits.zeroBytes))
             return unsafe startWrite(request, state, io, iovec(iov_base: Zeros.address, iov_len: Int(length)))
@@ -381,8 +387,25 @@ final class DescriptorIO {
             return owner.knowsExtents
                 ? FileExtents.report(
                     owner.descriptor, &writer, end, owner.blockSize, synchronize: !owner.isDirect)
-                : FileExtents.reportHoles(owner.descriptor, &writer, end)
+                : FileExtents.reportHoles(owner.descriptor, &writer, end, owner.blockSize)
         }
+    }
+
+    /// On a helper thread, because a file system may be far away. What is available is the file system's, which has
+    /// other users.
+    private static let measure: IORequest.Function = { context in
+        let request = unsafe DescriptorIO.request(context)
+        let descriptor = unsafe context.assumingMemoryBound(to: State.self).pointee.owner._withUnsafeGuaranteedRef {
+            $0.descriptor
+        }
+        var (file, system) = (stat(), statvfs())
+        guard unsafe fstat(descriptor, &file) == 0, unsafe fstatvfs(descriptor, &system) == 0 else {
+            return -Int(errno)
+        }
+        unsafe answerSpace(
+            request, used: UInt64(file.st_blocks) * 512,
+            available: UInt64(system.f_bavail).multipliedReportingOverflow(by: UInt64(system.f_frsize)))
+        return 0
     }
 
     /// Transfers the rest, or as much of it as one call can take.
@@ -457,7 +480,7 @@ final class DescriptorIO {
         case .flushing: unsafe flushed(request, result)
         case .discarding, .punching, .zeroing: unsafe deallocated(request, state, result)
         case .anchoring where result >= 0: unsafe deallocated(request, state, result)
-        case .anchoring, .advising, .reporting: unsafe finish(request, Int32(-min(result, 0)))
+        case .anchoring, .advising, .reporting, .measuring: unsafe finish(request, Int32(-min(result, 0)))
         }
     }
 

@@ -205,7 +205,9 @@ public final class FaultInjectionBackstore {
             reorderCount = count
         case .full, nil: break
         }
-        guard unsafe slot.pointee.inner.length > 0 || Int(request.pointee.operation) == SCSI_BACKSTORE_FLUSH else {
+        let operation = unsafe Int(request.pointee.operation)
+        let isWhole = operation == SCSI_BACKSTORE_FLUSH || operation == SCSI_BACKSTORE_SPACE
+        guard unsafe slot.pointee.inner.length > 0 || isWhole else {
             unsafe accept(slot)
             finished.append(index)
             return 0
@@ -237,7 +239,8 @@ public final class FaultInjectionBackstore {
     private func matches(_ fault: Fault, _ request: RequestPointer) -> Bool {
         let operation = unsafe request.pointee.operation
         if !fault.operations.isEmpty && !fault.operations.contains(operation) { return false }
-        guard let range = fault.range, Int(operation) != SCSI_BACKSTORE_FLUSH else { return true }
+        guard let range = fault.range, Int(operation) != SCSI_BACKSTORE_FLUSH, Int(operation) != SCSI_BACKSTORE_SPACE
+        else { return true }
         return unsafe range.overlaps(request.pointee.offset..<(request.pointee.offset + request.pointee.length))
     }
 
@@ -286,8 +289,9 @@ public final class FaultInjectionBackstore {
             unsafe (segments + index).initialize(to: segment)
         }
         unsafe slot.pointee.segments = unsafe segments
-        // The segment of EXTENTS is the place for the answer and no data.
-        if unsafe Int(slot.pointee.inner.operation) != SCSI_BACKSTORE_EXTENTS {
+        // The segment of EXTENTS and SPACE is the place for the answer and no data.
+        let operation = unsafe Int(slot.pointee.inner.operation)
+        if operation != SCSI_BACKSTORE_EXTENTS, operation != SCSI_BACKSTORE_SPACE {
             unsafe slot.pointee.inner.segments = unsafe UnsafePointer(segments)
         }
         unsafe slot.pointee.inner.length = length

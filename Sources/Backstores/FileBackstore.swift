@@ -209,8 +209,8 @@ public final class FileBackstore {
         fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (size + 4095) / 4096 * 4096, 4096) == 0
     }
 
-    /// Whether a range can be given space without data, and be seen to have it. Tried past the end like `canPunch`; what
-    /// the trial allocates is given back at once.
+    /// Whether a range can be given space without data, and be seen to have it. Tried past the end like `canPunch`;
+    /// what the trial allocates is given back at once.
     private static func canAnchor(_ descriptor: Int32, size: off_t) -> Bool {
         guard clinux_file_extents(descriptor, 0, 1, 0, nil) == 0 else { return false }
         let past = (size + 4095) / 4096 * 4096
@@ -224,7 +224,8 @@ public final class FileBackstore {
         _ descriptor: Int32, _ options: Options, _ status: stat, canPunch: Bool
     ) -> scsi_backstore_geometry {
         var geometry = scsi_backstore_geometry()
-        geometry.capabilities = UInt32(SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_PREFETCH)
+        geometry.capabilities = UInt32(
+            SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_SPACE)
         if !options.readOnly {
             geometry.capabilities |= UInt32(
                 SCSI_BACKSTORE_WRITABLE | SCSI_BACKSTORE_VOLATILE_CACHE | SCSI_BACKSTORE_CAN_WRITE_ZEROES)

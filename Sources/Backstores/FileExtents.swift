@@ -44,17 +44,20 @@ enum FileExtents {
     /// As every file system tells: data and holes, with everything that it cannot tell as data.
     ///
     /// - Returns: 0 or a negative errno value.
-    static func reportHoles(_ descriptor: Int32, _ writer: inout ExtentWriter, _ end: UInt64) -> Int {
+    static func reportHoles(
+        _ descriptor: Int32, _ writer: inout ExtentWriter, _ end: UInt64, _ blockSize: UInt64
+    ) -> Int {
         var goesOn = true
         for _ in 0..<CLINUX_FILE_EXTENTS where goesOn {
             let data = lseek(descriptor, off_t(writer.position), Int32(SEEK_DATA))
             // ENXIO: a hole up to the end of the file.
             guard data >= 0 || errno == ENXIO else { return -Int(errno) }
             let firstData = data < 0 ? end : UInt64(data)
-            if firstData > writer.position {
+            // A hole that ends within the block in which it begins leaves that block mapped.
+            if firstData / blockSize * blockSize > writer.position || firstData == end {
                 goesOn = writer.add(SCSI_BACKSTORE_DEALLOCATED, to: firstData)
             } else {
-                let hole = lseek(descriptor, data, Int32(SEEK_HOLE))
+                let hole = lseek(descriptor, off_t(firstData), Int32(SEEK_HOLE))
                 guard hole >= 0 else { return -Int(errno) }
                 goesOn = writer.add(SCSI_BACKSTORE_MAPPED, to: UInt64(hole))
             }

@@ -119,7 +119,7 @@ public final class RAMBackstore {
         var answer = scsi_backstore_geometry()
         answer.capabilities = UInt32(
             SCSI_BACKSTORE_CAN_DISCARD | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS
-                | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_EXTENTS)
+                | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_REPORT_SPACE)
         if !isReadOnly { answer.capabilities |= UInt32(SCSI_BACKSTORE_WRITABLE) }
         answer.size = size
         answer.logical_block_size = UInt32(logicalBlockSize)
@@ -146,6 +146,12 @@ public final class RAMBackstore {
             break
         case SCSI_BACKSTORE_EXTENTS:
             unsafe reportExtents(request)
+        case SCSI_BACKSTORE_SPACE:
+            // What is free of the machine's memory, without what the kernel would drop from its caches.
+            let free = UInt64(max(sysconf(Int32(_SC_AVPHYS_PAGES)), 0))
+            unsafe answerSpace(
+                request, used: mapped.count * Self.pageBytes,
+                available: free.multipliedReportingOverflow(by: UInt64(max(sysconf(Int32(_SC_PAGESIZE)), 1))))
         case SCSI_BACKSTORE_DISCARD, SCSI_BACKSTORE_WRITE_ZEROES:
             if isReadOnly {
                 error = EROFS

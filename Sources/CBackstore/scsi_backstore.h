@@ -38,17 +38,32 @@ enum {
     SCSI_BACKSTORE_FLUSH = 3,        /* all writes completed before this request was submitted become stable */
     SCSI_BACKSTORE_DISCARD = 4,      /* deallocate; reads give zeros afterwards if the geometry says so; no segments */
     SCSI_BACKSTORE_WRITE_ZEROES = 5, /* the range reads as zeros afterwards; no segments */
-    /* Only if the geometry says CAN_PREFETCH: the range is going to be read. Error 0: it is in memory now, or on its way
-     * (IMMEDIATE); ENOBUFS: there is no cache to hold it. No segments. */
+    /* Only if the geometry says CAN_PREFETCH: the range is going to be read. Error 0: it is in memory now, or on its
+     * way (IMMEDIATE); ENOBUFS: there is no cache to hold it. No segments. */
     SCSI_BACKSTORE_PREFETCH = 6,
     /* Only if the geometry says CAN_REPORT_EXTENTS: how the range is allocated. The segments are no data: they are one
      * element, an array of scsi_backstore_extent that the caller has zeroed. The backstore fills it from the front, in
      * the order of the medium and without gaps, and may stop before the end of the range, but not before the first
      * element: so it bounds its work. */
     SCSI_BACKSTORE_EXTENTS = 7,
-    /* Only if the geometry says CAN_ANCHOR: the range reads as zeros afterwards and has its space, so that writing to it
-     * does not end with ENOSPC. No segments. */
+    /* Only if the geometry says CAN_ANCHOR: the range reads as zeros afterwards and has its space, so that writing to
+     * it does not end with ENOSPC. No segments. */
     SCSI_BACKSTORE_ANCHOR = 8,
+    /* Only if the geometry says CAN_REPORT_SPACE: the space that the medium has and takes. Offset and length are 0; the
+     * segments are no data: they are one element, a scsi_backstore_space that the caller has zeroed. */
+    SCSI_BACKSTORE_SPACE = 9,
+};
+
+/* scsi_backstore_space.flags */
+enum {
+    SCSI_BACKSTORE_SPACE_SHARED = 1u << 0, /* others may take what is available */
+};
+
+struct scsi_backstore_space {
+    uint64_t used;      /* bytes that the medium takes where it is kept */
+    uint64_t available; /* bytes that it could take there beside those */
+    uint32_t flags;
+    uint32_t reserved;
 };
 
 /* scsi_backstore_extent.state */
@@ -86,6 +101,7 @@ enum {
     SCSI_BACKSTORE_CAN_PREFETCH = 1u << 6,
     SCSI_BACKSTORE_CAN_REPORT_EXTENTS = 1u << 7,
     SCSI_BACKSTORE_CAN_ANCHOR = 1u << 8,
+    SCSI_BACKSTORE_CAN_REPORT_SPACE = 1u << 9,
 };
 
 /* `scratch` is this large so that a kernel control block fits and submitting needs no allocation. */

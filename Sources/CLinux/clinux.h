@@ -22,6 +22,11 @@
 #include "../CIOVector/io_vector.h"
 
 #include <liburing.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <libaio.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -31,6 +36,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <scsi/sg.h>
 #include <linux/fs.h>
 #include <linux/falloc.h>
 #include <linux/vhost_types.h>
@@ -54,6 +60,13 @@ static inline uint64_t clinux_load64_relaxed(const void *p) {
 static inline void clinux_store16_relaxed(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_store16_release(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
 static inline void clinux_store32_relaxed(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELAXED); }
+static inline void clinux_store64_relaxed(void *p, uint64_t v) {
+    __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELAXED);
+}
+static inline void clinux_store64_release(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE); }
+static inline uint8_t clinux_load8_relaxed(const void *p) { return __atomic_load_n((const uint8_t *)p, __ATOMIC_RELAXED); }
+static inline void clinux_store8_release(void *p, uint8_t v) { __atomic_store_n((uint8_t *)p, v, __ATOMIC_RELEASE); }
+static inline void clinux_or8(void *p, uint8_t v) { __atomic_fetch_or((uint8_t *)p, v, __ATOMIC_SEQ_CST); }
 static inline void clinux_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 /* One message from a Unix socket with the file descriptors that came with it, all close-on-exec. Returns what recvmsg
@@ -89,7 +102,39 @@ static inline ssize_t clinux_send(int socket, const void *bytes, size_t length, 
         c->cmsg_len = CMSG_LEN(sizeof(int));
         *(int *)(void *)CMSG_DATA(c) = descriptor;
     }
-    return sendmsg(socket, &message, MSG_NOSIGNAL);
+    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/* Sends bytes if that is possible without waiting, whatever the flags of the socket, which its other end shares. */
+static inline ssize_t clinux_send_now(int socket, const void *bytes, size_t length) {
+    return send(socket, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/* Adds 1 to an eventfd. Its flags are shared with the process that sent it, which may fill the counter and clear
+ * O_NONBLOCK: one that cannot take it now is left alone, for its owner has not even read what was said before. */
+static inline int clinux_signal(int eventfd) {
+    struct pollfd entry = { .fd = eventfd, .events = POLLOUT };
+    if (poll(&entry, 1, 0) != 1 || !(entry.revents & POLLOUT)) return -1;
+    const uint64_t one = 1;
+    return write(eventfd, &one, sizeof one) == sizeof one ? 0 : -1;
+}
+
+/* A socket's option at the level of sockets, or -1. */
+static inline int clinux_socket_option(int descriptor, int option) {
+    int value = 0;
+    socklen_t length = sizeof value;
+    return getsockopt(descriptor, SOL_SOCKET, option, &value, &length) == 0 ? value : -1;
+}
+
+/* Whether a descriptor is an eventfd; where /proc is not mounted, whatever has no file type is taken for one. */
+static inline int clinux_is_eventfd(int descriptor) {
+    static const char eventfd_name[] = "anon_inode:[eventfd]";
+    char path[32], name[sizeof eventfd_name];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    ssize_t length = readlink(path, name, sizeof name);
+    if (length >= 0) return length == sizeof name - 1 && memcmp(name, eventfd_name, sizeof name - 1) == 0;
+    struct stat status;
+    return fstat(descriptor, &status) == 0 && (status.st_mode & S_IFMT) == 0;
 }
 
 /* mmap reports failure by an address, which Swift cannot name: here it is NULL. */

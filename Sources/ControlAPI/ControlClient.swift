@@ -59,6 +59,67 @@ public struct ControlClient: Sendable {
         return try Self.parse(exchange(raw: Data((head + "\r\n").utf8) + (body ?? Data())))
     }
 
+    /// Asks for something that goes on, and hands out its lines as they come, until `body` returns `false` or the daemon
+    /// ends it.
+    ///
+    /// - Returns: The answer, if it is another one than 200.
+    public func follow(_ target: String, _ body: (String) throws -> Bool) throws -> Answer? {
+        let descriptor = try connect()
+        defer { close(descriptor) }
+        try Self.send(
+            Data("GET \(target) HTTP/1.1\r\nHost: targetd\r\nConnection: close\r\n\r\n".utf8), to: descriptor)
+        var received = Data()
+        var chunks = ChunkReader()
+        var hasHead = false
+        var chunk = [UInt8](repeating: 0, count: 64 << 10)
+        while true {
+            let count = unsafe recv(descriptor, &chunk, chunk.count, 0)
+            if count < 0 && errno == EINTR { continue }
+            if count <= 0 {
+                if hasHead { return nil }
+                throw ClientError.badAnswer("the connection ended without one")
+            }
+            received += chunk.prefix(count)
+            if !hasHead {
+                guard let end = received.firstRange(of: Data("\r\n\r\n".utf8)) else { continue }
+                guard received.starts(with: Data("HTTP/1.1 200".utf8)) else {
+                    return try Self.parse(received + receive(descriptor))
+                }
+                hasHead = true
+                received = Data(received[end.upperBound...])
+            }
+            for line in try chunks.lines(&received) where try !body(line) { return nil }
+            if chunks.isAtEnd { return nil }
+        }
+    }
+
+    /// Takes the chunks of a body apart (RFC 9112 7.1), and their text into lines.
+    private struct ChunkReader {
+        private var text = Data()
+        private(set) var isAtEnd = false
+
+        /// The lines that are complete; what is left stays in `bytes`.
+        mutating func lines(_ bytes: inout Data) throws -> [String] {
+            while !isAtEnd, let end = bytes.firstRange(of: Data("\r\n".utf8)) {
+                let digits = String(decoding: bytes[..<end.lowerBound], as: UTF8.self)
+                guard let size = Int(digits, radix: 16), size >= 0, size <= 1 << 20 else {
+                    throw ClientError.badAnswer("\"\(digits)\" where a chunk begins")
+                }
+                guard bytes.distance(from: end.upperBound, to: bytes.endIndex) >= size + 2 else { break }
+                let content = bytes[end.upperBound..<bytes.index(end.upperBound, offsetBy: size)]
+                text += content
+                bytes = Data(bytes[bytes.index(content.endIndex, offsetBy: 2)...])
+                if size == 0 { isAtEnd = true }
+            }
+            var lines: [String] = []
+            while let end = text.firstIndex(of: UInt8(ascii: "\n")) {
+                lines.append(String(decoding: text[..<end], as: UTF8.self))
+                text = Data(text[text.index(after: end)...])
+            }
+            return lines
+        }
+    }
+
     /// Sends bytes, then reads to the end of the connection.
     public func exchange(raw bytes: Data) throws -> Data {
         let descriptor = try connect()

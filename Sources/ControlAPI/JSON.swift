@@ -20,6 +20,18 @@ public enum JSON {
         }
     }
 
+    /// The text for a value, in one line with its end.
+    public static func line(_ value: some Encodable) -> Data {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        encoder.keyEncodingStrategy = .custom { Key(dashed($0.last!.stringValue)) }
+        do {
+            return try encoder.encode(value) + Data("\n".utf8)
+        } catch {
+            preconditionFailure("\(Swift.type(of: value)) cannot be written: \(error)")
+        }
+    }
+
     /// The value of a text.
     public static func decode<Value: Decodable>(_ type: Value.Type, from data: Data) throws -> Value {
         let decoder = JSONDecoder()
@@ -37,7 +49,7 @@ public enum JSON {
     }
 
     /// `bytesRead` → `bytes-read`
-    static func dashed(_ name: String) -> String {
+    public static func dashed(_ name: String) -> String {
         var result = ""
         for letter in name {
             if letter.isUppercase { result += "-" }

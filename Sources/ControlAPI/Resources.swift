@@ -48,11 +48,13 @@ public struct ReactorStatus: Codable, Equatable, Sendable {
     public var refused: UInt64
     /// Calls that handed I/O to the kernel.
     public var submissions: UInt64
+    /// Nanoseconds in turns of its loop that found work.
+    public var busyNanoseconds: UInt64
 
     /// A reactor that has done nothing yet.
     public init(index: Int) {
         self.index = index
-        (turns, waits, requests, refused, submissions) = (0, 0, 0, 0, 0)
+        (turns, waits, requests, refused, submissions, busyNanoseconds) = (0, 0, 0, 0, 0, 0)
     }
 }
 
@@ -110,6 +112,10 @@ public struct LogicalUnitStatus: Codable, Equatable, Sendable {
     public var size: UInt64
     /// Whether writes are refused.
     public var writeProtected: Bool
+    /// Whether nothing of it reaches the medium: an operator froze it, or an error of the medium did.
+    public var frozen = false
+    /// `loaded`, `ejected` by a guest, or `absent`.
+    public var medium = "loaded"
     /// Commands received and not completed.
     public var inFlight: Int
     /// READ commands that ended.

@@ -75,6 +75,10 @@ public final class Reactor: @unchecked Sendable {
     private var ownerThread: pthread_t = 0
     private var time: UInt64 = 0
     private var lastWork: UInt64 = 0
+    /// When the turn began, and whether it has found work.
+    private var turnBegan: UInt64 = 0
+    private var didWork = false
+    private var clockHandler: (handler: TimerHandler, context: UnsafeMutableRawPointer)?
     private var ioInFlight = 0
     /// Completions that the engine did not deliver itself: operations that the kernel refused at submission.
     private var deferred = IORequestList()
@@ -240,7 +244,7 @@ public final class Reactor: @unchecked Sendable {
     ///   turn that slept ends then; the next one finds what woke it.
     public func turn(mayWait: Bool) {
         beginTurn()
-        var didWork = deliverCompletions()
+        didWork = deliverCompletions()
         if handleDescriptors() { didWork = true }
         if runMessages() { didWork = true }
         if fireTimers() { didWork = true }
@@ -266,6 +270,16 @@ public final class Reactor: @unchecked Sendable {
         }
         counters.turns &+= 1
         time = Self.clock()
+        if didWork { counters.busyNanoseconds &+= time &- turnBegan }
+        didWork = false
+        turnBegan = time
+        if let clockHandler = unsafe clockHandler { unsafe clockHandler.handler(clockHandler.context) }
+    }
+
+    /// Has `handler` called at the beginning of each turn, when `now` has been read and before anything else: whoever
+    /// keeps a clock of its own sets it there.
+    public func onTurn(_ handler: TimerHandler, _ context: UnsafeMutableRawPointer) {
+        unsafe clockHandler = unsafe (handler: handler, context: context)
     }
 
     private static func clock() -> UInt64 {

@@ -44,6 +44,8 @@ extension Reactor {
         public var refused: UInt64 = 0
         /// Calls that handed I/O to the kernel.
         public var submissions: UInt64 = 0
+        /// Nanoseconds of turns that found work.
+        public var busyNanoseconds: UInt64 = 0
     }
 }
 

@@ -135,6 +135,16 @@ final class GuestMemory {
         return low > 0 && contains(low - 1, address) ? low - 1 : nil
     }
 
+    /// The guest physical address of memory here; not for the hot path.
+    func guestAddress(of pointer: UnsafeRawPointer) -> UInt64? {
+        for region in regions {
+            let start = unsafe UInt64(UInt(bitPattern: region.base))
+            let address = UInt64(UInt(bitPattern: pointer))
+            if address >= start, address - start < region.size { return region.guestAddress + (address - start) }
+        }
+        return nil
+    }
+
     /// The memory at an address of the front-end's process, `length` bytes of it in one region: where rings lie.
     func ring(userAddress: UInt64, length: UInt64, alignment: UInt64) -> UnsafeMutableRawPointer? {
         for region in regions where userAddress >= region.userAddress {

@@ -67,8 +67,8 @@ final class VhostUserConnection {
     }
 
     /// Sends a reply. A front-end that does not read its replies loses the connection.
-    func send(_ bytes: [UInt8]) throws(ConnectionEnd) {
-        let sent = unsafe clinux_send(socket, bytes, bytes.count, -1)
+    func send(_ bytes: [UInt8], descriptor: Int32 = -1) throws(ConnectionEnd) {
+        let sent = unsafe clinux_send(socket, bytes, bytes.count, descriptor)
         guard sent == bytes.count else { throw .closed }
     }
 }

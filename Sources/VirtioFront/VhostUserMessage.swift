@@ -11,14 +11,22 @@ enum VhostUserRequest: UInt32 {
     case getFeatures = 1, setFeatures, setOwner, resetOwner, setMemoryTable, setLogBase, setLogDescriptor
     case setVringNumber, setVringAddress, setVringBase, getVringBase, setVringKick, setVringCall, setVringError
     case getProtocolFeatures, setProtocolFeatures, getQueueNumber, setVringEnable
-    case getMaximumMemorySlots = 36, addMemoryRegion, removeMemoryRegion
+    case setBackendRequestDescriptor = 21
+    case getConfiguration = 24, setConfiguration
+    case getInflightDescriptor = 31, setInflightDescriptor
+    case resetDevice = 34, vringKick, getMaximumMemorySlots, addMemoryRegion, removeMemoryRegion, setStatus, getStatus
 
     /// Payload sizes that are right, in bytes. The table of memory regions has any whole number of regions.
     // swift-format-ignore
     var payloadSizes: ClosedRange<Int> {
         switch self {
         case .getFeatures, .setOwner, .resetOwner, .getProtocolFeatures, .getQueueNumber, .getMaximumMemorySlots: 0...0
-        case .setFeatures, .setProtocolFeatures, .setLogBase:                            8...16
+        case .setBackendRequestDescriptor, .resetDevice, .getStatus:                     0...0
+        case .setStatus, .vringKick:                                                     8...8
+        case .getConfiguration, .setConfiguration:                                       12...12 + VirtioSCSIConfigurationSpace.capacity
+        case .getInflightDescriptor, .setInflightDescriptor:                             20...24
+        case .setFeatures, .setProtocolFeatures:                                         8...8
+        case .setLogBase:                                                                16...16
         case .setLogDescriptor:                                                          0...8
         case .setMemoryTable:                                                            8...8 + 32 * VhostUserMessage.descriptorCapacity
         case .setVringNumber, .setVringBase, .getVringBase, .setVringEnable:             8...8
@@ -31,8 +39,27 @@ enum VhostUserRequest: UInt32 {
     /// Whether the request always has a reply of its own; the others are acknowledged if the front-end asks for it.
     var hasReply: Bool {
         switch self {
-        case .getFeatures, .getProtocolFeatures, .getQueueNumber, .getVringBase, .getMaximumMemorySlots: true
+        case .getFeatures, .getProtocolFeatures, .getQueueNumber, .getVringBase, .getMaximumMemorySlots, .setLogBase,
+            .getConfiguration, .getInflightDescriptor, .getStatus:
+            true
         default: false
+        }
+    }
+}
+
+extension VhostUserRequest {
+    /// The protocol feature without which the request does not exist; those that front-ends send without (SPDK's
+    /// GET_QUEUE_NUM) have none.
+    var protocolFeature: UInt64? {
+        switch self {
+        case .setLogBase, .setLogDescriptor: VhostUserProtocolFeature.logSharedMemory
+        case .setBackendRequestDescriptor: VhostUserProtocolFeature.backendRequests
+        case .getConfiguration, .setConfiguration: VhostUserProtocolFeature.configuration
+        case .getInflightDescriptor, .setInflightDescriptor: VhostUserProtocolFeature.inflightSharedMemory
+        case .resetDevice: VhostUserProtocolFeature.resetDevice
+        case .vringKick: VhostUserProtocolFeature.inbandNotifications
+        case .setStatus, .getStatus: VhostUserProtocolFeature.status
+        default: nil
         }
     }
 }
@@ -41,22 +68,44 @@ enum VhostUserRequest: UInt32 {
 enum VirtioFeature {
     static let hotplug: UInt64 = 1 << 1
     static let change: UInt64 = 1 << 2
+    static let logAll: UInt64 = 1 << 26
     static let anyLayout: UInt64 = 1 << 27
     static let indirectDescriptors: UInt64 = 1 << 28
     static let eventIndex: UInt64 = 1 << 29
     static let protocolFeatures: UInt64 = 1 << 30
     static let version1: UInt64 = 1 << 32
+    static let ringPacked: UInt64 = 1 << 34
+    static let inOrder: UInt64 = 1 << 35
+    static let ringReset: UInt64 = 1 << 40
 
-    static let offered = hotplug | change | anyLayout | indirectDescriptors | eventIndex | protocolFeatures | version1
+    /// INOUT is not among them: no command of the core moves data both ways. RING_RESET is, where it is configured.
+    static let offered =
+        hotplug | change | logAll | anyLayout | indirectDescriptors | eventIndex | protocolFeatures | version1
+        | ringPacked | inOrder
 }
 
 /// Protocol feature bits of vhost-user that this device offers.
 enum VhostUserProtocolFeature {
     static let multiqueue: UInt64 = 1 << 0
+    static let logSharedMemory: UInt64 = 1 << 1
     static let replyAcknowledge: UInt64 = 1 << 3
+    static let backendRequests: UInt64 = 1 << 5
+    static let configuration: UInt64 = 1 << 9
+    static let inflightSharedMemory: UInt64 = 1 << 12
+    static let resetDevice: UInt64 = 1 << 13
+    static let inbandNotifications: UInt64 = 1 << 14
     static let configureMemorySlots: UInt64 = 1 << 15
+    static let status: UInt64 = 1 << 16
 
-    static let offered = multiqueue | replyAcknowledge | configureMemorySlots
+    /// CONFIG is among them where it is configured: QEMU's vhost-user-scsi warns of it at each start.
+    static let offered =
+        multiqueue | logSharedMemory | replyAcknowledge | backendRequests | inflightSharedMemory | resetDevice
+        | inbandNotifications | configureMemorySlots | status
+}
+
+/// A request that the back-end sends at the channel that SET_BACKEND_REQ_FD brought.
+enum BackendRequest: UInt32 {
+    case vringCall = 4, vringError
 }
 
 /// One message: a request of the front-end with what came along.
@@ -101,6 +150,11 @@ struct VhostUserMessage {
     /// The bytes of a reply.
     static func reply(to identifier: UInt32, payload: [UInt8]) -> [UInt8] {
         [identifier, version | replyFlag, UInt32(payload.count)].flatMap(bytes) + payload
+    }
+
+    /// The bytes of a request of the back-end, without need of a reply.
+    static func backendRequest(_ request: BackendRequest, payload: [UInt8]) -> [UInt8] {
+        [request.rawValue, version, UInt32(payload.count)].flatMap(bytes) + payload
     }
 
     static func bytes<Value: FixedWidthInteger>(_ value: Value) -> [UInt8] {

@@ -15,10 +15,13 @@ public import SCSICore
 public final class VhostUserSCSIServer {
     /// Descriptors of the longest ring: what QEMU allows for `virtqueue_size`.
     public static let maximumQueueSize = 1024
+    /// Segments of data in one request, as the configuration space has it: what fits into the shortest usual ring.
+    static let maximumSegments = 126
 
     /// What a device is made of.
     public struct Configuration {
-        /// Where the socket is made; at most 107 bytes.
+        /// Where the socket is made; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
+        /// started the process has passed in: a socket that listens, or one that is connected to a front-end.
         public var socketPath: String
         /// Request queues that a guest may use, 1 to 126.
         public var requestQueues: Int
@@ -26,6 +29,9 @@ public final class VhostUserSCSIServer {
         public var targets: [UInt8: TargetDevice]
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
+
+        /// What is offered beyond what every front-end gets.
+        public var options = Options()
 
         /// A device with these targets.
         public init(
@@ -35,6 +41,24 @@ public final class VhostUserSCSIServer {
             self.requestQueues = requestQueues
             self.targets = targets
             self.initiatorPort = initiatorPort
+        }
+    }
+
+    /// What is offered only to front-ends of which the operator knows that they do it right.
+    public struct Options: Sendable, Equatable {
+        /// The configuration space (CONFIG), with a writable sense_size and cdb_size. QEMU's vhost-user-scsi has its
+        /// own, and warns at each start of a back-end that offers it.
+        public var offersConfiguration = false
+        /// RING_RESET. The front-end must stop a ring that the driver resets by GET_VRING_BASE; QEMU 7.2 offers the
+        /// feature to the guest and does not, so that the guest's memory would be written after the reset.
+        public var offersRingReset = false
+
+        /// Nothing of it.
+        public init() {}
+
+        var features: UInt64 { VirtioFeature.offered | (offersRingReset ? VirtioFeature.ringReset : 0) }
+        var protocolFeatures: UInt64 {
+            VhostUserProtocolFeature.offered | (offersConfiguration ? VhostUserProtocolFeature.configuration : 0)
         }
     }
 
@@ -56,6 +80,8 @@ public final class VhostUserSCSIServer {
         case inUse(String)
         /// Something that is no socket is there.
         case notASocket(String)
+        /// A descriptor that was passed in is no Unix stream socket.
+        case notPassedIn(String)
         /// A system call failed.
         case system(String, operation: String, errno: Int32)
         /// The reactor could not watch the socket.
@@ -68,6 +94,8 @@ public final class VhostUserSCSIServer {
             case .inUse(let path):
                 "Another process listens at the socket \(path); stop it, or choose another path."
             case .notASocket(let path): "\(path) exists and is no socket; remove it, or choose another path."
+            case .notPassedIn(let path):
+                "\(path) is no Unix stream socket; pass one in as this file descriptor, or choose a path."
             case .system(let path, let operation, let code):
                 "Cannot \(operation) the socket \(path): \(unsafe String(cString: strerror(code)))."
             case .reactor(let what): what
@@ -80,6 +108,8 @@ public final class VhostUserSCSIServer {
     private let report: (Event) -> Void
     private var listener: Int32 = -1
     private var listenerToken: DescriptorToken?
+    /// Kept for the moment when there is no other.
+    private var spare: Int32 = -1
     private var socketIdentity: (device: UInt, inode: UInt)?
     private var session: VhostUserSession?
     /// Sessions that have ended while requests of theirs were in flight.
@@ -120,10 +150,20 @@ public final class VhostUserSCSIServer {
 
     // MARK: Start and stop
 
-    /// Makes the socket and listens. The file of a dead process is replaced.
+    /// Makes the socket and listens. The file of a dead process is replaced. A descriptor that was passed in is used as
+    /// it is: one that listens as our own would be, one that is connected for that one front-end.
     public func start() throws(StartError) {
-        try removeStaleSocket()
-        try listen()
+        var connected: Int32?
+        if let descriptor = Self.passedIn(configuration.socketPath) {
+            let passed = try adopt(descriptor)
+            if passed.isListening { listener = passed.socket } else { connected = passed.socket }
+        } else {
+            try removeStaleSocket()
+            try listen()
+        }
+        addSource()
+        if let connected { return begin(connected) }
+        spare = eventfd(0, Int32(EFD_CLOEXEC))
         do {
             listenerToken = unsafe try reactor.watch(
                 listener, events: EPOLLIN.rawValue,
@@ -132,8 +172,35 @@ public final class VhostUserSCSIServer {
                 }, Unmanaged.passUnretained(self).toOpaque())
         } catch {
             closeListener()
+            removeSource()
             throw .reactor("\(error)")
         }
+    }
+
+    /// The number in `/proc/self/fd/N`.
+    private static func passedIn(_ path: String) -> Int32? {
+        let prefix = "/proc/self/fd/"
+        return path.hasPrefix(prefix) ? Int32(path.dropFirst(prefix.count)) : nil
+    }
+
+    /// A copy of a descriptor that was passed in, so that a second start finds it as the first did.
+    private func adopt(_ descriptor: Int32) throws(StartError) -> (socket: Int32, isListening: Bool) {
+        let path = configuration.socketPath
+        guard clinux_socket_option(descriptor, SO_DOMAIN) == AF_UNIX,
+            clinux_socket_option(descriptor, SO_TYPE) == Int32(SOCK_STREAM.rawValue)
+        else { throw .notPassedIn(path) }
+        let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+        guard copy >= 0 else { throw .system(path, operation: "take over", errno: errno) }
+        _ = fcntl(copy, F_SETFL, fcntl(copy, F_GETFL) | O_NONBLOCK)
+        return (copy, clinux_socket_option(copy, SO_ACCEPTCONN) == 1)
+    }
+
+    private func removeSource() {
+        if let source { reactor.remove(source) }
+        source = nil
+    }
+
+    private func addSource() {
         source = unsafe reactor.add(
             Reactor.WorkSource(
                 poll: { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.poll() } },
@@ -157,11 +224,13 @@ public final class VhostUserSCSIServer {
     }
 
     private func checkStopped() {
-        ended.removeAll { $0.device.isDrained }
+        if !ended.isEmpty {
+            ended.removeAll { $0.device.isDrained }
+            if ended.isEmpty, let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
+        }
         guard ended.isEmpty, session == nil, let stopped = whenStopped else { return }
         whenStopped = nil
-        if let source { reactor.remove(source) }
-        source = nil
+        removeSource()
         stopped()
     }
 
@@ -216,6 +285,8 @@ public final class VhostUserSCSIServer {
     private func closeListener() {
         if let listenerToken { reactor.unwatch(listenerToken) }
         listenerToken = nil
+        if spare >= 0 { close(spare) }
+        spare = -1
         guard listener >= 0 else { return }
         close(listener)
         listener = -1
@@ -231,12 +302,30 @@ public final class VhostUserSCSIServer {
 
     private func accept() {
         let socket = clinux_accept(listener)
-        guard socket >= 0 else { return }
+        guard socket >= 0 else {
+            if errno == EMFILE || errno == ENFILE { refuseForWantOfDescriptors() }
+            return
+        }
         guard session == nil else {
             report(.fault("A second front-end tried to connect; one at a time is served."))
             close(socket)
             return
         }
+        begin(socket)
+    }
+
+    /// The connection would stay in the queue and wake us without end: a descriptor that was kept for this takes it, to
+    /// close it.
+    private func refuseForWantOfDescriptors() {
+        guard spare >= 0 else { return }
+        close(spare)
+        let socket = clinux_accept(listener)
+        if socket >= 0 { close(socket) }
+        spare = eventfd(0, Int32(EFD_CLOEXEC))
+        report(.fault("A front-end was refused because the process has no file descriptors left; raise their limit."))
+    }
+
+    private func begin(_ socket: Int32) {
         lifetime.connections += 1
         let queues = configuration.requestQueues + VirtioSCSIDevice.firstRequestQueue
         let device = VirtioSCSIDevice(
@@ -244,7 +333,7 @@ public final class VhostUserSCSIServer {
             reactor: reactor, statistics: lifetime,
             onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
         let session = VhostUserSession(
-            socket: socket, reactor: reactor, queueCapacity: queues, device: device,
+            socket: socket, reactor: reactor, queueCapacity: queues, device: device, options: configuration.options,
             report: { [weak self] in self?.report(.fault($0)) })
         session.onEnd = { [weak self] in self?.sessionEnded($0) }
         self.session = session
@@ -260,7 +349,12 @@ public final class VhostUserSCSIServer {
         guard let session else { return }
         self.session = nil
         lifetime = session.device.statistics
-        if !session.device.isDrained { ended.append(session) }
+        if !session.device.isDrained {
+            ended.append(session)
+            // The next front-end may be the same guest, which sends again what was in flight: a write of the old
+            // connection must not come behind those of the new one. It waits in the listener's queue.
+            if let listenerToken { reactor.change(listenerToken, events: 0) }
+        }
         report(.disconnected(reason: reason))
         checkStopped()
     }

@@ -15,8 +15,10 @@ import Reactor
 /// What the front-end has said about one ring.
 private struct RingState {
     var size: Int?
-    var base: UInt16 = 0
+    var base: UInt32?
     var addresses: (descriptors: UInt64, used: UInt64, available: UInt64)?
+    /// Where the used ring is in the guest's memory, if the front-end wants writes to it noted.
+    var usedLogAddress: UInt64?
     var isEnabled = false
     var isStarted = false
     var kick: Int32 = -1
@@ -54,8 +56,21 @@ final class VhostUserSession {
     private var features: UInt64 = 0
     private var protocolFeatures: UInt64 = 0
     private var socketToken: DescriptorToken?
-    /// A ring whose GET_VRING_BASE waits for its last requests; no message is read until it is answered.
-    private var awaitedRing: (index: Int, queue: DeviceQueue)?
+    /// What waits for requests in flight to end; no message is read until it is answered.
+    private enum Awaited {
+        /// GET_VRING_BASE for the ring's last requests.
+        case base(index: Int, queue: DeviceQueue)
+        /// RESET_DEVICE, or SET_STATUS 0, for those of all rings.
+        case reset(VhostUserMessage)
+    }
+    private var awaited: Awaited?
+    private var inflight: InflightRegion?
+    private var log: DirtyLog?
+    private var status: UInt64 = 0
+    private var space: VirtioSCSIConfigurationSpace
+    private let options: VhostUserSCSIServer.Options
+    /// Where requests of the back-end go, -1 for nowhere.
+    private var backendChannel: Int32 = -1
     private(set) var isConnected = true
     /// The server stops: the connection ends when nothing is in flight.
     private var isFinishing = false
@@ -67,13 +82,17 @@ final class VhostUserSession {
 
     init(
         socket: Int32, reactor: Reactor, queueCapacity: Int, device: VirtioSCSIDevice,
-        report: @escaping (String) -> Void
+        options: VhostUserSCSIServer.Options, report: @escaping (String) -> Void
     ) {
         connection = VhostUserConnection(socket: socket)
         self.reactor = reactor
         self.queueCapacity = queueCapacity
         self.device = device
+        self.options = options
         self.report = report
+        space = VirtioSCSIConfigurationSpace(
+            requestQueues: queueCapacity - VirtioSCSIDevice.firstRequestQueue,
+            segments: VhostUserSCSIServer.maximumSegments)
         rings = Array(repeating: RingState(), count: queueCapacity)
         unsafe kickContexts = .allocate(capacity: queueCapacity)
         for index in 0..<queueCapacity {
@@ -104,10 +123,12 @@ final class VhostUserSession {
     func end(_ reason: String?) {
         guard isConnected else { return }
         isConnected = false
-        awaitedRing = nil
+        awaited = nil
         if let socketToken { reactor.unwatch(socketToken) }
         socketToken = nil
         for index in rings.indices { forget(index) }
+        if backendChannel >= 0 { close(backendChannel) }
+        backendChannel = -1
         device.disconnect()
         onEnd?(reason)
     }
@@ -123,14 +144,14 @@ final class VhostUserSession {
     // MARK: Messages
 
     private func readable(_ events: UInt32) {
-        if awaitedRing != nil {
+        if awaited != nil {
             // Nothing is read meanwhile, but a front-end that is gone is not waited for.
             if events & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { end(nil) }
             return
         }
         do {
             for _ in 0..<Self.messagesPerTurn {
-                guard isConnected, awaitedRing == nil, let message = try connection.nextMessage() else { return }
+                guard isConnected, awaited == nil, let message = try connection.nextMessage() else { return }
                 try handle(message)
             }
         } catch {
@@ -151,11 +172,16 @@ final class VhostUserSession {
         guard request.payloadSizes.contains(message.payload.count) else {
             throw .malformed("\(request) with a payload of \(message.payload.count) bytes")
         }
+        if let feature = request.protocolFeature, protocolFeatures & feature == 0 {
+            report("\(request) was refused: its protocol feature was not negotiated.")
+            return try acknowledge(message, failed: true)
+        }
         do {
             if let reply = try perform(request, &message) {
+                if request == .getInflightDescriptor { return try sendInflight(message, reply) }
                 return try connection.send(VhostUserMessage.reply(to: message.identifier, payload: reply))
             }
-            if request.hasReply { return }  // it comes later
+            if awaited != nil { return }  // it comes later
             reconcile()
             try acknowledge(message, failed: false)
         } catch let fault as SessionFault {
@@ -186,40 +212,219 @@ final class VhostUserSession {
     /// - Returns: The payload of its reply, if it has one and it is known now.
     private func perform(_ request: VhostUserRequest, _ message: inout VhostUserMessage) throws -> [UInt8]? {
         switch request {
-        case .getFeatures: return VhostUserMessage.bytes(VirtioFeature.offered)
-        case .getProtocolFeatures: return VhostUserMessage.bytes(VhostUserProtocolFeature.offered)
+        case .getFeatures: return VhostUserMessage.bytes(options.features)
+        case .getProtocolFeatures: return VhostUserMessage.bytes(options.protocolFeatures)
         case .getQueueNumber: return VhostUserMessage.bytes(UInt64(queueCapacity))
         case .getMaximumMemorySlots: return VhostUserMessage.bytes(UInt64(GuestMemory.slots))
         case .setFeatures: try setFeatures(message.uint64(0))
         case .setProtocolFeatures: try setProtocolFeatures(message.uint64(0))
-        case .setOwner: break
+        case .setOwner: beginAnew()
         case .resetOwner: for index in rings.indices { rings[index].isEnabled = false }
         case .setMemoryTable: try setMemoryTable(&message)
         case .addMemoryRegion: try addMemoryRegion(&message)
         case .removeMemoryRegion: try removeMemoryRegion(message)
         case .setVringNumber: try setNumber(message)
         case .setVringAddress: try setAddress(message)
-        case .setVringBase: rings[try ring(message)].base = UInt16(truncatingIfNeeded: message.uint32(4))
+        case .setVringBase: rings[try ring(message)].base = message.uint32(4)
         case .getVringBase: return try getBase(message)
         case .setVringKick: try setKick(&message)
         case .setVringCall: try setCall(&message)
-        case .setVringError: replace(\.error, try ring(message, byte: true), try descriptor(&message))
+        case .setVringError: replace(\.error, try ring(message, byte: true), try eventDescriptor(&message))
         case .setVringEnable: rings[try ring(message)].isEnabled = message.uint32(4) & 1 != 0
-        case .setLogBase, .setLogDescriptor: throw SessionFault.refused("dirty logging was not offered")
+        case .setLogBase: return try setLogBase(&message)
+        case .setLogDescriptor: break  // nobody is told: the front-end reads the bitmap when it likes
+        case .setBackendRequestDescriptor: try setBackendChannel(&message)
+        case .getConfiguration: return getConfiguration(message)
+        case .setConfiguration: try setConfiguration(message)
+        case .getInflightDescriptor: return try getInflight(message)
+        case .setInflightDescriptor: try setInflight(&message)
+        case .vringKick: try kickInBand(message)
+        case .resetDevice: beginReset(message)
+        case .setStatus:
+            status = message.uint64(0) & 0xff
+            // QEMU writes 0 whenever it stops the device, for a pause as well, and has RESET_DEVICE for what the driver
+            // means by it. Without that a 0 is all there is.
+            let hasReset = protocolFeatures & VhostUserProtocolFeature.resetDevice != 0
+            if status == 0, !hasReset { beginReset(message) }
+        case .getStatus: return VhostUserMessage.bytes(status)
         }
         return nil
     }
 
-    private func setFeatures(_ features: UInt64) throws {
-        guard features & ~VirtioFeature.offered == 0 else {
-            throw SessionFault.refused(
-                "features \(String(features & ~VirtioFeature.offered, radix: 16)) were not offered")
+    /// SET_OWNER begins a session, also one on a connection that was used before: QEMU keeps its socket when a device is
+    /// unplugged and another one is plugged, and adds all regions of memory again.
+    private func beginAnew() {
+        guard rings.indices.allSatisfy({ device.queue($0) == nil }) else { return }
+        retired.removeAll { $0.references == 0 }
+        if memory.references > 0 { retired.append(memory) }
+        memory = GuestMemory(regions: [])
+        inflight = nil
+        log = nil
+        applyLog()
+        for index in rings.indices { forget(index) }
+    }
+
+    // MARK: Configuration space, status, reset
+
+    private func getConfiguration(_ message: VhostUserMessage) -> [UInt8] {
+        let (offset, size) = (Int(message.uint32(0)), Int(message.uint32(4)))
+        // A reply without contents says that there is an error.
+        guard message.payload.count == 12 + size, offset <= VirtioSCSIConfigurationSpace.size,
+            size <= VirtioSCSIConfigurationSpace.capacity
+        else { return [] }
+        let bytes = space.bytes + [UInt8](repeating: 0, count: VirtioSCSIConfigurationSpace.capacity)
+        return Array(message.payload[..<12]) + bytes[offset..<offset + size]
+    }
+
+    private func setConfiguration(_ message: VhostUserMessage) throws {
+        let (offset, size, flags) = (Int(message.uint32(0)), Int(message.uint32(4)), message.uint32(8))
+        guard message.payload.count == 12 + size, flags <= 1 else {
+            throw SessionFault.refused("\(size) bytes of configuration in \(message.payload.count) with flags \(flags)")
         }
-        guard features == self.features || rings.indices.allSatisfy({ device.queue($0) == nil }) else {
+        guard rings.indices.dropFirst(VirtioSCSIDevice.firstRequestQueue).allSatisfy({ device.queue($0) == nil }) else {
+            throw SessionFault.refused("sizes cannot change while request queues are in service")
+        }
+        guard space.write(Array(message.payload[12...]), at: offset) else {
+            throw SessionFault.refused(
+                "it writes \(size) bytes at \(offset); only sense_size (to 252) and cdb_size (6 to 260) are writable")
+        }
+        device.setSizes(space.sizes)
+    }
+
+    /// Stops all rings, and resets the device when nothing is in flight.
+    private func beginReset(_ message: VhostUserMessage) {
+        for index in rings.indices {
+            rings[index].isStarted = false
+            rings[index].isEnabled = false
+            unwatchKick(index)
+            if let queue = device.stop(index), queue.ring.inFlight == 0 { queue.ring.finish() }
+            rings[index].base = nil
+        }
+        var reply = message
+        reply.descriptors = []
+        awaited = .reset(reply)
+        device.awaitDrain()
+        if device.requestsInFlight == 0 { return completeReset() }
+        if let socketToken { reactor.change(socketToken, events: 0) }
+    }
+
+    private func completeReset() {
+        awaited = nil
+        status = 0
+        inflight?.finish()
+        inflight = nil
+        space.sizes = VirtioSCSISizes()
+        device.reset()
+    }
+
+    // MARK: The back-end's channel
+
+    private func setBackendChannel(_ message: inout VhostUserMessage) throws {
+        guard let channel = message.takeDescriptor() else { throw SessionFault.refused("it needs a file descriptor") }
+        if backendChannel >= 0 { close(backendChannel) }
+        backendChannel = channel
+        device.onNotification = { [unowned self] in tellInBand(.vringCall, $0) }
+    }
+
+    /// A front-end that does not read its channel loses what is said there, as it would lose a notification that it
+    /// does not look at.
+    private func tellInBand(_ request: BackendRequest, _ index: Int) {
+        guard backendChannel >= 0, protocolFeatures & VhostUserProtocolFeature.inbandNotifications != 0 else { return }
+        let payload = VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(0))
+        let bytes = VhostUserMessage.backendRequest(request, payload: payload)
+        _ = unsafe clinux_send_now(backendChannel, bytes, bytes.count)
+    }
+
+    private func kickInBand(_ message: VhostUserMessage) throws {
+        let index = try ring(message)
+        rings[index].isStarted = true
+        rings[index].isBroken = false
+        if index == VirtioSCSIDevice.eventQueue { device.deliverEvents() }
+    }
+
+    // MARK: What is in flight
+
+    private func getInflight(_ message: VhostUserMessage) throws -> [UInt8] {
+        let queues = Int(message.uint32(16) & 0xffff)
+        let size = Int(message.uint32(16) >> 16)
+        guard queues > 0, queues <= queueCapacity, size > 0, size <= VhostUserSCSIServer.maximumQueueSize else {
+            throw SessionFault.refused("notes for \(queues) rings of \(size) descriptors")
+        }
+        let bytes = UInt64(InflightRegion.size(queues: queues, queueSize: size))
+        return VhostUserMessage.bytes(bytes) + VhostUserMessage.bytes(UInt64(0)) + Array(message.payload[16...])
+    }
+
+    private func sendInflight(_ message: VhostUserMessage, _ reply: [UInt8]) throws(ConnectionEnd) {
+        let made = InflightRegion.make(
+            queues: Int(message.uint32(16) & 0xffff), queueSize: Int(message.uint32(16) >> 16))
+        guard let descriptor = made else { throw .malformed("GET_INFLIGHT_FD when no memory could be had") }
+        defer { close(descriptor) }
+        try connection.send(
+            VhostUserMessage.reply(to: message.identifier, payload: reply), descriptor: descriptor)
+    }
+
+    private func setInflight(_ message: inout VhostUserMessage) throws {
+        guard rings.indices.allSatisfy({ device.queue($0) == nil }) else {
+            throw SessionFault.refused("rings are in service")
+        }
+        guard let descriptor = message.takeDescriptor() else {
+            throw SessionFault.refused("it needs a file descriptor")
+        }
+        defer { close(descriptor) }
+        let queues = Int(message.uint32(16) & 0xffff)
+        let size = Int(message.uint32(16) >> 16)
+        guard queues > 0, size > 0, size <= VhostUserSCSIServer.maximumQueueSize,
+            let region = InflightRegion(
+                descriptor: descriptor, size: message.uint64(0), offset: message.uint64(8), queues: queues,
+                queueSize: size)
+        else { throw SessionFault.refused("no notes for \(queues) rings of \(size) descriptors fit there") }
+        inflight = region
+    }
+
+    // MARK: Dirty logging
+
+    private func setLogBase(_ message: inout VhostUserMessage) throws -> [UInt8] {
+        guard let descriptor = message.takeDescriptor() else {
+            throw SessionFault.refused("it needs a file descriptor")
+        }
+        defer { close(descriptor) }
+        guard let new = DirtyLog(descriptor: descriptor, size: message.uint64(0), offset: message.uint64(8)) else {
+            throw SessionFault.refused("the log cannot be mapped")
+        }
+        log = new
+        applyLog()
+        return VhostUserMessage.bytes(UInt64(0))
+    }
+
+    /// Writes are noted if the feature is on (VHOST_F_LOG_ALL); those to used rings if the ring's flag is.
+    private func applyLog() {
+        device.setLog(features & VirtioFeature.logAll != 0 ? log : nil)
+        for index in rings.indices {
+            guard let queue = device.queue(index) else { continue }
+            applyLog(index, queue.ring)
+        }
+    }
+
+    private func applyLog(_ index: Int, _ ring: Virtqueue) {
+        let address = rings[index].usedLogAddress
+        ring.log(to: address == nil ? nil : log, usedAddress: address ?? 0)
+    }
+
+    private func setFeatures(_ features: UInt64) throws {
+        guard features & ~options.features == 0 else {
+            throw SessionFault.refused(
+                "features \(String(features & ~options.features, radix: 16)) were not offered")
+        }
+        // Only logging is switched on and off while the device runs.
+        guard
+            (features ^ self.features) & ~VirtioFeature.logAll == 0
+                || rings.indices.allSatisfy({ device.queue($0) == nil })
+        else {
             throw SessionFault.refused("features cannot change while rings are in service")
         }
         self.features = features
         device.setFeatures(features)
+        applyLog()
         // Without protocol features rings are enabled from the start (vhost-user, "Ring states").
         if features & VirtioFeature.protocolFeatures == 0 {
             for index in rings.indices { rings[index].isEnabled = true }
@@ -227,7 +432,7 @@ final class VhostUserSession {
     }
 
     private func setProtocolFeatures(_ features: UInt64) throws {
-        guard features & ~VhostUserProtocolFeature.offered == 0 else {
+        guard features & ~options.protocolFeatures == 0 else {
             throw SessionFault.refused("protocol features \(String(features, radix: 16)) were not all offered")
         }
         protocolFeatures = features
@@ -298,7 +503,8 @@ final class VhostUserSession {
     private func setNumber(_ message: VhostUserMessage) throws {
         let index = try ring(message)
         let size = Int(message.uint32(4))
-        guard size > 0, size <= VhostUserSCSIServer.maximumQueueSize, size & (size - 1) == 0 else {
+        let isPacked = features & VirtioFeature.ringPacked != 0
+        guard size > 0, size <= VhostUserSCSIServer.maximumQueueSize, isPacked || size & (size - 1) == 0 else {
             throw SessionFault.refused(
                 "a ring of \(size) descriptors; a power of two up to \(VhostUserSCSIServer.maximumQueueSize) is possible"
             )
@@ -309,8 +515,10 @@ final class VhostUserSession {
 
     private func setAddress(_ message: VhostUserMessage) throws {
         let index = try ring(message)
-        guard message.uint32(4) == 0 else { throw SessionFault.refused("ring logging was not offered") }
+        guard message.uint32(4) & ~1 == 0 else { throw SessionFault.refused("flags \(message.uint32(4))") }
         rings[index].addresses = (message.uint64(8), message.uint64(16), message.uint64(24))
+        rings[index].usedLogAddress = message.uint32(4) & 1 != 0 ? message.uint64(32) : nil
+        if let queue = device.queue(index) { applyLog(index, queue.ring) }
         move(index)
     }
 
@@ -319,60 +527,81 @@ final class VhostUserSession {
         rings[index].isStarted = false
         unwatchKick(index)
         guard let queue = device.stop(index) else {
-            return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(rings[index].base))
+            return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(rings[index].base ?? beginning)
         }
-        rings[index].base = queue.ring.lastAvailable
         if queue.ring.inFlight > 0 {
-            awaitedRing = (index, queue)
+            awaited = .base(index: index, queue: queue)
             if let socketToken { reactor.change(socketToken, events: 0) }
             return nil
         }
-        notifyGuest(queue)
-        return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
+        return stopped(index, queue)
     }
 
-    /// Requests in flight have ended: answers GET_VRING_BASE if it waited for them, ends the session if that did.
+    /// Where a ring begins if nobody says otherwise.
+    private var beginning: UInt32 { features & VirtioFeature.ringPacked != 0 ? Virtqueue.packedBeginning : 0 }
+
+    /// A ring has stopped with nothing in flight.
+    private func stopped(_ index: Int, _ queue: DeviceQueue) -> [UInt8] {
+        rings[index].base = queue.ring.base
+        queue.ring.finish()
+        notifyGuest(queue)
+        return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(queue.ring.base)
+    }
+
+    /// Requests in flight have ended: answers the message that waited for them, ends the session if that did.
     private func drained() {
         answerAwaited()
         if isFinishing && isConnected && device.requestsInFlight == 0 { end(nil) }
     }
 
     private func answerAwaited() {
-        guard let (index, queue) = awaitedRing, queue.ring.inFlight == 0 else { return }
-        awaitedRing = nil
-        if let socketToken { reactor.change(socketToken, events: EPOLLIN.rawValue) }
-        notifyGuest(queue)
-        let payload =
-            VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(UInt32(queue.ring.lastAvailable))
+        guard let awaited else { return }
         do {
-            try connection.send(
-                VhostUserMessage.reply(to: VhostUserRequest.getVringBase.rawValue, payload: payload))
+            switch awaited {
+            case .base(let index, let queue):
+                guard queue.ring.inFlight == 0 else { return }
+                self.awaited = nil
+                try connection.send(
+                    VhostUserMessage.reply(
+                        to: VhostUserRequest.getVringBase.rawValue, payload: stopped(index, queue)))
+            case .reset(let message):
+                guard device.requestsInFlight == 0 else { return device.awaitDrain() }
+                completeReset()
+                try acknowledge(message, failed: false)
+            }
         } catch {
             return end(nil)
         }
+        if let socketToken { reactor.change(socketToken, events: EPOLLIN.rawValue) }
     }
 
     private func notifyGuest(_ queue: DeviceQueue) {
-        if queue.ring.takeNotification(), queue.call >= 0 { _ = eventfd_write(queue.call, 1) }
+        guard queue.ring.takeNotification() else { return }
+        if queue.call >= 0 { _ = clinux_signal(queue.call) } else { tellInBand(.vringCall, queue.index) }
     }
 
     private func setKick(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
-        let kick = try descriptor(&message)
+        let kick = try eventDescriptor(&message)
         unwatchKick(index)
         replace(\.kick, index, kick)
         if kick != nil { try watchKick(index) }
-        device.queue(index)?.mustPoll = kick == nil
+        device.queue(index)?.mustPoll = mustPoll(index)
         rings[index].isStarted = true
         rings[index].isBroken = false
     }
 
+    /// Without a kick descriptor the front-end notifies in band, or not at all.
+    private func mustPoll(_ index: Int) -> Bool {
+        rings[index].kick < 0 && protocolFeatures & VhostUserProtocolFeature.inbandNotifications == 0
+    }
+
     private func setCall(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
-        replace(\.call, index, try descriptor(&message))
+        replace(\.call, index, try eventDescriptor(&message))
         device.queue(index)?.call = rings[index].call
         // What was used before there was a way to say so.
-        if rings[index].call >= 0 { _ = eventfd_write(rings[index].call, 1) }
+        if rings[index].call >= 0 { _ = clinux_signal(rings[index].call) }
     }
 
     /// The descriptor of a message that has one, or bit 8 set and none. The caller closes it.
@@ -385,6 +614,16 @@ final class VhostUserSession {
         return message.takeDescriptor()
     }
 
+    /// The same, and it is an eventfd: anything else could keep us when we write to it.
+    private func eventDescriptor(_ message: inout VhostUserMessage) throws -> Int32? {
+        guard let descriptor = try descriptor(&message) else { return nil }
+        guard clinux_is_eventfd(descriptor) == 1 else {
+            close(descriptor)
+            throw SessionFault.refused("its file descriptor is no eventfd")
+        }
+        return descriptor
+    }
+
     private func replace(_ field: WritableKeyPath<RingState, Int32>, _ index: Int, _ descriptor: Int32?) {
         if rings[index][keyPath: field] >= 0 { close(rings[index][keyPath: field]) }
         rings[index][keyPath: field] = descriptor ?? -1
@@ -392,10 +631,11 @@ final class VhostUserSession {
     }
 
     private func watchKick(_ index: Int) throws {
-        // The queues are polled after every wake-up; the handler only empties the counter.
+        // The queues are polled after every wake-up. Each kick is an edge of its own, so the counter is never read: a
+        // read could be made to wait by the front-end, which shares the descriptor's flags.
         do {
             rings[index].kickToken = unsafe try reactor.watch(
-                rings[index].kick, events: EPOLLIN.rawValue,
+                rings[index].kick, events: EPOLLIN.rawValue | EPOLLET.rawValue,
                 { context, _ in
                     let kick = unsafe context.assumingMemoryBound(to: KickContext.self)
                     unsafe kick.pointee.session.kicked(kick.pointee.index)
@@ -412,13 +652,6 @@ final class VhostUserSession {
     }
 
     private func kicked(_ index: Int) {
-        var value: eventfd_t = 0
-        errno = 0
-        if unsafe eventfd_read(rings[index].kick, &value) != 0, errno != EAGAIN, errno != EINTR {
-            // It would wake us without end.
-            unwatchKick(index)
-            return report("The kick descriptor of ring \(index) is no eventfd; give it one.")
-        }
         if index == VirtioSCSIDevice.eventQueue { device.deliverEvents() }
     }
 
@@ -440,21 +673,30 @@ final class VhostUserSession {
             rings[index].isBroken = true
             return fault(index, VirtqueueFault.areas.rawValue)
         }
-        let ring = Virtqueue(size: size, memory: memory, areas: areas, base: rings[index].base, features: features)
-        // A driver may have made buffers available before we were there to be notified.
-        _ = ring.wantNotifications()
-        device.start(index, ring: ring, call: rings[index].call, mustPoll: rings[index].kick < 0)
+        let notes = inflight?.queue(index, size: size, isPacked: features & VirtioFeature.ringPacked != 0)
+        do {
+            let ring = try Virtqueue(
+                size: size, memory: memory, areas: areas, base: rings[index].base, features: features, inflight: notes)
+            applyLog(index, ring)
+            // A driver may have made buffers available before we were there to be notified.
+            _ = ring.wantNotifications()
+            device.start(index, ring: ring, call: rings[index].call, mustPoll: mustPoll(index))
+        } catch {
+            rings[index].isBroken = true
+            fault(index, error.rawValue)
+        }
     }
 
     /// Where the areas of a ring lie in the current memory.
     private func areas(_ index: Int) -> Virtqueue.Areas? {
         guard let size = rings[index].size, let addresses = rings[index].addresses else { return nil }
-        let sizes = Virtqueue.areas(size: size)
+        let isPacked = features & VirtioFeature.ringPacked != 0
+        let sizes = Virtqueue.areas(size: size, isPacked: isPacked)
         guard
             let descriptors = unsafe memory.ring(
                 userAddress: addresses.descriptors, length: sizes.descriptors, alignment: 16),
             let available = unsafe memory.ring(
-                userAddress: addresses.available, length: sizes.available, alignment: 2),
+                userAddress: addresses.available, length: sizes.available, alignment: isPacked ? 4 : 2),
             let used = unsafe memory.ring(userAddress: addresses.used, length: sizes.used, alignment: 4)
         else { return nil }
         return unsafe Virtqueue.Areas(descriptors: descriptors, available: available, used: used)
@@ -471,6 +713,10 @@ final class VhostUserSession {
     /// Says that a ring is out of service because the driver broke the rules.
     func fault(_ index: Int, _ why: String) {
         report("Ring \(index) is out of service until the driver resets the device: \(why).")
-        if rings[index].error >= 0 { _ = eventfd_write(rings[index].error, 1) }
+        if rings[index].error >= 0 {
+            _ = clinux_signal(rings[index].error)
+        } else {
+            tellInBand(.vringError, index)
+        }
     }
 }

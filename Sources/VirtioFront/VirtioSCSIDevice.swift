@@ -82,8 +82,11 @@ final class VirtioSCSIDevice {
     static let firstRequestQueue = 2
     /// Requests that one queue may take in one turn, so that one busy queue does not keep the others waiting.
     private static let budget = 64
-    /// Events that wait for a buffer of the driver. One more sets EVENTS_MISSED, and the driver rescans.
-    private static let pendingEvents = 64
+    /// Events that wait for a buffer of the driver: all logical units of four targets may vanish at once. One more sets
+    /// EVENTS_MISSED, and the driver rescans.
+    static let pendingEvents = 4 * 16_384
+    /// Logical units for which a driver may ask for asynchronous notifications.
+    private static let subscriptionCapacity = 16_384
 
     private let reactor: Reactor
     private let targets: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
@@ -103,7 +106,16 @@ final class VirtioSCSIDevice {
     /// Detached targets for which task management functions wait; the core does not answer those of a lost nexus.
     private var leaving: [UnsafeMutablePointer<DeviceTarget>] = unsafe []
     private var features: UInt64 = 0
+    /// Sizes that the driver may set in the configuration space.
+    private var sizes = VirtioSCSISizes()
+    /// Where to note what is written to the guest's memory, while the front-end wants to know.
+    private var log: DirtyLog?
+    private var isLogging = false
     private var events: [(event: UInt32, lun: UInt64, reason: UInt32)] = []
+    /// How many of `events` were given to the driver.
+    private var eventsDelivered = 0
+    /// What the driver wants to be told of, by the LUN field of its request.
+    private var subscriptions: [UInt64: UInt32] = [:]
     private var eventsMissed = false
     private(set) var statistics: VirtioFrontStatistics
     /// Called when a queue breaks.
@@ -111,6 +123,8 @@ final class VirtioSCSIDevice {
     /// Called at the end of each turn while something waits for requests in flight, and never from a completion.
     var onDrained: (() -> Void)?
     private var waitsForDrain = false
+    /// Tells the guest of used elements where there is no call descriptor: INBAND_NOTIFICATIONS.
+    var onNotification: ((Int) -> Void)?
 
     init(
         targets: [UInt8: TargetDevice], initiatorPort: String, queueCapacity: Int, reactor: Reactor,
@@ -190,6 +204,15 @@ final class VirtioSCSIDevice {
 
     func setFeatures(_ features: UInt64) { self.features = features }
 
+    /// The sizes of the CDB and sense fields; the request queues must be out of service.
+    func setSizes(_ sizes: VirtioSCSISizes) { self.sizes = sizes }
+
+    /// Notes writes from now on, or no longer.
+    func setLog(_ log: DirtyLog?) {
+        self.log = log
+        isLogging = log != nil
+    }
+
     func queue(_ index: Int) -> DeviceQueue? { running[index] }
 
     /// Puts a queue into service.
@@ -198,7 +221,39 @@ final class VirtioSCSIDevice {
         queue.mustPoll = mustPoll
         running[index] = queue
         refreshPolled()
+        resubmit(queue)
         if index == Self.eventQueue { deliverEvents() }
+    }
+
+    /// Takes what was in flight when the last back-end ended, in the order of then.
+    private func resubmit(_ queue: DeviceQueue) {
+        guard queue.ring.hasRecovered, !isPaused else { return }
+        while true {
+            switch queue.ring.popRecovered() {
+            case .nothing: return
+            case .broken(let fault): return breakQueue(queue, fault)
+            case .chain(let slot):
+                if queue.index == Self.eventQueue {
+                    // What it was for was lost with the back-end: the driver looks for itself.
+                    guard let response = unsafe slot.pointee.takeResponse(VirtioSCSILayout.event) else {
+                        unsafe queue.ring.pushUsed(slot, length: 0)
+                        continue
+                    }
+                    eventsMissed = true
+                    unsafe writeEvent(response, slot)
+                    unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
+                } else if let fault = unsafe handle(queue, slot) {
+                    // It was good when it was taken first, so the driver has changed it: it goes back as it is.
+                    unsafe queue.ring.pushUsed(slot, length: 0)
+                    breakQueue(queue, fault)
+                }
+            }
+        }
+    }
+
+    @inline(__always)
+    private func handle(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+        unsafe queue.index >= Self.firstRequestQueue ? command(queue, slot) : control(queue, slot)
     }
 
     /// Serves a queue, or leaves it alone for a while. What is in flight is answered in any case.
@@ -243,10 +298,10 @@ final class VirtioSCSIDevice {
     /// The front-end is gone: nothing is written to the guest's memory any more, and the nexuses are lost.
     func disconnect() {
         for index in running.indices {
-            running[index]?.ring.isDetached = true
+            running[index]?.ring.detach()
             _ = stop(index)
         }
-        for queue in stopped { queue.ring.isDetached = true }
+        for queue in stopped { queue.ring.detach() }
         for number in 0..<256 {
             guard let entry = unsafe targets[number] else { continue }
             unsafe entry.pointee.target._withUnsafeGuaranteedRef { unsafe $0.loseNexus(entry.pointee.nexus) }
@@ -256,6 +311,33 @@ final class VirtioSCSIDevice {
         for queue in stopped where queue.index == Self.controlQueue { queue.ring.abandon() }
         stopped.removeAll { $0.ring.inFlight == 0 }
     }
+
+    /// The device is reset: nexuses are lost and established anew, events and subscriptions are forgotten. All queues
+    /// must be out of service, with nothing in flight.
+    func reset() {
+        precondition(requestsInFlight == 0)
+        events = []
+        eventsDelivered = 0
+        eventsMissed = false
+        subscriptions = [:]
+        sizes = VirtioSCSISizes()
+        for (number, target) in targetObjects {
+            guard let entry = unsafe targets[Int(number)] else { continue }
+            unsafe target.loseNexus(entry.pointee.nexus)
+            let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
+            if let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) {
+                unsafe entry.pointee.nexus = nexus
+            } else {
+                // The target has no room for it any more: its commands get BAD_TARGET.
+                unsafe targets[Int(number)] = nil
+                unsafe detached.append((entry, target))
+                targetObjects[number] = nil
+            }
+        }
+    }
+
+    /// Calls `onDrained` at the end of a turn in which nothing is in flight.
+    func awaitDrain() { waitsForDrain = true }
 
     /// Whether what was in flight when its queue stopped has ended.
     var isDrained: Bool { stopped.isEmpty }
@@ -309,7 +391,11 @@ final class VirtioSCSIDevice {
     private func notify(_ queue: DeviceQueue) {
         guard queue.ring.takeNotification() else { return }
         statistics.notifications += 1
-        if queue.call >= 0 { _ = eventfd_write(queue.call, 1) }
+        if queue.call >= 0 {
+            _ = clinux_signal(queue.call)
+        } else if let onNotification {
+            onNotification(queue.index)
+        }
     }
 
     func prepareToSleep() -> Bool {
@@ -331,9 +417,7 @@ final class VirtioSCSIDevice {
                 breakQueue(queue, fault)
                 return true
             case .chain(let slot):
-                let fault =
-                    unsafe queue.index >= Self.firstRequestQueue ? command(queue, slot) : control(queue, slot)
-                if let fault {
+                if let fault = unsafe handle(queue, slot) {
                     unsafe queue.ring.unpop(slot)
                     breakQueue(queue, fault)
                     return true
@@ -357,9 +441,10 @@ final class VirtioSCSIDevice {
     /// Hands a command to its target.
     @inline(__always)
     private func command(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
-        guard let response = unsafe slot.pointee.takeResponse(VirtioSCSILayout.response) else { return .header }
+        guard let response = unsafe slot.pointee.takeResponse(sizes.response) else { return .header }
         statistics.commands += 1
-        return unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.requestHeader, alignment: 8) { header in
+        return unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSISizes.requestCapacity, alignment: 8) { whole in
+            let header = unsafe UnsafeMutableRawBufferPointer(rebasing: whole[..<sizes.requestHeader])
             guard unsafe slot.pointee.takeHeader(header) else {
                 unsafe refuse(queue, slot, response, .failure)
                 return nil
@@ -374,10 +459,11 @@ final class VirtioSCSIDevice {
                 unsafe refuse(queue, slot, response, .failure)
                 return nil
             }
-            let head = unsafe Int(slot.pointee.head)
+            let head = unsafe Int(slot.pointee.number)
             unsafe queue.responses[head] = response
             let task = queue.pool[head]
-            unsafe VirtioSCSICommandHeader.fill(&task.command, from: UnsafeRawBufferPointer(header))
+            unsafe VirtioSCSICommandHeader.fill(
+                &task.command, from: UnsafeRawBufferPointer(header), cdbSize: sizes.cdb)
             unsafe task.command.cookie = UInt64(UInt(bitPattern: slot))
             unsafe task.command.data_out = slot.pointee.readable
             unsafe task.command.data_out_count = UInt32(slot.pointee.readableCount)
@@ -407,8 +493,9 @@ final class VirtioSCSIDevice {
         _ code: VirtioSCSIResponse
     ) {
         let residual = unsafe UInt32(clamping: slot.pointee.writableLength + slot.pointee.readableLength)
-        response.writeCommand(code, status: 0, qualifier: 0, residual: residual)
-        unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.response))
+        response.writeCommand(code, status: 0, qualifier: 0, residual: residual, senseSize: sizes.sense)
+        if isLogging { unsafe note(response, slot) }
+        unsafe queue.ring.pushUsed(slot, length: UInt32(sizes.response))
     }
 
     /// A command has ended: its response goes to the guest.
@@ -427,7 +514,7 @@ final class VirtioSCSIDevice {
     private func complete(
         _ task: TaskHandle, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ queue: DeviceQueue, _ ring: Virtqueue
     ) {
-        let head = unsafe Int(slot.pointee.head)
+        let head = unsafe Int(slot.pointee.number)
         let written = unsafe task.command.data_in_length &- task.response.data_in_residual
         if !ring.isDetached {
             let pieces = unsafe queue.responses[head].unsafelyUnwrapped
@@ -435,12 +522,36 @@ final class VirtioSCSIDevice {
             let (status, qualifier) = (task.response.status, task.response.status_qualifier)
             let code = VirtioSCSIResponse(task.response.service_response)
             if status == SCSIStatus.checkCondition.rawValue, code == .ok {
-                pieces.writeCommand(task, status: status, qualifier: qualifier, residual: residual)
+                pieces.writeCommand(
+                    task, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
             } else {
-                pieces.writeCommand(code, status: status, qualifier: qualifier, residual: residual)
+                pieces.writeCommand(
+                    code, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
+            }
+            if isLogging {
+                unsafe note(pieces, slot)
+                unsafe noteData(slot)
             }
         }
-        unsafe ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.response) &+ UInt32(truncatingIfNeeded: written))
+        unsafe ring.pushUsed(slot, length: UInt32(sizes.response) &+ UInt32(truncatingIfNeeded: written))
+    }
+
+    // MARK: Dirty logging
+
+    /// Notes a response that was written.
+    private func note(_ pieces: ResponsePieces, _ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        for index in 0..<pieces.count { unsafe note(pieces.first[index], slot) }
+    }
+
+    /// Notes the buffer of a command's data: all of it, for a command that failed may have written anywhere in it.
+    private func noteData(_ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        for index in unsafe 0..<slot.pointee.writableCount { unsafe note(slot.pointee.writable[index], slot) }
+    }
+
+    private func note(_ piece: iovec, _ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        unsafe slot.pointee.memory?._withUnsafeGuaranteedRef { memory in
+            unsafe log?.mark(piece.iov_base, piece.iov_len, in: memory)
+        }
     }
 
     // MARK: Control queue
@@ -451,7 +562,10 @@ final class VirtioSCSIDevice {
         guard unsafe withUnsafeMutableBytes(of: &type, { unsafe slot.pointee.takeHeader($0) }) else { return .header }
         switch Int32(bitPattern: UInt32(littleEndian: type)) {
         case VIRTIO_SCSI_T_TMF: return unsafe taskManagement(queue, slot)
-        case VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE: return unsafe asynchronousNotification(queue, slot)
+        case VIRTIO_SCSI_T_AN_QUERY:
+            return unsafe asynchronousNotification(queue, slot, isSubscription: false)
+        case VIRTIO_SCSI_T_AN_SUBSCRIBE:
+            return unsafe asynchronousNotification(queue, slot, isSubscription: true)
         default:
             // Nothing says how its response looks: the buffer goes back without one.
             unsafe queue.ring.pushUsed(slot, length: 0)
@@ -461,7 +575,7 @@ final class VirtioSCSIDevice {
 
     private func taskManagement(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
         guard let response = unsafe slot.pointee.takeResponse(1) else { return .header }
-        unsafe queue.responses[Int(slot.pointee.head)] = response
+        unsafe queue.responses[Int(slot.pointee.number)] = response
         statistics.taskManagementFunctions += 1
         var request = scsi_task_management_request()
         request.struct_size = UInt32(MemoryLayout<scsi_task_management_request>.size)
@@ -488,7 +602,7 @@ final class VirtioSCSIDevice {
             unsafe finishControl(slot, [answer.rawValue])
         } else {
             let entry = unsafe entry!
-            unsafe queue.functions[Int(slot.pointee.head)] = entry
+            unsafe queue.functions[Int(slot.pointee.number)] = entry
             unsafe entry.pointee.target._withUnsafeGuaranteedRef {
                 unsafe $0.receive(request, nexus: entry.pointee.nexus)
             }
@@ -496,23 +610,47 @@ final class VirtioSCSIDevice {
         return nil
     }
 
-    /// AN_QUERY and AN_SUBSCRIBE: a disk has no asynchronous events of its own, so none of those asked for is
-    /// supported.
+    /// AN_QUERY and AN_SUBSCRIBE (5.6.6.2): which of the events asked for a logical unit reports, and from now on does.
     private func asynchronousNotification(
-        _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>
+        _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>, isSubscription: Bool
     ) -> VirtqueueFault? {
         guard let response = unsafe slot.pointee.takeResponse(5) else { return .header }
-        unsafe queue.responses[Int(slot.pointee.head)] = response
+        unsafe queue.responses[Int(slot.pointee.number)] = response
         unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.asynchronousNotificationRest, alignment: 8) {
             rest in
             var code = VirtioSCSIResponse.failure
+            var granted: UInt32 = 0
             if unsafe slot.pointee.takeHeader(rest) {
                 let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: rest.loadUnaligned(as: UInt64.self)))
-                code = unsafe target(lun) == nil ? .badTarget : .ok
+                let requested = unsafe UInt32(littleEndian: rest.loadUnaligned(fromByteOffset: 8, as: UInt32.self))
+                (code, granted) = subscribe(lun, requested, isSubscription: isSubscription)
             }
-            unsafe finishControl(slot, [0, 0, 0, 0, code.rawValue])
+            unsafe finishControl(slot, VhostUserMessage.bytes(granted) + [code.rawValue])
         }
         return nil
+    }
+
+    private func subscribe(
+        _ lun: VirtioSCSILUN, _ requested: UInt32, isSubscription: Bool
+    ) -> (VirtioSCSIResponse, UInt32) {
+        guard let entry = unsafe target(lun), let number = lun.target else { return (.badTarget, 0) }
+        // Both ways to write a LUN name one unit; its events carry the one that REPORT LUNS has.
+        let unit = unsafe entry.pointee.target._withUnsafeGuaranteedRef { target in
+            target.logicalUnits.first { LUN.parse(lun.samField) == .unit($0.lun) }
+        }
+        guard let unit else { return (.incorrectLUN, 0) }
+        let granted = requested & AsynchronousEvent.supported
+        guard isSubscription else { return (.ok, granted) }
+        let address = VirtioSCSILUN.bytes(target: number, samField: unit.lun.field)
+        guard granted != 0 else {
+            subscriptions[address] = nil
+            return (.ok, 0)
+        }
+        guard subscriptions[address] != nil || subscriptions.count < Self.subscriptionCapacity else {
+            return (.busy, 0)
+        }
+        subscriptions[address] = granted
+        return (.ok, granted)
     }
 
     fileprivate static func completeTaskManagement(cookie: UInt64, response: UInt8) {
@@ -527,10 +665,13 @@ final class VirtioSCSIDevice {
     private func finishControl(_ slot: UnsafeMutablePointer<VirtqueueSlot>, _ bytes: [UInt8]) {
         unsafe slot.pointee.queue._withUnsafeGuaranteedRef { ring in
             let pieces = unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { queue in
-                unsafe queue.functions[Int(slot.pointee.head)] = nil
-                return unsafe queue.responses[Int(slot.pointee.head)]
+                unsafe queue.functions[Int(slot.pointee.number)] = nil
+                return unsafe queue.responses[Int(slot.pointee.number)]
             }
-            if !ring.isDetached { unsafe bytes.withUnsafeBytes { unsafe pieces?.write($0) } }
+            if !ring.isDetached, let pieces = pieces {
+                unsafe bytes.withUnsafeBytes { unsafe pieces.write($0) }
+                if isLogging { unsafe note(pieces, slot) }
+            }
             unsafe ring.pushUsed(slot, length: UInt32(bytes.count))
         }
     }
@@ -551,10 +692,15 @@ final class VirtioSCSIDevice {
             enqueue(VIRTIO_SCSI_T_PARAM_CHANGE, lun, reason)
         default: break
         }
+        if Int32(event.kind) == Int32(SCSI_EVENT_LOGICAL_UNIT_REMOVED) { subscriptions[lun] = nil }
+        if Int32(event.kind) == Int32(SCSI_EVENT_PARAMETERS_CHANGED), let wanted = subscriptions[lun] {
+            let reason = AsynchronousEvent.reason(event.additional_sense_code) & wanted
+            if reason != 0 { enqueue(VIRTIO_SCSI_T_ASYNC_NOTIFY, lun, reason) }
+        }
     }
 
     private func enqueue(_ event: Int32, _ lun: UInt64, _ reason: UInt32) {
-        if events.count < Self.pendingEvents {
+        if events.count - eventsDelivered < Self.pendingEvents {
             events.append((event: UInt32(event), lun: lun, reason: reason))
         } else {
             eventsMissed = true
@@ -567,7 +713,7 @@ final class VirtioSCSIDevice {
     func deliverEvents() {
         guard let queue = running[Self.eventQueue], queue.isEnabled, !queue.isBroken, !isPaused else { return }
         defer { notify(queue) }
-        while !events.isEmpty || eventsMissed {
+        while eventsDelivered < events.count || eventsMissed {
             switch queue.ring.pop() {
             case .nothing:
                 // Buffers wake us only if they are asked for behind those that were taken.
@@ -579,14 +725,26 @@ final class VirtioSCSIDevice {
                     unsafe queue.ring.unpop(slot)
                     return breakQueue(queue, .header)
                 }
-                writeEvent(response)
+                unsafe writeEvent(response, slot)
                 unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
             }
         }
     }
 
-    private func writeEvent(_ response: ResponsePieces) {
-        let next = events.isEmpty ? (event: UInt32(VIRTIO_SCSI_T_NO_EVENT), lun: 0, reason: 0) : events.removeFirst()
+    private func nextEvent() -> (event: UInt32, lun: UInt64, reason: UInt32) {
+        guard eventsDelivered < events.count else { return (event: UInt32(VIRTIO_SCSI_T_NO_EVENT), lun: 0, reason: 0) }
+        defer {
+            eventsDelivered += 1
+            if eventsDelivered == events.count {
+                events = []
+                eventsDelivered = 0
+            }
+        }
+        return events[eventsDelivered]
+    }
+
+    private func writeEvent(_ response: ResponsePieces, _ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        let next = nextEvent()
         let event =
             next.event | (eventsMissed ? UInt32(bitPattern: Int32(truncatingIfNeeded: VIRTIO_SCSI_T_EVENTS_MISSED)) : 0)
         eventsMissed = false
@@ -597,6 +755,7 @@ final class VirtioSCSIDevice {
             unsafe bytes.storeBytes(of: next.reason.littleEndian, toByteOffset: 12, as: UInt32.self)
             unsafe response.write(UnsafeRawBufferPointer(bytes))
         }
+        if isLogging { unsafe note(response, slot) }
     }
 
     // MARK: The port seam

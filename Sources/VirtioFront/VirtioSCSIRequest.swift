@@ -16,15 +16,46 @@ enum VirtioSCSIResponse: UInt8 {
     static let functionComplete = Self.ok
 }
 
-/// Sizes in bytes. The front-end owns the configuration space of vhost-user-scsi (QEMU gives the defaults).
-enum VirtioSCSILayout {
-    static let cdbSize = Int(VIRTIO_SCSI_CDB_DEFAULT_SIZE)
-    static let senseSize = Int(VIRTIO_SCSI_SENSE_DEFAULT_SIZE)
+/// What the driver may set in the configuration space (5.6.4), where the front-end leaves that to us; QEMU does not,
+/// and gives the defaults.
+struct VirtioSCSISizes: Equatable {
+    /// Bytes of the CDB field; a CDB that is longer than the core's is cut there, and no command has one.
+    var cdb = Int(VIRTIO_SCSI_CDB_DEFAULT_SIZE)
+    /// Bytes of the sense field; longer sense data is cut.
+    var sense = Int(VIRTIO_SCSI_SENSE_DEFAULT_SIZE)
+
+    /// What is accepted: a CDB of 6 to 260 bytes, the longest that SPC-6 knows; sense data of up to its longest, 252.
+    static let cdbs = 6...260
+    static let senses = 0...252
+    static let requestCapacity = 19 + 260
+    static let responseCapacity = 12 + 252
+
     /// lun, id, task_attr, prio, crn, cdb.
-    static let requestHeader = 19 + cdbSize
+    @inline(__always) var requestHeader: Int { 19 + cdb }
+    @inline(__always) var response: Int { VirtioSCSILayout.responseHeader + sense }
+}
+
+/// Events that a driver can subscribe to (5.6.6.2): those that the core has something to say of.
+enum AsynchronousEvent {
+    static let operationalChange = UInt32(2)
+    static let mediaChange = UInt32(16)
+    static let supported = operationalChange | mediaChange
+
+    /// The event of a unit attention with this additional sense code: 28h and 3Ah are about the medium, 2Ah
+    /// (parameters) and 3Fh (operating conditions) about the unit.
+    static func reason(_ code: UInt8) -> UInt32 {
+        switch code {
+        case 0x28, 0x3a: mediaChange
+        case 0x2a, 0x3f: operationalChange
+        default: 0
+        }
+    }
+}
+
+/// Sizes in bytes that are fixed.
+enum VirtioSCSILayout {
     /// sense_len, residual, status_qualifier, status, response.
     static let responseHeader = 12
-    static let response = responseHeader + senseSize
     static let controlType = 4
     static let taskManagementRest = 20
     static let asynchronousNotificationRest = 12
@@ -53,9 +84,10 @@ struct VirtioSCSILUN {
 /// The request header of a command, copied out of the chain.
 @safe
 struct VirtioSCSICommandHeader {
-    /// Fills the command of a task from the header's bytes.
+    /// Fills the command of a task from the header's bytes. A CDB field that is longer than the core's CDB ends there.
     @inline(__always)
-    static func fill(_ command: inout scsi_command, from header: UnsafeRawBufferPointer) {
+    static func fill(_ command: inout scsi_command, from header: UnsafeRawBufferPointer, cdbSize: Int) {
+        let size = unsafe min(cdbSize, MemoryLayout.size(ofValue: command.cdb))
         let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: header.loadUnaligned(as: UInt64.self)))
         unsafe withUnsafeMutableBytes(of: &command.lun) {
             unsafe $0.storeBytes(of: lun.samField.bigEndian, as: UInt64.self)
@@ -64,9 +96,9 @@ struct VirtioSCSICommandHeader {
         unsafe command.attribute = header[16]
         unsafe command.priority = header[17] & 0x0f
         unsafe withUnsafeMutableBytes(of: &command.cdb) {
-            unsafe $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: header[19..<19 + VirtioSCSILayout.cdbSize]))
+            unsafe $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: header[19..<19 + size]))
         }
-        unsafe command.cdb_length = UInt8(VirtioSCSILayout.cdbSize)
+        unsafe command.cdb_length = UInt8(size)
         unsafe command.timeout_milliseconds = 0
     }
 }
@@ -74,8 +106,12 @@ struct VirtioSCSICommandHeader {
 extension ResponsePieces {
     /// Writes the response of a command without sense data.
     @inline(__always)
-    func writeCommand(_ response: VirtioSCSIResponse, status: UInt8, qualifier: UInt16, residual: UInt32) {
-        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.response, alignment: 8) { bytes in
+    func writeCommand(
+        _ response: VirtioSCSIResponse, status: UInt8, qualifier: UInt16, residual: UInt32, senseSize: Int
+    ) {
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSISizes.responseCapacity, alignment: 8) { whole in
+            let size = VirtioSCSILayout.responseHeader + senseSize
+            let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: whole[..<size])
             unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
             unsafe Self.header(
                 bytes, response, status: status, qualifier: qualifier, residual: residual, senseLength: 0)
@@ -84,8 +120,10 @@ extension ResponsePieces {
     }
 
     /// Writes the response of a command with the sense data of its task.
-    func writeCommand(_ task: TaskHandle, status: UInt8, qualifier: UInt16, residual: UInt32) {
-        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.response, alignment: 8) { bytes in
+    func writeCommand(_ task: TaskHandle, status: UInt8, qualifier: UInt16, residual: UInt32, senseSize: Int) {
+        unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSISizes.responseCapacity, alignment: 8) { whole in
+            let size = VirtioSCSILayout.responseHeader + senseSize
+            let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: whole[..<size])
             unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
             let sense = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[VirtioSCSILayout.responseHeader...])
             let length = unsafe task.copySense(into: sense)

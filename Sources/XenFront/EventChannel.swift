@@ -53,6 +53,9 @@ private final class LibraryEventChannel {
         }
         unsafe self.handle = handle
         self.port = evtchn_port_t(port)
+        // The library's read must not wait when nothing is pending.
+        let descriptor = unsafe xenevtchn_fd(handle)
+        _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
     }
 
     deinit {
@@ -61,9 +64,6 @@ private final class LibraryEventChannel {
     }
 
     func acknowledge() {
-        // The library's read blocks when nothing is pending.
-        var wait = unsafe pollfd(fd: xenevtchn_fd(handle), events: Int16(POLLIN), revents: 0)
-        guard unsafe poll(&wait, 1, 0) == 1 else { return }
         let pending = unsafe xenevtchn_pending(handle)
         if pending >= 0 { _ = unsafe xenevtchn_unmask(handle, evtchn_port_t(pending)) }
     }

@@ -17,6 +17,8 @@ struct PortSlot {
     var state = SlotState.free
     var toDevice = false
     var fromDevice = false
+    /// Taken by an earlier process, which may have started it.
+    var recovered = false
     /// A function of this ring has asked for the command's end.
     var abortRequested = false
     /// The answer is REPORT LUNS parameter data, to be replaced by the map's.

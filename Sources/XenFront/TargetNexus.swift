@@ -11,6 +11,8 @@ class TargetNexus {
     func receive(_ task: TaskHandle) { preconditionFailure("abstract") }
     /// Hands a task management function over. Its completion may come before this returns.
     func receive(_ request: scsi_task_management_request) { preconditionFailure("abstract") }
+    /// Whether a command that may have been carried out already may be carried out again, after a daemon has died.
+    var repeatsSafely: Bool { true }
     /// Ends all tasks, which are still completed to the port, and forgets the nexus.
     func lose() { preconditionFailure("abstract") }
 }

@@ -28,5 +28,10 @@ enum VSCSIIFHost {
     static let error = UInt8(XEN_VSCSIIF_RSLT_HOST_ERROR)
     static let reset = UInt8(XEN_VSCSIIF_RSLT_HOST_RESET)
     static let softError = UInt8(XEN_VSCSIIF_RSLT_HOST_SOFT_ERROR)
+    /// A host code of a device of this host, as far as guests know it.
+    static func known(_ code: UInt8) -> UInt8 {
+        code <= UInt8(XEN_VSCSIIF_RSLT_HOST_TRANSPORT_MARGINAL) ? code : error
+    }
+
     static let transportDisrupted = UInt8(XEN_VSCSIIF_RSLT_HOST_TRANSPORT_DISRUPTED)
 }

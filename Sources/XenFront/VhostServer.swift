@@ -36,8 +36,9 @@ final class VhostServer {
     private let channel: EventChannel
     private let recordFile: RecordFile
     private var nexuses: [UInt64: CoreNexus] = [:]
-    /// Which target each attached device leads to.
-    private var devices: [VirtualDevice: UInt64] = [:]
+    private var passthroughs: [HostTarget: PassthroughNexus] = [:]
+    /// What each attached device leads to.
+    private var devices: [VirtualDevice: Destination] = [:]
     private var source: WorkSourceToken?
     private var descriptor: DescriptorToken?
     private var whenIdle: [(condition: () -> Bool, action: () -> Void)] = []
@@ -75,6 +76,13 @@ final class VhostServer {
 
     /// What was done on the ring.
     var statistics: XenFront.Statistics { port.statistics }
+
+    private enum Destination: Hashable {
+        /// A target of the daemon.
+        case target(UInt64)
+        /// A target of this host.
+        case host(HostTarget)
+    }
 
     private struct Start {
         let ring: VSCSIIFRing
@@ -124,14 +132,36 @@ final class VhostServer {
                 text: "v-dev \(device) is in use, or the vhost has \(VSCSIIFLimits.devices) devices already")
         }
         nexuses[target.name] = nexus
-        devices[device] = target.name
+        devices[device] = .target(target.name)
+    }
+
+    /// Makes a SCSI device of this host reachable.
+    func attach(_ device: VirtualDevice, to target: HostTarget, lun: UInt16) throws(VhostError) {
+        let nexus =
+            passthroughs[target]
+            ?? PassthroughNexus(port: port, reactor: worker.reactor) { lun throws(VhostError) in
+                try GenericDevice(target, lun: lun)
+            }
+        guard let unit = LUN(Int(lun)) else { throw VhostError(text: "\(target) has no logical unit \(lun)") }
+        try nexus.add(lun)
+        if connection.wholeTarget { for lun in GenericDevice.units(of: target) { try nexus.add(lun) } }
+        guard port.attach(device, unit: unit, nexus: nexus) else {
+            throw VhostError(
+                text: "v-dev \(device) is in use, or the vhost has \(VSCSIIFLimits.devices) devices already")
+        }
+        passthroughs[target] = nexus
+        devices[device] = .host(target)
     }
 
     /// The opposite. Commands of the last device of a target are ended.
     func detach(_ device: VirtualDevice) {
         guard let target = devices.removeValue(forKey: device) else { return }
         port.detach(device)
-        if !devices.values.contains(target) { nexuses[target] = nil }
+        guard !devices.values.contains(target) else { return }
+        switch target {
+        case .target(let name): nexuses[name] = nil
+        case .host(let target): passthroughs[target] = nil
+        }
     }
 
     /// Takes all devices of a target away.
@@ -139,7 +169,7 @@ final class VhostServer {
     /// - Parameter done: Called when the target has no more commands of this vhost, maybe before this returns.
     func withdraw(_ target: UInt64, done: @escaping () -> Void) {
         guard let nexus = nexuses[target] else { return done() }
-        for (device, name) in devices where name == target { detach(device) }
+        for (device, destination) in devices where destination == .target(target) { detach(device) }
         wait(for: { nexus.isIdle }, then: done)
     }
 
@@ -239,6 +269,7 @@ final class VhostServer {
         if !keepingRecord { recordFile.remove() }
         recordFile.close()
         nexuses = [:]
+        passthroughs = [:]
         devices = [:]
     }
 }

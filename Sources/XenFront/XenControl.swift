@@ -79,17 +79,13 @@ final class XenControl {
 
     /// A target is gone for now: its devices stay as they are, without anything behind them.
     func withdrawn(_ target: UInt64) {
-        for vhost in vhosts.keys {
-            let devices = vhosts[vhost]!.nodes.devices.filter { $0.isOf(target) }
-            vhosts[vhost]!.machine.lose(Set(devices.map(\.name)))
-        }
+        for vhost in vhosts.keys { vhosts[vhost]!.machine.lose(target) }
     }
 
     /// A target is there, or there again.
     func published(_ target: UInt64) {
         for vhost in vhosts.keys {
-            let devices = vhosts[vhost]!.nodes.devices.filter { $0.isOf(target) }
-            vhosts[vhost]!.machine.regain(Set(devices.map(\.name)))
+            vhosts[vhost]!.machine.regain(target)
             dirty.insert(vhost)
         }
         reconcileDirty()
@@ -229,13 +225,5 @@ final class XenControl {
         if let old = entry.watched { store.unwatch(old, token: token(vhost)) }
         try store.watch(frontend, token: token(vhost))
         vhosts[vhost]!.watched = frontend
-    }
-}
-
-extension DeviceNodes {
-    /// Whether `p-dev` names a unit of this target.
-    fileprivate func isOf(_ target: UInt64) -> Bool {
-        guard case .named(target, _) = PhysicalDevice(node: physicalDevice) else { return false }
-        return true
     }
 }

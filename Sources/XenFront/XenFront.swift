@@ -21,6 +21,8 @@ public final class XenFront: @unchecked Sendable {
         /// Where records of requests in flight are kept, so that a daemon that died can be followed by another. Must
         /// not outlive the host's boot.
         public var recordDirectory = "/run/targetd/xen"
+        /// Whether guests may be given SCSI devices of this host.
+        public var hostDevices = true
         /// Takes one line for the operator; called on the control thread. `vhost` is `nil` for what concerns all.
         public var log: @Sendable (_ vhost: String?, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
 
@@ -95,7 +97,7 @@ public final class XenFront: @unchecked Sendable {
         self.reactors = reactors
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
         precondition(wakeDescriptor >= 0, "no eventfd")
-        executor = Executor(log: configuration.log)
+        executor = Executor(configuration)
     }
 
     deinit { close(wakeDescriptor) }
@@ -324,7 +326,12 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     /// On which reactor each connected vhost is; the control thread's.
     private var places: [VhostIdentifier: Int] = [:]
 
-    init(log: @escaping @Sendable (String?, String, Bool) -> Void) { line = log }
+    private let servesHostDevices: Bool
+
+    init(_ configuration: XenFront.Configuration) {
+        line = configuration.log
+        servesHostDevices = configuration.hostDevices
+    }
 
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
 
@@ -377,8 +384,18 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     }
 
     private func attach(_ vhost: VhostIdentifier, _ physical: PhysicalDevice, _ device: VirtualDevice) {
-        guard case .named(let name, let number) = physical else {
-            return end(vhost, .failed("p-dev \(physical): devices of this host are not served here; name a target"))
+        let name: UInt64
+        let number: UInt16
+        switch physical {
+        case .named(let target, let lun): (name, number) = (target, lun)
+        case .host(let host, let channel, let target, let lun):
+            guard servesHostDevices else {
+                return end(
+                    vhost,
+                    .failed("p-dev \(physical): targetd is not allowed to serve devices of its host; name a target"))
+            }
+            let target = HostTarget(host: host, channel: channel, target: target)
+            return on(vhost) { [self] in end(vhost, $0.attach(device, of: vhost, to: target, lun: lun)) }
         }
         let entry = catalogue.withLock { $0[name] }
         guard let entry else {

@@ -16,6 +16,14 @@ import CXen
 import SCSICore
 import Xenbus
 
+/// How a command ended that did not go to the core.
+enum ForeignResult {
+    /// By its device.
+    case status(HostCompletion)
+    /// Without one: a host code.
+    case host(UInt8)
+}
+
 /// A target port on a vscsiif ring.
 @safe
 final class XenPort {
@@ -89,6 +97,7 @@ final class XenPort {
         for request in recovered {
             take(request.index, order: request.requestIndex)
             unsafe record.copyRequest(request.index, into: &slots[request.index].request)
+            unsafe slots[request.index].recovered = true
             fresh.append(request.index)
         }
         resumed = fresh
@@ -447,6 +456,9 @@ final class XenPort {
         guard let entry = unsafe map.find(channel: slot.channel, target: slot.target, lun: slot.lun),
             let unit = unsafe entry.unit(slot.lun)
         else { return refuse(index, unsafe absence(slot)) }
+        if unsafe slot.pointee.recovered && !entry.nexus._withUnsafeGuaranteedRef({ $0.repeatsSafely }) {
+            return refuse(index, VSCSIIFHost.reset)
+        }
         let task = tasks[index]
         fillCommand(task, index, unit: unit)
         unsafe slot.pointee.reportsMap = unsafe !wholeTarget && slot.cdb[0] == 0xa0 && slot.pointee.fromDevice
@@ -531,18 +543,60 @@ final class XenPort {
 
     private func answerStatus(_ index: Int, _ task: TaskHandle, _ response: scsi_response) {
         let slot = unsafe slots + index
-        let length = unsafe slot.pointee.dataLength
-        let good = response.status == SCSIStatus.good.rawValue || response.status == SCSIStatus.conditionMet.rawValue
         let residual = unsafe slot.pointee.fromDevice ? response.data_in_residual : response.data_out_residual
+        answerStatus(index, response.status, residual: residual)
+        if response.status == SCSIStatus.checkCondition.rawValue {
+            unsafe slot.pointee.response.sense_len = UInt8(task.copySense(into: slot.sense))
+        }
+    }
+
+    private func answerStatus(_ index: Int, _ status: UInt8, residual: UInt64) {
+        let slot = unsafe slots + index
+        let length = unsafe slot.pointee.dataLength
+        let good = status == SCSIStatus.good.rawValue || status == SCSIStatus.conditionMet.rawValue
         var transferred = length - Int(min(residual, UInt64(length)))
         // The staging memory holds what earlier commands left there: only what this one has filled goes to the guest.
         if unsafe slot.pointee.fromDevice && !good { transferred = 0 }
         if unsafe slot.pointee.reportsMap && good { transferred = writeMap(index) }
         unsafe slot.pointee.copyBack = unsafe slot.pointee.fromDevice ? transferred : 0
-        unsafe slot.respond(result: Int32(response.status), residual: length - transferred)
-        if response.status == SCSIStatus.checkCondition.rawValue {
-            unsafe slot.pointee.response.sense_len = UInt8(task.copySense(into: slot.sense))
+        unsafe slot.respond(result: Int32(status), residual: length - transferred)
+    }
+
+    // MARK: Answers of devices of this host
+
+    /// The CDB of a command in a nexus's hands.
+    func cdb(of index: Int) -> UnsafePointer<UInt8> { unsafe (slots + index).cdb }
+
+    /// Where sense data of a command goes.
+    func senseBuffer(of index: Int) -> UnsafeMutableRawBufferPointer { unsafe (slots + index).sense }
+
+    /// A device of this host has ended a command.
+    func completeForeign(_ index: Int, _ result: ForeignResult) {
+        let slot = unsafe slots + index
+        precondition(unsafe slot.pointee.state == .executing, "a command was completed twice")
+        executing -= 1
+        if serving == .no { return free(index) }
+        if unsafe slot.pointee.nexus == nil { return refuse(index, VSCSIIFHost.transportDisrupted) }
+        switch result {
+        case .host(let code): unsafe slot.fail(code)
+        case .status(let completion) where completion.host != 0:
+            unsafe slot.fail(VSCSIIFHost.known(completion.host))
+        case .status(let completion):
+            answerStatus(index, completion.status, residual: UInt64(max(0, completion.residual)))
+            unsafe slot.pointee.response.sense_len = UInt8(min(completion.senseLength, slot.sense.count))
         }
+        enqueueAnswer(index)
+    }
+
+    /// A command that no device has seen ends with CHECK CONDITION.
+    func refuseForeign(_ index: Int, sense: [UInt8]) {
+        unsafe (slots + index).sense.copyBytes(from: sense)
+        completeForeign(
+            index,
+            .status(
+                HostCompletion(
+                    slot: index, status: SCSIStatus.checkCondition.rawValue, host: 0,
+                    residual: unsafe slots[index].dataLength, senseLength: sense.count)))
     }
 
     /// Replaces the parameter data of REPORT LUNS, which the core has found in order, by the map's units of the

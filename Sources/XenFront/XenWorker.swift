@@ -70,6 +70,18 @@ final class XenWorker: @unchecked Sendable {
         }
     }
 
+    func attach(_ device: VirtualDevice, of vhost: VhostIdentifier, to target: HostTarget, lun: UInt16)
+        -> XenbusOutcome
+    {
+        guard let server = vhosts[vhost] else { return .failed("the vhost is not connected") }
+        do throws(VhostError) {
+            try server.attach(device, to: target, lun: lun)
+            return .done
+        } catch {
+            return .failed(error.text)
+        }
+    }
+
     /// What was done on a vhost's ring; `nil` if it is not here.
     func statistics(of vhost: VhostIdentifier) -> XenFront.Statistics? { vhosts[vhost]?.statistics }
 

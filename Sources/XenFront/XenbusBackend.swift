@@ -78,8 +78,10 @@ struct XenbusBackend: Hashable, Sendable {
     private(set) var attached: [String: VirtualDevice] = [:]
     /// Devices that could not be attached, and why.
     private(set) var refused: [String: String] = [:]
+    /// The target of the daemon behind each of those that have one.
+    private var targets: [String: UInt64] = [:]
     /// Devices whose target the daemon has taken away meanwhile; the front end still has them.
-    private(set) var lost: Set<String> = []
+    private(set) var lost: [String: UInt64] = [:]
     /// Whether requests are taken from the ring. Not before its devices are attached: a command that came too early
     /// would find no device.
     private(set) var serving = false
@@ -143,12 +145,15 @@ struct XenbusBackend: Hashable, Sendable {
             link = .down
             serving = false
             attached.removeAll()
+            targets.removeAll()
             lost.removeAll()
             announced = false
-        case (.attach(let name, _, _), _) where lost.contains(name): break
-        case (.attach(let name, _, let device), .done): attached[name] = device
+        case (.attach(let name, _, _), _) where lost[name] != nil: break
+        case (.attach(let name, let physical, let device), .done):
+            attached[name] = device
+            if case .named(let target, _) = physical { targets[name] = target }
         case (.attach(let name, _, _), .failed(let reason)): refused[name] = reason
-        case (.detach(let name, _), _): attached[name] = nil
+        case (.detach(let name, _), _): forget(name)
         }
     }
 
@@ -160,17 +165,22 @@ struct XenbusBackend: Hashable, Sendable {
         }
     }
 
-    /// The targets of these devices are gone, and with them all that was attached.
-    mutating func lose(_ devices: Set<String>) {
-        for name in devices {
-            var isBeingAttached = false
-            if case .attach(name, _, _) = underWay { isBeingAttached = true }
-            if attached.removeValue(forKey: name) != nil || isBeingAttached { lost.insert(name) }
-        }
+    private mutating func forget(_ name: String) {
+        attached[name] = nil
+        targets[name] = nil
     }
 
-    /// The targets of these devices are there again.
-    mutating func regain(_ devices: Set<String>) { lost.subtract(devices) }
+    /// A target of the daemon is gone, and with it all that was attached of it.
+    mutating func lose(_ target: UInt64) {
+        for name in targets.filter({ $0.value == target }).keys {
+            forget(name)
+            lost[name] = target
+        }
+        if case .attach(let name, .named(target, _), _) = underWay { lost[name] = target }
+    }
+
+    /// A target of the daemon is there again.
+    mutating func regain(_ target: UInt64) { lost = lost.filter { $0.value != target } }
 
     // MARK: One function a state of the front end
 
@@ -264,7 +274,7 @@ struct XenbusBackend: Hashable, Sendable {
     private mutating func attachNext(_ nodes: VhostNodes, in states: [XenbusState]) -> XenbusEffect? {
         for device in nodes.devices
         where states.contains(device.state) && attached[device.name] == nil && refused[device.name] == nil
-            && !lost.contains(device.name)
+            && lost[device.name] == nil
         {
             // Going away, and the front end has let go of it already.
             if device.state == .closing && device.frontendState != .connected { continue }
@@ -326,7 +336,7 @@ struct XenbusBackend: Hashable, Sendable {
     private mutating func forgetStaleRefusals(_ nodes: VhostNodes) {
         if !lost.isEmpty {
             let leaving: [XenbusState] = [.closing, .closed, .unknown]
-            lost = lost.filter { name in nodes.devices.contains { $0.name == name && !leaving.contains($0.state) } }
+            lost = lost.filter { name, _ in nodes.devices.contains { $0.name == name && !leaving.contains($0.state) } }
         }
         guard !refused.isEmpty else { return }
         refused = refused.filter { name, _ in

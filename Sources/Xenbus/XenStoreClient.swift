@@ -16,7 +16,7 @@ package final class XenStoreClient: XenStore {
     package init() throws(XenStoreError) {
         if Self.isControlDomain { try Self.probe() }
         guard let connection = unsafe xs_open(0) else {
-            throw XenStoreError(operation: "connecting to xenstored", path: "", code: errno)
+            throw XenStoreError(operation: "connect", path: "", code: errno)
         }
         unsafe self.connection = connection
     }
@@ -48,7 +48,7 @@ package final class XenStoreClient: XenStore {
                 socklen_t(MemoryLayout<sockaddr_un>.size))
         }
         let code = errno
-        if connected != 0 { throw XenStoreError(operation: "connecting to xenstored", path: path, code: code) }
+        if connected != 0 { throw XenStoreError(operation: "connect", path: path, code: code) }
     }
 
     /// The domain that this program runs in.

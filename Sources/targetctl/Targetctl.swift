@@ -42,7 +42,10 @@ struct Targetctl: ParsableCommand {
             """,
         version: "targetctl 0.1.0",
         subcommands: [
-            StatusCommand.self, List.self, Apply.self, Diff.self, Save.self, Resize.self, Metrics.self, Xen.self,
+            StatusCommand.self, Top.self, List.self, Tasks.self, Nexuses.self, Operations.self, Events.self, Trace.self,
+            Apply.self, Diff.self, Save.self, Add.self, Remove.self, Resize.self, Limit.self, Protect.self, Freeze.self,
+            Thaw.self, Eject.self, Load.self, Reset.self,
+            LogLevel.self, Metrics.self, Xen.self,
         ])
 }
 
@@ -88,6 +91,21 @@ struct CommonOptions: ParsableArguments {
         }
         print(json ? String(decoding: data, as: UTF8.self) : text(value))
         return value
+    }
+
+    /// Asks for something that goes on, and hands its lines out until `body` says no or the daemon ends it.
+    func follow(_ target: String, _ body: (String) throws -> Bool) throws {
+        let failure: ControlClient.Answer?
+        do {
+            failure = try ControlClient(socket: socket).follow(target, body)
+        } catch {
+            throw Self.end(.unreachable, "\(error)")
+        }
+        guard let failure else { return }
+        guard let reason = try? JSON.decode(FailureReport.self, from: failure.body).error else {
+            throw Self.end(.failed, "the daemon answered with HTTP status \(failure.status)")
+        }
+        throw Self.end(Self.exitStatus(reason), reason.message)
     }
 
     private static func exitStatus(_ failure: Failure) -> ExitStatus {
@@ -199,11 +217,8 @@ struct Resize: ParsableCommand {
     @OptionGroup var common: CommonOptions
 
     func run() throws {
-        guard let name = backstore.addingPercentEncoding(withAllowedCharacters: .alphanumerics) else {
-            throw CommonOptions.end(.usage, "\(backstore) is not a name")
-        }
         _ = try common.show(
-            "POST", "/v1/backstores/\(name)/resize", body: JSON.encode(["size": size]), as: ChangeReport.self,
+            "POST", Path.backstore(backstore) + "/resize", body: JSON.encode(["size": size]), as: ChangeReport.self,
             { Text.changes($0, none: "It has that size already.") })
     }
 }

@@ -33,6 +33,7 @@ struct Targetd: AsyncParsableCommand {
             targetd --ram <size> --vhost-user <socket>
             targetd --file <path> [--size <size>] --vhost-user <socket>
             targetd --block-device <path> --vhost-user <socket>
+            targetd --print-capabilities
             """,
         discussion: """
             At start it prints, for each socket, the QEMU arguments that attach a guest. SIGTERM or SIGINT stop it \
@@ -44,11 +45,16 @@ struct Targetd: AsyncParsableCommand {
             """,
         version: Version.text)
 
+    @Flag(help: "Print what kind of vhost-user back-end this is, as QEMU's conventions ask, and serve nothing.")
+    var printCapabilities = false
+
     @OptionGroup var source: SourceOptions
     @OptionGroup var disk: DiskOptions
     @OptionGroup var overrides: OverrideOptions
 
     func validate() throws {
+        // The conventions: other options are ignored then.
+        if printCapabilities { return }
         let media = [disk.ram != nil, disk.file != nil, disk.blockDevice != nil].count { $0 }
         let sources = [source.config != nil, source.check != nil, media > 0].count { $0 }
         guard sources == 1, media <= 1 else {
@@ -57,12 +63,19 @@ struct Targetd: AsyncParsableCommand {
         if let stray = disk.strayOption(hasMedium: media == 1) {
             throw ValidationError(stray)
         }
-        if media == 1, disk.vhostUser == nil {
+        if media == 1, disk.vhostUser != nil, disk.fd != nil {
+            throw ValidationError("Give one of --vhost-user and --fd.")
+        }
+        if media == 1, disk.socket == nil {
             throw ValidationError("Give --vhost-user <socket>: the path of the socket at which a guest attaches.")
         }
     }
 
     func run() async throws {
+        if printCapabilities {
+            print(#"{ "type": "scsi", "features": [] }"#)
+            return
+        }
         if let file = source.check {
             throw ExitCode(Self.check(file).rawValue)
         }
@@ -125,6 +138,12 @@ struct DiskOptions: ParsableArguments {
         name: .customLong("vhost-user"), help: "Make this socket, at which a guest attaches.", completion: .file())
     var vhostUser: String?
 
+    @Option(help: "Use this file descriptor, a socket that listens or is connected, instead of making one.")
+    var fd: Int32?
+
+    /// Where a guest attaches: a path, or a descriptor by the name that the server knows.
+    var socket: String? { fd.map { "/proc/self/fd/\($0)" } ?? vhostUser }
+
     @Option(help: "Request queues that a guest may use (default: 1).")
     var queues: Int?
 
@@ -150,8 +169,8 @@ struct DiskOptions: ParsableArguments {
         }
         guard !hasMedium else { return nil }
         let given = [
-            ("--vhost-user", vhostUser != nil), ("--queues", queues != nil), ("--block-size", blockSize != nil),
-            ("--buffered", buffered), ("--read-only", readOnly),
+            ("--vhost-user", vhostUser != nil), ("--fd", fd != nil), ("--queues", queues != nil),
+            ("--block-size", blockSize != nil), ("--buffered", buffered), ("--read-only", readOnly),
         ]
         return given.first { $0.1 }.map {
             "\($0.0) goes with --ram, --file and --block-device only: write it in the file."

@@ -1,4 +1,4 @@
-// AllocationTests: what media tell about the allocation of their ranges, and what changes it; prefetching; atomic writes.
+// AllocationTests: what media tell of the allocation of their ranges, and what changes it; prefetching; atomic writes.
 //
 // Called by: swift test. Must not know: the inside of the backstores.
 

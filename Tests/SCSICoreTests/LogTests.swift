@@ -1,7 +1,7 @@
 // LOG SENSE and LOG SELECT: the pages, their parameters, and that these are what the unit has counted.
 
 import CoreTestSupport
-import SCSICore
+@testable import SCSICore
 import Testing
 
 /// A log page read back from its bytes.
@@ -56,7 +56,7 @@ struct LogSenseTests {
     let world = TestTarget()
 
     /// The pages with parameters.
-    static let pages: [UInt8] = [0x02, 0x03, 0x05, 0x0d, 0x0e, 0x15, 0x19, 0x2f]
+    static let pages: [UInt8] = [0x02, 0x03, 0x05, 0x0d, 0x0e, 0x15, 0x18, 0x19, 0x2f]
 
     @Test("Page 00h lists the pages in ascending order, and exactly those can be asked for (SPC-6 7.3.22)")
     func supportedPages() {
@@ -201,6 +201,12 @@ struct LogSenseTests {
         world.shard.now += 3 * 60_000_000_000 + 5
         #expect(world.log(0x15).parameters.map(\.value) == [[0, 0, 0, 3] + [UInt8](repeating: 0, count: 8)])
         #expect(world.log(0x2f).parameters.map(\.value) == [[0, 0, 0xff, 0]])
+    }
+
+    @Test("Each target port has a parameter, of no specific protocol (SPC-6 7.3.17)")
+    func ports() {
+        #expect(world.log(0x18).parameters.map(\.code) == Array(world.target.ports.identifiers))
+        #expect(world.log(0x18).parameters.allSatisfy { $0.value == [0x0f, 0, 0, 0] })
     }
 
     @Test("A medium error is a predicted failure in the informational exceptions page, until it is reset")

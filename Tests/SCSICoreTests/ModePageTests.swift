@@ -123,7 +123,10 @@ struct ModePageTests {
         }
     }
 
-    @Test("Every changeable bit can be changed, from one or another value of its field", arguments: codes)
+    // The control mode page's fields are changeable as wholes, and do not have all the values that their bits have.
+    @Test(
+        "Every changeable bit can be changed, from one or another value of its field",
+        arguments: codes.filter { $0 != [0x0a, 0] })
     func everyChangeableBit(code: [UInt8]) {
         let world = TestTarget()
         let mask = world.modePage(code[0], code[1], control: 1).values

@@ -231,8 +231,8 @@ struct ModeTests {
     func pageControl() {
         let current = world.run(CDB.modeSense6(0x0a), dataIn: 255).data
         #expect(world.run(CDB.modeSense6(0x0a, control: 2), dataIn: 255).data == current)
-        // Bits of changeable fields that have no value with this bit alone: TST, QUEUE ALGORITHM MODIFIER, UA_INTLCK_CTRL.
-        let reserved = ["2.6", "2.7", "3.5", "3.6", "3.7", "4.4"]
+        // UA_INTLCK_CTRL has no value 01b.
+        let reserved = ["4.4"]
         for byte in 2..<12 {
             let mask = world.run(CDB.modeSense6(0x0a, control: 1), dataIn: 255).data[4 + byte]
             for bit in 0..<8 {

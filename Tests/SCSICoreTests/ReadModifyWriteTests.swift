@@ -73,6 +73,24 @@ struct ReadModifyWriteTests {
         #expect(world.backstore.block(5) == new)
     }
 
+    @Test("HEAD OF QUEUE does not come between the compare and the write, and waits for nothing else")
+    func headOfQueue() {
+        world.backstore.setBlock(5, old)
+        let first = world.a.send(compareAndWrite(5, 1), dataOut: old + new)
+        let ordered = world.a.send(CDB.testUnitReady, attribute: .ordered)
+        let second = world.b.send(compareAndWrite(5, 1), attribute: .headOfQueue, dataOut: old + old.reversed())
+        let write = world.b.send(CDB.write(.ten, 5, 1), attribute: .headOfQueue, dataOut: old)
+        #expect(world.backstore.pending.map(\.description) == ["read 2560+512"])
+        let elsewhere = world.b.send(CDB.write(.ten, 9, 1), attribute: .headOfQueue, dataOut: new)
+        #expect(world.backstore.pending.count == 2)
+        world.drain()
+        #expect(world.a.completions.last { $0.tag == first }?.summary == "good")
+        #expect(world.b.completions.last { $0.tag == second }?.summary == "e/1d00")
+        for tag in [write, elsewhere] { #expect(world.b.completions.last { $0.tag == tag }?.summary == "good") }
+        #expect(world.a.completions.last { $0.tag == ordered }?.summary == "good")
+        #expect(world.backstore.block(5) == old)
+    }
+
     @Test("An error of the medium in either step of COMPARE AND WRITE is reported as such", arguments: [0, 1])
     func mediumError(step: Int) {
         let tag = world.a.send(compareAndWrite(0, 1), dataOut: Array(repeating: 0, count: 512) + new)

@@ -293,3 +293,49 @@ struct BackstoreErrorTests {
             world.run(CDB.writeSame(.sixteen, 0, blocks), dataOut: Array(repeating: 7, count: 512)).summary == "good")
     }
 }
+
+@Suite("A medium that becomes smaller")
+struct ShrinkTests {
+    let world = TestTarget()
+
+    private func shrink(to blocks: UInt64) {
+        world.backstore.geometry.size = blocks * 512
+        world.unit.backstoreGeometryChanged()
+    }
+
+    private func end(_ tag: UInt64) -> String? { world.a.completions.last { $0.tag == tag }?.summary }
+
+    @Test("A command that waits for older ones is checked against the new size when its turn comes")
+    func waitsForOrder() {
+        let first = world.a.send(CDB.write(.ten, 4000, 8), dataOut: Array(repeating: 1, count: 4096))
+        let second = world.a.send(CDB.read(.ten, 4000, 8), dataIn: 4096)
+        shrink(to: 1000)
+        world.backstore.complete(error: 5)
+        world.drain()
+        #expect(end(first) == "3/0c00")
+        #expect(end(second) == "6/2a09" || end(second) == "5/2100 CDB 2")
+        #expect(world.backstore.accepted.count == 1)
+    }
+
+    @Test("A command that waits for room in the backstore does not reach past the new end")
+    func waitsForBackstore() {
+        world.backstore.capacity = 0
+        let tag = world.a.send(CDB.write(.ten, 996, 8), dataOut: Array(repeating: 1, count: 4096))
+        shrink(to: 1000)
+        world.drain()
+        #expect(end(tag) == "5/2100")
+        #expect(world.a.completions.last { $0.tag == tag }?.sense?.information == 1000)
+        #expect(world.backstore.accepted.isEmpty)
+    }
+
+    @Test("A command of several steps ends at the first that is past the new end")
+    func severalSteps() {
+        let world = TestTarget(blocks: 1 << 16)
+        let tag = world.a.send(CDB.verify(.sixteen, 0, 4096))
+        world.backstore.geometry.size = 1000 * 512
+        world.unit.backstoreGeometryChanged()
+        world.backstore.complete()
+        #expect(world.a.completions.last { $0.tag == tag }?.summary == "5/2100")
+        #expect(world.backstore.accepted.count == 1)
+    }
+}

@@ -199,16 +199,44 @@ import VirtioFront
         #expect(try request.wait().isGood)
     }
 
-    @Test func asynchronousNotificationsAreNotSupportedAndSaidToBeSo() throws {
+    @Test func asynchronousNotificationsAreGrantedAsFarAsThereAreSuch() throws {
         let world = try ServerWorld()
         defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         for type in [VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE] {
             let answer = try frontEnd.control.asynchronousNotification(type, unit0, events: 0x7e)
-            #expect(answer.events == 0 && answer.response == 0)
+            // Operational change and media change, of the six that there are.
+            #expect(answer.events == 0x12 && answer.response == 0)
+            let noUnit = try frontEnd.control.asynchronousNotification(type, .flat(target: 0, lun: 7), events: 2)
+            #expect(noUnit.events == 0 && noUnit.response == UInt8(VIRTIO_SCSI_S_INCORRECT_LUN))
             let absent = try frontEnd.control.asynchronousNotification(type, .flat(target: 9, lun: 0), events: 2)
             #expect(absent.response == UInt8(VIRTIO_SCSI_S_BAD_TARGET))
         }
+    }
+
+    @Test func theLastUnitOfTheLastTargetIsReachedAndNoneIsBeyond() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        world.perform { objects in
+            objects.addUnit(at: 16_383)
+            objects.addUnit(at: 200)
+            objects.server.attach(objects.target, number: 255)
+        }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        for address in [
+            VirtioSCSIAddress.flat(target: 255, lun: 16_383), .flat(target: 255, lun: 200),
+            .peripheral(target: 255, lun: 200), .flat(target: 0, lun: 16_383),
+        ] {
+            #expect(try frontEnd.requests.runPastUnitAttentions(SCSICommand(address, [0])).isGood)
+        }
+        let absent = try frontEnd.requests.run(SCSICommand(.flat(target: 254, lun: 0), [0]))
+        #expect(absent.response == UInt8(VIRTIO_SCSI_S_BAD_TARGET))
+        let inquiry = try frontEnd.requests.run(
+            SCSICommand(.flat(target: 255, lun: 16_382), CDB.inquiry(), dataIn: 255))
+        #expect(inquiry.dataIn[0] == 0x7f)
+        let units = try frontEnd.requests.run(
+            SCSICommand(.reportLUNs, [0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], dataIn: 256))
+        #expect(units.isGood && WireBytes.read(UInt32.self, units.dataIn, at: 0) == UInt32(24).bigEndian)
     }
 
     @Test func aControlRequestOfUnknownTypeComesBackEmpty() throws {

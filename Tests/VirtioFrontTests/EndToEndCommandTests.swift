@@ -8,6 +8,46 @@ import VhostUserInitiator
 
 @Suite
 struct EndToEndCommandTests {
+    /// COMPARE AND WRITE of two blocks: `old` becomes `new`.
+    private func compareAndWrite(_ old: [UInt8], _ new: [UInt8]) -> SCSICommand {
+        SCSICommand(unit(0), [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0, 2, 0, 0], dataOut: old + new)
+    }
+
+    @Test
+    func compareAndWriteThroughTwoFrontsLosesNoUpdate() throws {
+        try withDaemon(sockets: 2) { daemon in
+            let frontEnds = try (0..<2).map { try VhostUserFrontEnd.ready(daemon, socket: $0) }
+            for frontEnd in frontEnds { _ = try frontEnd.requests.runPastUnitAttentions(testUnitReady(unit(0))) }
+            // Between the read and the write of one there is time for all the others.
+            daemon.inject(0, .delay(nanoseconds: 20_000), times: .max)
+            var current = [UInt8](repeating: 0, count: 1024)
+            var next: UInt8 = 0
+            var wins = [0, 0]
+            for round in 0..<100 {
+                var contenders: [(front: Int, new: [UInt8], flight: SCSIInFlight)] = []
+                for turn in 0..<6 {
+                    next &+= 1
+                    let new = pattern(1024, seed: next)
+                    let front = (turn + round) % 2
+                    let command = compareAndWrite(current, new)
+                    contenders.append((front: front, new: new, flight: frontEnds[front].requests.submit(command)))
+                }
+                let ends = try contenders.map { (contender: $0, result: try $0.flight.wait()) }
+                let winners = ends.filter(\.result.isGood)
+                #expect(winners.count == 1, "\(winners.count) of six that compare with the same data have won")
+                let losers = ends.filter { $0.result.senseKey == 0xe && $0.result.additionalSense == 0x1d00 }
+                #expect(losers.count == 5)
+                guard let winner = winners.first?.contender else { return }
+                wins[winner.front] += 1
+                current = winner.new
+                let read = try frontEnds[round % 2].requests.run(read10(unit(0), block: 40, count: 2))
+                #expect(read.dataIn == current, "the medium does not hold what the winner has written")
+            }
+            #expect(wins[0] > 0 && wins[1] > 0, "one front has never won: \(wins)")
+            daemon.perform { $0.faults[0].clearFaults() }
+        }
+    }
+
     @Test
     func inquiryAnswersAndTellsTheResidual() throws {
         try withDaemon { daemon in

@@ -86,10 +86,11 @@ struct BadMessage: CustomTestStringConvertible, Sendable {
             descriptors: -2),
         BadMessage("ADD_MEM_REG without a descriptor", .addMemoryRegion, region((0x1000, 4096, 0x1000, 0))),
         BadMessage("REM_MEM_REG of no region", .removeMemoryRegion, region((0x1000, 4096, 0x1000, 0))),
-        BadMessage("SET_LOG_BASE", .setLogBase, WireBytes.of(UInt64(4096), 0), descriptors: -1),
         BadMessage(
-            "SET_VRING_ADDR with logging", .setVringAddress,
-            WireBytes.of(UInt32(3), 1) + [UInt8](repeating: 0, count: 32)),
+            "SET_LOG_BASE without its feature", .setLogBase, WireBytes.of(UInt64(4096), 0), descriptors: -1),
+        BadMessage(
+            "SET_VRING_ADDR with unknown flags", .setVringAddress,
+            WireBytes.of(UInt32(3), 2) + [UInt8](repeating: 0, count: 32)),
     ]
 
     private typealias Region = (guest: UInt64, size: UInt64, user: UInt64, offset: UInt64)
@@ -304,14 +305,34 @@ struct EndToEndHostileMessageTests {
     }
 
     @Test
-    func aCallDescriptorThatCannotBeWrittenHarmsNobody() throws {
+    func aCallDescriptorThatIsNoEventfdIsRefused() throws {
         try nobodyIsHarmed { daemon in
             let frontEnd = try VhostUserFrontEnd.ready(daemon)
             var ends: [Int32] = [-1, -1]
             precondition(unsafe pipe(&ends) == 0)
-            try frontEnd.tell(.setVringCall, WireBytes.of(UInt64(2)), descriptors: [ends[1]])
-            close(ends[0])
-            close(ends[1])
+            defer {
+                close(ends[0])
+                close(ends[1])
+            }
+            for request in [VhostUserRequest.setVringCall, .setVringKick, .setVringError] {
+                #expect(throws: InitiatorError.refused(request, code: 1)) {
+                    try frontEnd.tell(request, WireBytes.of(UInt64(2)), descriptors: [ends[1]])
+                }
+            }
+            #expect(try frontEnd.requests.run(read10(unit(0), block: 0, count: 1)).isGood)
+            frontEnd.disconnect()
+        }
+    }
+
+    @Test
+    func aCallDescriptorThatIsFullAndBlocksKeepsNobody() throws {
+        try nobodyIsHarmed { daemon in
+            let frontEnd = try VhostUserFrontEnd.ready(daemon)
+            let call = frontEnd.requests.callDescriptor
+            var full = UInt64.max - 1
+            #expect(unsafe write(call, &full, 8) == 8)
+            // The flags belong to the open file, which both sides share.
+            #expect(fcntl(call, F_SETFL, 0) == 0)
             // The used ring tells, though nobody is notified.
             let read = frontEnd.requests.submit(read10(unit(0), block: 0, count: 1))
             while !frontEnd.requests.ring.hasUsed { sched_yield() }

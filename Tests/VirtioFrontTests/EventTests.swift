@@ -61,18 +61,68 @@ import VirtioFront
         }
     }
 
+    @Test func aWholeTargetOfUnitsThatVanishesLosesNoEvent() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let units = 300
+        world.perform { objects in for lun in 1..<units { objects.addUnit(at: lun) } }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        world.perform { $0.server.detach(number: 0) }
+        var told: Set<[UInt8]> = []
+        for _ in 0..<units {
+            let bytes = try next(frontEnd, frontEnd.events.offerEventBuffer())
+            #expect(bytes[0] == 1 && bytes[3] == 0 && bytes[12] == 2)
+            told.insert(Array(bytes[4..<12]))
+        }
+        #expect(told.count == units)
+        #expect(world.perform { $0.server.statistics.eventsMissed } == 0)
+    }
+
     @Test func moreEventsThanAreKeptEndInEventsMissed() throws {
         let world = try ServerWorld()
         defer { world.stop() }
+        world.perform { objects in for lun in 1..<128 { objects.addUnit(at: lun) } }
         let frontEnd = try VhostUserFrontEnd.ready(world)
-        let kept = 64
-        world.perform { objects in for lun in 1...kept + 5 { objects.addUnit(at: lun) } }
+        // Each time 256 events, of which 65 536 are kept.
+        for _ in 0..<257 {
+            world.perform { objects in
+                objects.server.detach(number: 0)
+                objects.server.attach(objects.target, number: 0)
+            }
+        }
         let first = try next(frontEnd, frontEnd.events.offerEventBuffer())
         #expect(first[0] == 1 && first[3] == 0x80)
-        for lun in 2...kept {
-            #expect(try next(frontEnd, frontEnd.events.offerEventBuffer()) == event(1, [0, UInt8(lun)], 1))
+        #expect(world.perform { $0.server.statistics.eventsMissed } == 256)
+    }
+
+    @Test func aSubscriberIsNotifiedUntilItUnsubscribes() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        func resize() {
+            world.perform {
+                $0.backstore.geometry.size *= 2
+                $0.unit.backstoreGeometryChanged()
+            }
         }
-        #expect(world.perform { $0.server.statistics.eventsMissed } == 5)
+        func subscribe(_ events: UInt32) throws {
+            let answer = try frontEnd.control.asynchronousNotification(
+                VIRTIO_SCSI_T_AN_SUBSCRIBE, .peripheral(target: 0, lun: 0), events: events)
+            #expect(answer.response == 0 && answer.events == events & 0x12)
+        }
+        try subscribe(0x06)
+        var buffers = (0..<3).map { _ in frontEnd.events.offerEventBuffer() }
+        resize()
+        #expect(try next(frontEnd, buffers[0]) == event(3, [0, 0], 0x092a))
+        #expect(try next(frontEnd, buffers[1]) == event(2, [0, 0], 2))
+        try subscribe(0x10)
+        resize()
+        #expect(try next(frontEnd, buffers[2]) == event(3, [0, 0], 0x092a))
+        try subscribe(0)
+        resize()
+        buffers = (0..<2).map { _ in frontEnd.events.offerEventBuffer() }
+        #expect(try next(frontEnd, buffers[0]) == event(3, [0, 0], 0x092a))
+        #expect(!buffers[1].isComplete)
     }
 
     @Test func aDriverWithoutHotplugIsNotTold() throws {

@@ -130,24 +130,6 @@ import VirtioFront
         #expect(try waiting.wait().isGood)
     }
 
-    @Test func aNewFrontEndIsServedWhileRequestsOfTheOldOneAreInFlight() throws {
-        let world = try ServerWorld()
-        defer { world.stop() }
-        let old = try VhostUserFrontEnd.ready(world)
-        world.hold(true)
-        _ = old.requests.submit(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512))
-        world.wait { $0.backstore.pending.count == 1 }
-        let used = old.requests.ring.deviceUsedIndex
-        old.disconnect()
-        world.wait { !$0.server.isConnected }
-        let new = try VhostUserFrontEnd.started(path: world.socketPath)
-        world.hold(false)
-        let result = try new.requests.runPastUnitAttentions(Self.write(3))
-        #expect(result.isGood)
-        // The old guest's rings are not written after its connection.
-        #expect(old.requests.ring.deviceUsedIndex == used)
-    }
-
     @Test func nothingOfAFrontEndStaysMappedAfterItsLastRequest() throws {
         let world = try ServerWorld()
         defer { world.stop() }
@@ -211,6 +193,69 @@ import VirtioFront
         #expect(unsafe access(stale, F_OK) != 0)
     }
 
+    @Test(arguments: [false, true])
+    func aSocketThatIsPassedInIsServed(_ isConnected: Bool) throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        var ends: [Int32] = [-1, -1]
+        let path = world.socketPath + "3"
+        if isConnected {
+            precondition(unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
+        } else {
+            ends[1] = try listeningSocket(path)
+        }
+        let passed = ends[1]
+        let server = try world.onReactor {
+            let server = VhostUserSCSIServer(
+                configuration: VhostUserSCSIServer.Configuration(
+                    socketPath: "/proc/self/fd/\(passed)", targets: [:], initiatorPort: "passed in"),
+                reactor: world.reactor, report: { _ in })
+            return Result {
+                try server.start()
+                return server
+            }
+        }.get()
+        if isConnected {
+            let message = VhostUserChannel.message(.getFeatures, [])
+            #expect(unsafe Glibc.write(ends[0], message, message.count) == message.count)
+            var reply = [UInt8](repeating: 0, count: 20)
+            var entry = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
+            #expect(unsafe poll(&entry, 1, 30_000) == 1)
+            #expect(unsafe read(ends[0], &reply, 20) == 20)
+        } else {
+            let channel = try VhostUserChannel(path: path)
+            try channel.send(.getFeatures)
+            #expect(try channel.receive().number != nil)
+        }
+        let signal = ServerWorld.Signal()
+        world.onReactor { server.stop { signal.raise() } }
+        signal.wait()
+        for end in ends where end >= 0 { close(end) }
+        // The file is that of whoever made the socket.
+        #expect(unsafe isConnected || access(path, F_OK) == 0)
+        unsafe unlink(path)
+    }
+
+    @Test func whatIsPassedInAndIsNoSocketIsRefused() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let file = eventfd(0, Int32(EFD_CLOEXEC))
+        defer { close(file) }
+        let error = #expect(throws: VhostUserSCSIServer.StartError.self) {
+            try world.onReactor {
+                let server = VhostUserSCSIServer(
+                    configuration: VhostUserSCSIServer.Configuration(
+                        socketPath: "/proc/self/fd/\(file)", targets: [:], initiatorPort: "passed in"),
+                    reactor: world.reactor, report: { _ in })
+                return Result { try server.start() }
+            }.get()
+        }
+        guard case .notPassedIn = error else {
+            Issue.record("\(String(describing: error))")
+            return
+        }
+    }
+
     @Test func anIdleServerSleeps() throws {
         let world = try ServerWorld()
         defer { world.stop() }
@@ -224,7 +269,7 @@ import VirtioFront
         defer { world.stop() }
         let frontEnd = try VhostUserFrontEnd.ready(world)
         _ = try frontEnd.stop(frontEnd.requests)
-        try frontEnd.setUp(frontEnd.requests, base: frontEnd.requests.ring.usedIndex)
+        try frontEnd.setUp(frontEnd.requests, base: UInt32(frontEnd.requests.ring.usedIndex))
         try frontEnd.tell(.setVringKick, WireBytes.of(UInt64(2 | 0x100)))
         let request = frontEnd.requests.enqueue(Self.write(1))
         _ = frontEnd.requests.ring.publish()
@@ -250,8 +295,17 @@ func mappings(of memory: SharedMemory) throws -> Int {
     return count
 }
 
+/// A socket that listens at a path.
+private func listeningSocket(_ path: String) throws -> Int32 {
+    let descriptor = try boundSocket(path)
+    precondition(listen(descriptor, 1) == 0)
+    return descriptor
+}
+
 /// Binds a socket and closes it: what a process leaves behind that was killed.
-private func makeStaleSocket(_ path: String) throws {
+private func makeStaleSocket(_ path: String) throws { close(try boundSocket(path)) }
+
+private func boundSocket(_ path: String) throws -> Int32 {
     let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
@@ -262,5 +316,5 @@ private func makeStaleSocket(_ path: String) throws {
             socklen_t(MemoryLayout<sockaddr_un>.size))
     }
     precondition(code == 0)
-    close(descriptor)
+    return descriptor
 }

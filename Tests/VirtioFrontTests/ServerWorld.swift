@@ -87,7 +87,10 @@ final class ServerWorld: @unchecked Sendable {
     private var thread = pthread_t()
     private var isStopped = false
 
-    init(requestQueues: Int = 2, pollMicroseconds: Int = 0) throws {
+    init(
+        requestQueues: Int = 2, pollMicroseconds: Int = 0,
+        options: VhostUserSCSIServer.Options = VhostUserSCSIServer.Options()
+    ) throws {
         // mkdtemp replaces the six letters.
         var template = Array(("/tmp/targetd-virtio-" + String(repeating: "X", count: 6)).utf8CString)
         directory = unsafe String(cString: mkdtemp(&template)!)
@@ -103,10 +106,10 @@ final class ServerWorld: @unchecked Sendable {
                 return nil
             }, context)
         precondition(code == 0)
-        try onReactor { [self] in Result { try makeObjects(requestQueues) } }.get()
+        try onReactor { [self] in Result { try makeObjects(requestQueues, options) } }.get()
     }
 
-    private func makeObjects(_ requestQueues: Int) throws {
+    private func makeObjects(_ requestQueues: Int, _ options: VhostUserSCSIServer.Options) throws {
         let objects = Objects()
         self.objects = objects
         let source = unsafe Reactor.WorkSource(
@@ -114,11 +117,12 @@ final class ServerWorld: @unchecked Sendable {
             flush: { unsafe Unmanaged<Objects>.fromOpaque($0).takeUnretainedValue().checkCondition() },
             prepareToSleep: { _ in false }, context: Unmanaged.passUnretained(objects).toOpaque())
         _ = reactor.add(source)
+        var configuration = VhostUserSCSIServer.Configuration(
+            socketPath: socketPath, requestQueues: requestQueues, targets: [0: objects.target],
+            initiatorPort: "guest")
+        configuration.options = options
         objects.server = VhostUserSCSIServer(
-            configuration: VhostUserSCSIServer.Configuration(
-                socketPath: socketPath, requestQueues: requestQueues, targets: [0: objects.target],
-                initiatorPort: "guest"),
-            reactor: reactor, report: { [unowned objects] in objects.events.append($0) })
+            configuration: configuration, reactor: reactor, report: { [unowned objects] in objects.events.append($0) })
         try objects.server.start()
     }
 

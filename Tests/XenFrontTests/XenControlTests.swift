@@ -7,7 +7,7 @@ import Testing
 @testable import Xenbus
 
 /// Does every effect at once, or when the test says so.
-private final class ScriptedExecutor: XenbusExecutor {
+final class ScriptedExecutor: XenbusExecutor {
     var control: XenControl!
     private(set) var performed: [(vhost: VhostIdentifier, effect: XenbusEffect)] = []
     private(set) var forgotten: [VhostIdentifier] = []

@@ -154,6 +154,7 @@ import Testing
     @Test(arguments: [
         [], ["--config", "a", "--check", "b"], ["--ram", "1GiB"],
         ["--ram", "1GiB", "--file", "x", "--vhost-user", "s"],
+        ["--ram", "1GiB", "--fd", "3", "--vhost-user", "s"], ["--config", "a", "--fd", "3"],
         ["--config", "a", "--ram", "1GiB"], ["--vhost-user", "s"], ["--ram", "1G", "--vhost-user", "s"],
         ["--ram", "1GiB", "--size", "1GiB", "--vhost-user", "s"], ["--config", "a", "--read-only"],
         ["--config", "a", "--queues", "2"], ["--ram", "1GiB", "--vhost-user", "s", "--queues", "0"],
@@ -185,6 +186,12 @@ import Testing
                 the socket can be made there
 
                 """)
+    }
+
+    @Test func capabilitiesArePrintedWhateverElseIsAsked() throws {
+        let result = try targetd("--print-capabilities", "--ram", "1GiB")
+        #expect(result.status == 0)
+        #expect(result.output == "{ \"type\": \"scsi\", \"features\": [] }\n")
     }
 
     @Test func versionAndHelpArePrinted() throws {

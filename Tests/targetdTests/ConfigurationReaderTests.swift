@@ -20,7 +20,7 @@ let goodConfiguration = """
       naa.60014054ac780582:
         luns:
           0: root
-          1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1, command-timeout: 90s }
+          1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1, command-timeout: 90s, removable: true, on-error: retry, retry-timeout: 5s }
       naa.60014054ac780583:
         luns: { 255: disk }
     vhost-user-scsi:
@@ -81,7 +81,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     // Unknown keys, at each level
     (
         "reactors: 2", "reactor: 2",
-        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:1: error: reactor: is not a key here: did you mean reactors? allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
     (
         "buffered: true", "bufered: true",
@@ -97,11 +97,11 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "serial: S1", "Serial: S1",
-        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout"
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.Serial: is not a key here: did you mean serial? allowed: backstore, read-only, name, serial, command-timeout, removable, on-error, retry-timeout, limits"
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets, limits"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -267,6 +267,22 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     // Logical units
     (
+        "removable: true", "removable: yes",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.removable: cannot be \"yes\": allowed: true, false"
+    ),
+    (
+        "on-error: retry", "on-error: retyr",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.on-error: cannot be \"retyr\": did you mean retry? allowed: report, stop, retry"
+    ),
+    (
+        "on-error: retry", "on-error: stop",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.retry-timeout: means nothing here: remove it, or add on-error: retry"
+    ),
+    (
+        "retry-timeout: 5s", "retry-timeout: 1h",
+        "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.retry-timeout: \"1h\" is out of range: write a time from 100ms to 10min"
+    ),
+    (
         "command-timeout: 90s", "command-timeout: 999ms",
         "f.yaml:14: error: targets.naa.60014054ac780582.luns.1.command-timeout: \"999ms\" is out of range: write a time from 1s to 1h"
     ),
@@ -342,7 +358,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "io-engine: libaio", "<<: { io-engine: libaio }",
-        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, control, backstores, targets, vhost-user-scsi, xen"
+        "f.yaml:2: error: <<: is not a key here: allowed: reactors, io-engine, poll, stop-timeout, log-level, state-directory, control, backstores, targets, vhost-user-scsi, xen"
     ),
 ]
 // swift-format-ignore-end
@@ -367,7 +383,8 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
                     0: LogicalUnitSettings(backstore: "root"),
                     1: LogicalUnitSettings(
                         backstore: "scratch", readOnly: true, name: NAAName(0x3000_0000_0000_0001), serial: "S1",
-                        commandTimeoutNanoseconds: 90_000_000_000),
+                        commandTimeoutNanoseconds: 90_000_000_000, removable: true, onError: .retry,
+                        retryTimeoutNanoseconds: 5_000_000_000),
                 ]),
                 second: TargetConfiguration(logicalUnits: [255: LogicalUnitSettings(backstore: "disk")]),
             ],

@@ -27,7 +27,8 @@ import Testing
                   naa.60014054ac780582:
                     luns:
                       0: root
-                      1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1 }
+                      1: { backstore: scratch, read-only: true, name: naa.3000000000000001, serial: S1, \
+                command-timeout: 90s, removable: true, on-error: retry, retry-timeout: 5s }
                   naa.60014054ac780583:
                     luns:
                       255: disk
@@ -124,6 +125,12 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         if Bool.random(using: &generator) {
             unit.commandTimeoutNanoseconds = .random(
                 in: ConfigurationLimits.commandTimeoutNanoseconds, using: &generator)
+        }
+        unit.removable = .random(using: &generator)
+        unit.onError = LogicalUnitSettings.OnError.allCases.randomElement(using: &generator)!
+        if unit.onError == .retry, Bool.random(using: &generator) {
+            unit.retryTimeoutNanoseconds = .random(
+                in: ConfigurationLimits.retryTimeoutNanoseconds, using: &generator)
         }
         configuration.targets[target, default: TargetConfiguration()].logicalUnits[index * 7] = unit
     }

@@ -34,9 +34,14 @@ import Yams
                 (item[method]?["parameters"]?.sequence ?? []).compactMap { $0["name"]?.string }
             }
             #expect(Set(flags) == Set(route.flags), "\(route.path)")
-            #expect(keys(item).contains("parameters") == route.path.contains("{name}"), "\(route.path)")
+            #expect(keys(item).contains("parameters") == route.path.contains("{"), "\(route.path)")
         }
     }
+
+    /// What operations take.
+    private static let bodies = [
+        "Backstore", "Target", "LogicalUnit", "Front", "RateLimits", "ReadOnly", "TraceSettings", "LogLevel",
+    ]
 
     private static let command = CommandStatus(
         ageMilliseconds: 0, initiator: "", tag: 0, operationCode: 0, lba: 0, blocks: 0, place: "", expired: false)
@@ -76,15 +81,51 @@ import Yams
         ),
         ("CommandStatus", command),
         ("FrontStatus", FrontStatus(socket: "", reactor: 0, queues: 0, connected: false, targets: [:])),
+        ("StatisticsReport", StatisticsReport(time: 0, units: [], nexuses: [])),
+        ("UnitStatistics", UnitStatistics(target: "", lun: 0, backstore: "")),
+        ("LatencyReport", LatencyReport(operation: "", sumNanoseconds: 0, buckets: [])),
+        ("LatencyBucket", LatencyBucket(from: 0, to: 0, count: 0)),
+        (
+            "InitiatorReport",
+            InitiatorReport(initiator: "", commands: [], bytesRead: 0, bytesWritten: 0, unitAttentions: 0)
+        ),
+        ("CommandCount", CommandCount(operation: "", status: "", count: 0)),
+        (
+            "NexusReport",
+            NexusReport(target: "", initiator: "", connected: false, inFlight: 0, connections: 0, functions: [])
+        ),
+        ("FunctionCount", FunctionCount(function: "", count: 0)),
+        (
+            "TaskReport",
+            TaskReport(
+                target: "", lun: 0, initiator: "", tag: 0, cdb: "", attribute: "", state: "", waitsFor: "",
+                aborted: false, ageNanoseconds: 0)
+        ),
+        ("TraceReport", TraceReport(target: "", lun: 0, capacity: 0, entries: [])),
+        ("TraceCommand", traceCommand(sense: "")),
+        ("OperationStatus", operation(message: "")),
+        ("EventReport", EventReport(sequence: 0, time: 0, kind: "", subject: "", text: "")),
         ("ChangeReport", ChangeReport(changes: [], warnings: [])),
         ("FailureReport", FailureReport(error: Failure(.failed, ""))),
         ("Failure", Failure(.failed, "")),
         ("ProblemReport", ProblemReport(severity: "", line: 0, key: "", text: "")),
     ]
 
+    private static func traceCommand(sense: String?) -> TraceCommand {
+        TraceCommand(
+            sequence: 0, initiator: "", tag: 0, cdb: "", attribute: "", ageNanoseconds: 0, latencyNanoseconds: 0,
+            status: "", sense: sense, bytes: 0)
+    }
+
+    private static func operation(message: String?) -> OperationStatus {
+        var operation = OperationStatus(id: 0, what: "")
+        operation.message = message
+        return operation
+    }
+
     @Test func fieldsAreThoseThatAreWritten() throws {
         let schemas = document["components"]?["schemas"]
-        #expect(keys(schemas) == Set(Self.samples.map(\.name)))
+        #expect(keys(schemas) == Set(Self.samples.map(\.name)).union(Self.bodies))
         for (name, value) in Self.samples {
             let written = try JSONSerialization.jsonObject(with: JSON.encode(value)) as? [String: Any]
             #expect(keys(schemas?[name]?["properties"]) == Set(try #require(written).keys), "\(name)")
@@ -102,6 +143,13 @@ import Yams
             "BackstoreStatus": JSON.encode(
                 BackstoreStatus(name: "", type: "", path: nil, size: nil, readOnly: false)),
             "ProblemReport": JSON.encode(ProblemReport(severity: "", line: nil, key: "", text: "")),
+            "TaskReport": JSON.encode(
+                TaskReport(
+                    target: "", lun: 0, initiator: "", tag: 0, cdb: "", attribute: "", state: "", waitsFor: nil,
+                    aborted: false, ageNanoseconds: 0)),
+            "TraceCommand": JSON.encode(Self.traceCommand(sense: nil)),
+            "OperationStatus": JSON.encode(Self.operation(message: nil)),
+            "EventReport": JSON.encode(EventReport(sequence: 0, time: 0, kind: "", subject: nil, text: "")),
             "LogicalUnitStatus": JSON.encode(
                 LogicalUnitStatus(lun: 0, backstore: "", name: "", serial: "", size: 0, writeProtected: false)),
         ]
@@ -110,6 +158,11 @@ import Yams
             let required = schemas?[name]?["required"]?.sequence?.compactMap(\.string) ?? []
             #expect(Set(required) == Set(try #require(least).keys), "\(name)")
         }
+    }
+
+    @Test func kindsOfEventsAreThoseThatExist() {
+        let kinds = document["components"]?["schemas"]?["EventReport"]?["properties"]?["kind"]?["enum"]?.sequence
+        #expect(Set(kinds?.compactMap(\.string) ?? []) == Set(EventHub.Kind.allCases.map(\.rawValue)))
     }
 
     @Test func errorCodesAreThoseThatExist() {

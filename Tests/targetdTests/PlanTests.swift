@@ -59,7 +59,7 @@ import Testing
     @Test func commandTimeoutThatComesWithAnotherDiskIsTheNewDisks() {
         let plan = plan {
             $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000
-            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+            $0.targets[first]!.logicalUnits[0]!.serial = "OTHER"
         }
         #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
     }
@@ -189,8 +189,21 @@ import Testing
     }
 
     @Test func changedUnitIsReplacedAndItsBackstoreStays() {
-        let plan = plan { $0.targets[first]!.logicalUnits[0]!.readOnly = true }
+        let plan = plan { $0.targets[first]!.logicalUnits[0]!.serial = "OTHER" }
         #expect(plan.changes == [.removeLogicalUnit(0, target: first), .addLogicalUnit(0, target: first)])
+    }
+
+    @Test func protectionAndLimitsChangeInPlace() {
+        let plan = plan {
+            $0.targets[first]!.logicalUnits[0]!.readOnly = true
+            $0.targets[first]!.logicalUnits[0]!.limits.operationsPerSecond = 7
+            $0.vhostUserFronts[1].limits.bytesPerSecond = 1 << 20
+        }
+        #expect(
+            plan.changes == [
+                .protectLogicalUnit(0, target: first, isProtected: true), .limitLogicalUnit(0, target: first),
+                .limitSocket("/2"),
+            ])
     }
 
     @Test func otherNumberOfQueuesReplacesTheSocket() {
@@ -306,10 +319,21 @@ import Testing
                         configuration.backstores["a"] = a
                         configuration.backstores["b"] = b
                         configuration.targets = [first: TargetConfiguration(), second: TargetConfiguration()]
-                        if a != nil { configuration.targets[first]!.logicalUnits[units] = .init(backstore: "a") }
+                        if a != nil {
+                            configuration.targets[first]!.logicalUnits[units] = .init(backstore: "a")
+                            // Of each shape, some are in another state.
+                            configuration.targets[first]!.logicalUnits[units]!.readOnly = b == nil
+                            if front.count == 1 {
+                                configuration.targets[first]!.logicalUnits[units]!.limits.operationsPerSecond = 7
+                            }
+                        }
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }
+                        if units == 1, !front.isEmpty {
+                            configuration.vhostUserFronts[0].limits.bytesPerSecond = 1 << 20
+                        }
                         all.append(configuration)
                     }
                 }
@@ -323,11 +347,13 @@ import Testing
         var backstores: [String: BackstoreConfiguration]
         var targets: [NAAName: TargetConfiguration]
         var fronts: [String: VhostUserFrontConfiguration]
+        var xen: XenConfiguration?
 
         init(_ configuration: Configuration) {
             backstores = configuration.usedBackstores
             targets = configuration.targets
             fronts = Dictionary(uniqueKeysWithValues: configuration.vhostUserFronts.map { ($0.socket, $0) })
+            xen = configuration.servedXen
         }
 
         mutating func apply(_ change: Change, wanted: Configuration) {
@@ -361,9 +387,30 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+            case .stopXen:
+                #expect(xen != nil)
+                xen = nil
+            case .startXen:
+                #expect(xen == nil && targets == wanted.targets)
+                xen = wanted.servedXen
+            case .swapMedium(let number, let target, let backstore):
+                #expect(backstores[backstore] != nil)
+                #expect(targets[target]?.logicalUnits[number]?.removable == true)
+                targets[target]?.logicalUnits[number]?.backstore = backstore
+            case .protectLogicalUnit(let number, let target, let isProtected):
+                #expect(targets[target]?.logicalUnits[number]?.readOnly == !isProtected)
+                targets[target]?.logicalUnits[number]?.readOnly = isProtected
+            case .limitLogicalUnit(let number, let target):
+                #expect(targets[target]?.logicalUnits[number] != nil)
+                targets[target]?.logicalUnits[number]?.limits =
+                    wanted.targets[target]!.logicalUnits[number]!.limits
+            case .limitSocket(let socket):
+                #expect(fronts[socket] != nil)
+                fronts[socket]?.limits = wanted.front(socket)!.limits
             case .setCommandTimeout(let number, let target):
                 let unit = wanted.targets[target]!.logicalUnits[number]!
-                #expect(targets[target]?.logicalUnits.updateValue(unit, forKey: number) != nil)
+                #expect(targets[target]?.logicalUnits[number] != nil)
+                targets[target]?.logicalUnits[number]?.commandTimeoutNanoseconds = unit.commandTimeoutNanoseconds
             case .setStopTimeout, .setLogLevel: break
             }
         }

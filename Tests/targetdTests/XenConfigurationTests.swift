@@ -29,8 +29,8 @@ import Testing
         ("xen: { enabled: auto }", XenConfiguration()),
         ("xen: { enabled: true }", XenConfiguration(enabled: .always)),
         (
-            "xen: { enabled: false, records: /run/x, staging: 32MiB }",
-            XenConfiguration(enabled: .never, records: "/run/x", staging: 32 << 20)
+            "xen: { enabled: false, records: /run/x, host-devices: false, staging: 32MiB }",
+            XenConfiguration(enabled: .never, records: "/run/x", hostDevices: false, staging: 32 << 20)
         ),
     ])
     func everyKeyIsReadAndWritten(_ xen: String, _ wanted: XenConfiguration) {
@@ -49,9 +49,9 @@ import Testing
         ("xen: { records: run }", "xen.records: \"run\" is not an absolute path: begin it with /"),
         (
             "xen: { record: /run }",
-            "xen.record: is not a key here: did you mean records? allowed: enabled, records, staging"
+            "xen.record: is not a key here: did you mean records? allowed: enabled, records, host-devices, staging"
         ),
-        ("xen: true", "xen: takes keys and values: enabled, records, staging"),
+        ("xen: true", "xen: takes keys and values: enabled, records, host-devices, staging"),
     ])
     func mistakesAreExplained(_ xen: String, _ problem: String) {
         #expect(problems(yaml(xen)) == ["f.yaml:3: error: \(problem)"])

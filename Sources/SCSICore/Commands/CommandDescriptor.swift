@@ -70,6 +70,10 @@ struct CommandFlags: OptionSet {
     /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
     static let allowedUnderReserve = Self(rawValue: 1 << 10)
 
+    /// Reads and writes its blocks as one: not even HEAD OF QUEUE comes in between (SBC-4: COMPARE AND WRITE, ORWRITE,
+    /// atomic writes).
+    static let uninterrupted = Self(rawValue: 1 << 12)
+
     /// A command that the table does not have is refused for that, and not for a reservation.
     static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve]
 }

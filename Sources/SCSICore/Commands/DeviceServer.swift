@@ -101,11 +101,12 @@ enum DeviceServer {
         case .preFetch: SBC.preFetchDone(task)
         case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
+        case .logSense: SPC.logSenseMeasured(task, cdb, on: unit)
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .logSense,
-            .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
+            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
             .release:
             preconditionFailure("a command without steps")

@@ -5,7 +5,7 @@
 //
 // A task's deadline is its transport's (scsi_command.timeout_milliseconds), else the logical unit's. Nothing is set up
 // for a task but one comparison: the unit keeps the earliest deadline there may be, and looks at its tasks when that
-// has come. Docs/decisions/0004 says why a task whose data is under way ends only when the backstore lets go of it.
+// has come. Docs/decisions/0006 says why a task whose data is under way ends only when the backstore lets go of it.
 
 import CTarget
 

@@ -15,8 +15,8 @@ public enum ErrorPolicy: Sendable, Equatable {
     case report
     /// The unit is frozen with the command in it; the command goes on when the unit is thawed.
     case stop
-    /// The request is submitted again, after 10 ms first and then ever more seldom, down to once a second; after
-    /// this many nanoseconds the command ends with CHECK CONDITION.
+    /// The request is submitted again, after 10 ms first and then ever more seldom, down to once a second, or when the
+    /// driver of the shard looks next; after this many nanoseconds the command ends with CHECK CONDITION.
     case retry(nanoseconds: UInt64)
 }
 
@@ -55,8 +55,8 @@ extension LogicalUnit {
 
     /// From now on nothing is submitted to the backstore, until `thaw`.
     ///
-    /// - Parameter whenQuiet: Called once when the backstore has none of the unit's requests any more, maybe before this
-    ///   returns; also if the unit was thawed or removed meanwhile.
+    /// - Parameter whenQuiet: Called once when the backstore has none of the unit's requests any more, maybe before
+    ///   this returns; also if the unit was thawed or removed meanwhile.
     public func freeze(whenQuiet: @escaping () -> Void = {}) {
         // What is removed is on its way out and ends.
         if !removed { freeze(because: .asked) }
@@ -100,7 +100,7 @@ extension LogicalUnit {
 
     /// Tells those who wait for it that the backstore has nothing of this unit.
     func callWhenQuiet() {
-        guard !freezeState.whenQuiet.isEmpty, !contains({ $0.state == .transferring }) else {
+        guard !freezeState.whenQuiet.isEmpty, !space.isInFlight, !contains({ $0.state == .transferring }) else {
             watchesRequests = !freezeState.whenQuiet.isEmpty
             return
         }

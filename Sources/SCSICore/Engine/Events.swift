@@ -37,9 +37,6 @@ extension LogicalUnit {
         if medium.blocks != oldMedium.blocks { establish(.capacityChanged, exceptFor: nil) }
         if !geometry.hasSameLimits(as: old) { establish(.inquiryDataChanged, exceptFor: nil) }
     }
-
-    /// A logical block provisioning threshold is reached (SBC-5 4.7.3.7.2).
-    func thinProvisioningThresholdReached() { establish(.thinProvisioningThreshold, exceptFor: nil) }
 }
 
 extension scsi_backstore_geometry {

@@ -134,6 +134,8 @@ public final class LogicalUnit {
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
+    /// Whether the operator wants it so; what it was created with, until `setReadOnly`.
+    private var readOnly: Bool
     /// Whether completed writes may be volatile, so that FUA and flushes mean something.
     private(set) var cachesWrites = false
     /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
@@ -141,7 +143,13 @@ public final class LogicalUnit {
     /// MAXIMUM TRANSFER LENGTH: the core's own limit, or the backstore's.
     private(set) var maximumTransferBlocks: UInt64 = 0
     /// What it has done.
-    public var statistics: LogicalUnitStatistics { unsafe counters.pointee }
+    public var statistics: LogicalUnitStatistics { measurements.fill(unsafe counters.pointee) }
+    /// How long its commands of a class took.
+    public func latency(_ kind: CommandClass) -> LatencyStatistics { measurements.latency(kind) }
+    /// What an initiator has done, by its index in `TargetDevice.nexuses`; `nil`: nothing.
+    public func commands(nexus: Int) -> CommandStatistics? { measurements.commands(nexus: nexus) }
+    /// What initiators did that the target has forgotten, because others took their places.
+    public var forgottenCommands: CommandStatistics { measurements.forgotten }
 
     /// Where it is mapped, once it is.
     private var owner: Unmanaged<TargetDevice>?
@@ -155,6 +163,9 @@ public final class LogicalUnit {
     public var whenStopped: ((FreezeCause) -> Void)?
     /// Whether somebody waits until the backstore has none of the unit's requests.
     var watchesRequests = false
+    var space = SpaceState()
+    /// Whether a logical block provisioning threshold is enabled.
+    var watchesSpace = false
 
     /// START STOP UNIT has stopped it.
     var stopped = false { didSet { refreshReadiness() } }
@@ -176,6 +187,12 @@ public final class LogicalUnit {
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
+    private let measurements = Measurements()
+    private var throttle: Throttle?
+    /// Whether commands are to be checked against a limit.
+    private var isThrottled = false
+    private var trace: TraceRing?
+    private var isTraced = false
     let taskSetBounds: TaskSetBounds
     private var enabling = false
     private var enableAgain = false
@@ -204,13 +221,14 @@ public final class LogicalUnit {
             ?? IdentifyingInformation()
         clock = UnitClock(now: shard.clock)
         self.configuration = configuration
+        readOnly = configuration.readOnly
         taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
         geometry = backstore.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, store != nil, configuration))
-        modePages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        modePages = Self.modePages(geometry)
         if let saved = state[.savedModePages] { modePages.load(saved: saved.bytes) }
         unsafe tasks = .allocate(capacity: 1)
         unsafe tasks.initialize(to: TaskSet(limit: taskSetBounds.shared))
@@ -226,10 +244,13 @@ public final class LogicalUnit {
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
+        precondition(!space.isInFlight, "a logical unit went away with a request of its own in flight")
+        unsafe space.request?.deallocate()
         shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
         unsafe counters.deallocate()
+        measurements.deallocate()
         unsafe deadlines.deallocate()
         unsafe pending.deallocate()
     }
@@ -239,6 +260,11 @@ public final class LogicalUnit {
         precondition(block == 512 || block == 4096, "a backstore with an unsupported logical block size")
         return MediumExtent(
             blocks: BlockCount(geometry.size / block), blockShift: UInt64(block.trailingZeroBitCount))
+    }
+
+    private static func modePages(_ geometry: scsi_backstore_geometry) -> ModePages {
+        ModePages(
+            volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE), thresholds: Self.hasThresholds(geometry))
     }
 
     private static func features(
@@ -260,19 +286,23 @@ public final class LogicalUnit {
     /// Tasks received and not completed.
     public var tasksInFlight: Int { unsafe tasks.pointee.count }
 
+    /// When the oldest of them arrived, in nanoseconds of the shard's clock.
+    public var oldestReceivedAt: UInt64? { unsafe tasks.pointee.first?.receivedAt }
+
     /// Size of the medium in bytes.
     public var size: UInt64 { medium.bytes(medium.blocks).value }
 
     /// Derives what each command asks from what seldom changes.
     private func refresh() {
         writeProtected =
-            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+            readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
         unsafe tasks.pointee.isSeparate = modePages.separateTaskSets
         unsafe tasks.pointee.isRestricted = modePages.restrictedReordering
         maximumTransferBlocks = (own == 0 ? Limits.transferBytes : min(own, Limits.transferBytes)) >> medium.blockShift
+        refreshThresholds()
     }
 
     /// What keeps requests from the backstore has changed.
@@ -284,9 +314,11 @@ public final class LogicalUnit {
         geometry = new.geometry()
         medium = Self.medium(geometry)
         table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
-        var pages = ModePages(volatileCache: geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE))
+        var pages = Self.modePages(geometry)
         pages.adopt(modePages)
         modePages = pages
+        space.measured = nil
+        space.reached = []
         refresh()
     }
 
@@ -310,12 +342,23 @@ public final class LogicalUnit {
         if writeProtected != wasProtected { establish(.modeParametersChanged, exceptFor: nil) }
     }
 
+    /// Protects the medium against writes of all initiators, or lets them write again as far as the backstore can.
+    /// Initiators learn of it by MODE PARAMETERS CHANGED: the WP bit is in what MODE SENSE returns.
+    public func setReadOnly(_ isReadOnly: Bool) {
+        guard isReadOnly != readOnly else { return }
+        readOnly = isReadOnly
+        let before = writeProtected
+        refresh()
+        if writeProtected != before { establish(.modeParametersChanged, exceptFor: nil) }
+    }
+
     // MARK: The target's side
 
     func mapped(to target: TargetDevice, at lun: LUN) {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        refreshThrottling()
         reservations.refresh(target)
         if poweredOnAt == nil {
             poweredOnAt = shard.clock
@@ -334,8 +377,8 @@ public final class LogicalUnit {
         callWhenDrained()
     }
 
-    private func callWhenDrained() {
-        guard removed, unsafe tasks.pointee.count == 0, let drained = whenDrained else { return }
+    func callWhenDrained() {
+        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, let drained = whenDrained else { return }
         whenDrained = nil
         unsafe owner = nil
         lun = nil
@@ -357,6 +400,7 @@ public final class LogicalUnit {
     /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
     func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) {
         unsafe pending[Int(nexus)] = [condition]
+        measurements.retire(nexus: nexus)
         buffers.forgetEcho(nexus: nexus)
     }
 
@@ -378,6 +422,7 @@ public final class LogicalUnit {
     /// The condition has been reported; it is not pending any more.
     func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
+        measurements.countUnitAttention(nexus: nexus)
         // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
         if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
@@ -441,6 +486,12 @@ public final class LogicalUnit {
     /// Carries an enabled task out, as far as it goes.
     @inline(__always)
     private func run(_ task: TaskHandle) {
+        if isThrottled, mustWait(task) { return }
+        carryOut(task)
+    }
+
+    @inline(__always)
+    private func carryOut(_ task: TaskHandle) {
         let flags = task.row?.flags ?? .ofUnknownCommand
         let state = AdmissionState(
             pending: unsafe pending[Int(task.nexus)], restriction: restriction(task.nexus), readiness: readiness,
@@ -549,7 +600,10 @@ public final class LogicalUnit {
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
         if task.disposition != .none { return end(task, .done(.good)) }
         // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
-        if task.waitsFor == .staging || task.waitsFor == .state, unsafe tasks.pointee.isBlocked(task) { return block(task) }
+        let hasNotBegun = task.waitsFor == .staging || task.waitsFor == .state || task.waitsFor == .quota
+        if hasNotBegun, unsafe tasks.pointee.isBlocked(task) {
+            return block(task)
+        }
         goOn(task)
     }
 
@@ -562,6 +616,7 @@ public final class LogicalUnit {
             if let sense = outOfRange(task) { return end(task, .failed(sense)) }
             task.waitsFor == .recovery ? submitAgain(task) : submit(task)
         case .staging, .state: proceed(task, DeviceServer.execute(task, CDB(task), task.row!, on: self))
+        case .quota: if !mustWait(task) { carryOut(task) }
         case .response: finish(task)
         }
     }
@@ -598,6 +653,7 @@ public final class LogicalUnit {
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
         if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if sense.code == .spaceAllocationFailedWriteProtect, watchesSpace { measureSpace() }
         if task.row?.handler == .sendDiagnostic {
             return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
         }
@@ -642,6 +698,7 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         count(task)
         if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
+        if isTraced { trace?.record(task, now: shard.clock) }
         if task.response.status != SCSIStatus.good.rawValue { return finishNotGood(task) }
         complete(task)
         goOnWithOthers()
@@ -650,7 +707,6 @@ public final class LogicalUnit {
     /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
     /// it.
     private func finishNotGood(_ task: TaskHandle) {
-        if task.response.status != SCSIStatus.conditionMet.rawValue { unsafe counters.pointee.notGood += 1 }
         if task.response.status == SCSIStatus.reservationConflict.rawValue {
             interlock(.reservationConflict, for: task.nexus)
         }
@@ -698,22 +754,12 @@ public final class LogicalUnit {
 
     @inline(__always)
     private func count(_ task: TaskHandle) {
-        if task.disposition != .none { unsafe counters.pointee.aborted += 1 }
+        measurements.count(task, now: shard.clock)
         switch task.row?.handler {
-        case .read:
-            unsafe counters.pointee.reads += 1
-            unsafe counters.pointee.bytesRead += unsafe task.command.data_in_length - task.response.data_in_residual
-            unsafe counters.pointee.readNanoseconds &+= shard.clock &- task.receivedAt
-        case .write: countWrite(task)
+        case .read: break
+        case .write: if watchesSpace { spaceUsed() }
         default: countOther(task)
         }
-    }
-
-    @inline(__always)
-    private func countWrite(_ task: TaskHandle) {
-        unsafe counters.pointee.writes += 1
-        unsafe counters.pointee.bytesWritten += unsafe task.command.data_out_length - task.response.data_out_residual
-        unsafe counters.pointee.writeNanoseconds &+= shard.clock &- task.receivedAt
     }
 
     @inline(never)
@@ -723,11 +769,13 @@ public final class LogicalUnit {
             unsafe counters.pointee.verifies += 1
             countVerified(task)
         case .writeAndVerify:
-            countWrite(task)
             countVerified(task)
-        case .writeAtomic: countWrite(task)
-        case .unmap: unsafe counters.pointee.unmaps += 1
-        default: unsafe counters.pointee.others += 1
+            if watchesSpace { spaceUsed() }
+        case .writeAtomic: if watchesSpace { spaceUsed() }
+        case .unmap:
+            unsafe counters.pointee.unmaps += 1
+            if watchesSpace { measureSpace() }
+        default: break
         }
     }
 
@@ -740,9 +788,76 @@ public final class LogicalUnit {
     private func refuse(_ task: TaskHandle, _ status: SCSIStatus) {
         task.transition(to: .completing)
         task.respond(.commandComplete, status)
-        unsafe counters.pointee.notGood += 1
+        measurements.countRefused(task)
         interlock(status, for: task.nexus)
         complete(task)
+    }
+
+    // MARK: Limits and trace
+
+    /// Whether a command has to wait because of a limit of its initiator or of the unit; then it does.
+    @inline(never)
+    private func mustWait(_ task: TaskHandle) -> Bool {
+        guard let row = task.row, row.serialization != .none else { return false }
+        let bytes = Self.bytes(task)
+        // The step says whom the task has paid, or will have paid when it is let go: 1 the initiator's, 2 the unit's.
+        if task.step == 0, let throttle = target?.throttle(nexus: task.nexus), !throttle.take(bytes: bytes) {
+            return wait(task, for: throttle, step: 1)
+        }
+        if task.step < 2, let throttle, !throttle.take(bytes: bytes) { return wait(task, for: throttle, step: 2) }
+        task.step = 0
+        return false
+    }
+
+    private func wait(_ task: TaskHandle, for throttle: Throttle, step: UInt8) -> Bool {
+        task.step = step
+        task.waitsFor = .quota
+        task.transition(to: .dormant)
+        throttle.wait(task)
+        return true
+    }
+
+    /// The bytes that a command names, as limits count them: no more than a command may move at all.
+    static func bytes(_ task: TaskHandle) -> UInt64 {
+        let shift = unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.medium.blockShift }
+        return min(task.blocks, Limits.transferBytes >> shift) << shift
+    }
+
+    /// Limits the commands of all initiators together.
+    public func setLimits(_ limits: RateLimits) {
+        if throttle == nil, limits.isUnlimited { return }
+        if let throttle { throttle.setLimits(limits) } else { throttle = Throttle(limits, shard: shard) }
+        refreshThrottling()
+    }
+
+    /// The limiter of the unit, if it ever had limits.
+    public var limiter: Throttle? { throttle }
+
+    func refreshThrottling() { isThrottled = throttle != nil || target?.hasThrottles ?? false }
+
+    /// Keeps the last commands from now on; what was kept before is forgotten.
+    ///
+    /// - Parameter entries: How many, `Limits.traceEntries`; `nil` ends it.
+    public func setTrace(entries: Int?) {
+        trace = entries.map { TraceRing(capacity: $0) }
+        isTraced = trace != nil
+    }
+
+    /// What was kept, the oldest first; `nil` if nothing is.
+    public var traceEntries: [TraceEntry]? { trace?.entries }
+
+    /// How many entries are kept; `nil` if none.
+    public var traceCapacity: Int? { trace?.capacity }
+
+    /// The tasks in flight, the oldest first, of which at most so many.
+    public func tasks(limit: Int) -> [TaskView] {
+        var views: [TaskView] = []
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor, views.count < limit {
+            views.append(TaskView(task))
+            cursor = task.next
+        }
+        return views
     }
 
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
@@ -801,7 +916,7 @@ public final class LogicalUnit {
         while let task = firstWaiting(where: matches) {
             switch (task.state, task.waitsFor) {
             case (.dormant, .state): persistentState.stopWaiting(task)
-            case (.dormant, .staging), (.dormant, .backstore): shard.stopWaiting(task)
+            case (.dormant, .staging), (.dormant, .backstore), (.dormant, .quota): shard.stopWaiting(task)
             case (.dormant, .thaw), (.dormant, .recovery): break
             default: unsafe tasks.pointee.stopWaiting(task)
             }
@@ -867,6 +982,19 @@ public final class LogicalUnit {
         establish(condition, exceptFor: nil)
     }
 
+    /// LOGICAL UNIT RESET that no initiator asked for: commands of all end, and all learn of it.
+    public func resetByOperator() {
+        mark { _ in .reset }
+        endMarked()
+        reset(.logicalUnitReset)
+    }
+
+    /// Ends all commands, as a unit does that goes away at once: those that the medium has, as soon as it lets go.
+    public func abortAll() {
+        mark { _ in .reset }
+        endMarked()
+    }
+
     /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
         let old = modePages
@@ -874,6 +1002,7 @@ public final class LogicalUnit {
         refresh()
         guard zip(pages.pages, old.pages).contains(where: { $0.current != $1.current }) else { return }
         establish(.modeParametersChanged, exceptFor: nexus)
+        measureSpace()
         let isTest = pages.informationalExceptions.isTest
         if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
     }

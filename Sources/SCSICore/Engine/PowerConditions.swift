@@ -1,7 +1,7 @@
 // PowerConditions: in which power condition a logical unit is (SPC-6 5.13, SBC-5 4.20), worked out when somebody asks.
 //
-// Owns: what START STOP UNIT has commanded, and when the medium was last used. Called by: START STOP UNIT, REQUEST SENSE,
-// LogicalUnit (resets). Must not know: the task set, backstores.
+// Owns: what START STOP UNIT has commanded, and when the medium was last used. Called by: START STOP UNIT, REQUEST
+// SENSE, LogicalUnit (resets). Must not know: the task set, backstores.
 //
 // A virtual disk saves no power of its own, and none of its conditions makes it slower; but an initiator that asks for
 // a condition, by command or by the timers of the Power Condition mode page, finds it entered and left as the standards
@@ -24,8 +24,8 @@ enum PowerCondition: UInt8, CaseIterable {
         }
     }
 
-    /// Where the Power Condition mode page enables the condition's timer, and where the timer is (SPC-6 7.5.13): byte and
-    /// bit, and the first of four bytes, behind the page's header.
+    /// Where the Power Condition mode page enables the condition's timer, and where the timer is (SPC-6 7.5.13): byte
+    /// and bit, and the first of four bytes, behind the page's header.
     private var fields: (byte: Int, bit: UInt8, timer: Int) {
         switch self {
         case .idleA: (1, 0x02, 2)

@@ -30,6 +30,8 @@ public final class Shard {
     private var lastWaiting: TaskHandle?
     private var waiting = 0
     private var retrying = false
+    /// The limiters for which tasks wait (Throttle).
+    var throttles: [Throttle] = []
     private var tables: [UnitFeatures: CommandTable] = [:]
     /// The logical units that exist, mapped or not; each takes itself out when it goes.
     private var units: [Unmanaged<LogicalUnit>] = unsafe []
@@ -115,6 +117,10 @@ public final class Shard {
 
     /// Takes a task out of the queue, because it is aborted.
     func stopWaiting(_ task: TaskHandle) {
+        if task.waitsFor == .quota {
+            for throttle in throttles where throttle.stopWaiting(task) { return }
+            preconditionFailure("a task waits for a limiter that does not know it")
+        }
         var previous: TaskHandle?
         var cursor = firstWaiting
         while let current = cursor, current != task {

@@ -85,14 +85,14 @@ public final class ShardGate {
     /// Establishes an I_T nexus whose tasks come through links of this gate.
     ///
     /// - Parameters:
-    ///   - initiatorPort: As for `TargetDevice.establishNexus`.
+    ///   - initiatorPort, targetPort: As for `TargetDevice.establishNexus`.
     ///   - target: A target of the gate's shard.
     ///   - port: Where tasks are given back, functions answered and events reported: on the port's threads.
     ///   - events: The link whose thread gets the events.
     ///   - whenGone: Called on the thread of each link when the nexus was lost and nothing of it is left in the shard.
     /// - Returns: `nil` if the target's nexus table is full.
     public func establishNexus(
-        initiatorPort: String, target: TargetDevice, port: TargetPortHandle, events: ShardLink,
+        initiatorPort: String, targetPort: UInt16 = 1, target: TargetDevice, port: TargetPortHandle, events: ShardLink,
         whenGone: @escaping @Sendable (ShardLink) -> Void
     ) -> LinkedNexus? {
         precondition(target.shard === shard, "a target of another shard")
@@ -100,7 +100,10 @@ public final class ShardGate {
         let nexus = LinkedNexus(target: target, port: port, gate: self, eventLink: events, whenGone: whenGone)
         let handle = unsafe TargetPortHandle(
             operations: linkOperations, context: Unmanaged.passUnretained(nexus).toOpaque())
-        guard let identifier = target.establishNexus(initiatorPort: initiatorPort, port: handle) else { return nil }
+        guard
+            let identifier = target.establishNexus(
+                initiatorPort: initiatorPort, targetPort: targetPort, port: handle)
+        else { return nil }
         nexus.identifier = identifier
         nexuses.append(nexus)
         return nexus

@@ -18,6 +18,22 @@ struct ITNexus {
     var tasks = 0
 }
 
+/// One of a target's I_T nexuses and what came over it beside commands. Monotonic counters.
+public struct NexusStatus: Sendable {
+    /// Its place in the target's table; `LogicalUnit.commands(nexus:)` takes it.
+    public let index: Int
+    /// The name of the initiator port.
+    public let initiatorPort: String
+    /// Whether there is a connection.
+    public let isEstablished: Bool
+    /// Tasks received and not completed.
+    public let tasksInFlight: Int
+    /// Times it was established.
+    public let connections: UInt64
+    /// Task management functions, by what SAM-6 and `scsi_target.h` call them.
+    public let functions: [(function: TaskManagementFunction, count: UInt64)]
+}
+
 /// A SCSI target device: logical units by number, and the initiators that see them.
 @safe
 public final class TargetDevice {
@@ -47,6 +63,12 @@ public final class TargetDevice {
     /// Nexuses that were lost while tasks of theirs were with a backstore, as a bit mask by index.
     private var leaving: UInt64 = 0
     private let taskManager = TaskManager()
+    /// Limits by initiator port, and as the commands of each nexus find them.
+    private var throttles: [String: Throttle] = [:]
+    private var nexusThrottles: [Throttle?] = Array(repeating: nil, count: Limits.nexusesPerTarget)
+    /// Times that each nexus was established, and its task management functions by number.
+    private var connections = Array(repeating: UInt64(0), count: Limits.nexusesPerTarget)
+    private var functions: [[UInt8: UInt64]] = Array(repeating: [:], count: Limits.nexusesPerTarget)
 
     /// A target without units.
     ///
@@ -158,6 +180,9 @@ public final class TargetDevice {
         unsafe nexuses[index].port = port
         if known == nil, initiatorPorts[index] != nil { hasForgotten = true }
         initiatorPorts[index] = initiatorPort
+        nexusThrottles[index] = throttles[initiatorPort]
+        if known == nil { (connections[index], functions[index]) = (0, [:]) }
+        connections[index] += 1
         nexusNames[index] = name
         for unit in units.values {
             if known == nil {
@@ -204,6 +229,34 @@ public final class TargetDevice {
 
     /// The tasks of a nexus that were received and not completed.
     public func tasksInFlight(_ nexus: NexusIdentifier) -> Int { unsafe nexuses[Int(nexus.index)].tasks }
+
+    /// Limits what an initiator may do here. The limiter may be that of other targets of the shard as well: then the
+    /// limit is for all of them together. To lift a limit, give its limiter none.
+    public func setThrottle(_ throttle: Throttle, initiatorPort: String) {
+        throttles[initiatorPort] = throttle
+        for index in 0..<Limits.nexusesPerTarget where initiatorPorts[index] == initiatorPort {
+            precondition(nexusThrottles[index]?.waiting ?? 0 == 0 || nexusThrottles[index] === throttle)
+            nexusThrottles[index] = throttle
+        }
+        for unit in allUnits { unit.refreshThrottling() }
+    }
+
+    var hasThrottles: Bool { !throttles.isEmpty }
+
+    func throttle(nexus: UInt16) -> Throttle? { nexusThrottles[Int(nexus)] }
+
+    /// The nexuses that are there, and those that were and whose initiators may come back.
+    public var nexusStatus: [NexusStatus] {
+        (0..<Limits.nexusesPerTarget).compactMap { index in
+            guard let name = initiatorPorts[index] else { return nil }
+            return unsafe NexusStatus(
+                index: index, initiatorPort: name, isEstablished: nexuses[index].port != nil,
+                tasksInFlight: nexuses[index].tasks, connections: connections[index],
+                functions: functions[index].sorted { $0.key < $1.key }.compactMap { number, count in
+                    TaskManagementFunction(rawValue: number).map { (function: $0, count: count) }
+                })
+        }
+    }
 
     func initiatorPort(_ nexus: UInt16) -> String? { initiatorPorts[Int(nexus)] }
 
@@ -262,6 +315,9 @@ public final class TargetDevice {
     /// Takes a task management function. It is answered by `complete_task_management` of the nexus's port, exactly
     /// once, after the tasks that it ended were given back, and maybe before this returns.
     public func receive(_ request: scsi_task_management_request, nexus: NexusIdentifier) {
+        if TaskManagementFunction(rawValue: request.function) != nil {
+            functions[Int(nexus.index)][request.function, default: 0] += 1
+        }
         taskManager.receive(request, nexus: nexus.index, on: self)
     }
 

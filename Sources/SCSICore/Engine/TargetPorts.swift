@@ -1,13 +1,14 @@
 // TargetPorts: the target ports of one target device, and by which numbers and names initiators know them.
 //
-// Owns: the numbers and names. Called by: TargetDevice, the commands that report or name ports. Must not know: transports.
+// Owns: the numbers and names. Called by: TargetDevice, the commands that report or name ports. Must not know:
+// transports.
 //
-// There is one port for each kind of front, whether or not the front is in use: so numbers and names are the same after a
-// restart, in whatever order fronts come, and a registration that names a port stays true (SPC-6 5.15.5).
+// There is one port for each kind of front, whether or not the front is in use: so numbers and names are the same
+// after a restart, in whatever order fronts come, and a registration that names a port stays true (SPC-6 5.15.5).
 
 /// A target port, as initiators tell it from the others of the target device.
 struct TargetPort: Equatable {
-    /// RELATIVE TARGET PORT IDENTIFIER (SPC-6 4.3.5).
+    /// RELATIVE TARGET PORT IDENTIFIER (SPC-6).
     let relativeIdentifier: UInt16
     /// An NAA locally assigned name: 3h and 60 bits.
     let name: UInt64

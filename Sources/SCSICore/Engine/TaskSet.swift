@@ -4,6 +4,8 @@
 // Owns: the order, the counters, which nexuses are faulted. Called by: LogicalUnit, TaskManager. Must not know: what
 // enabling means, who asks.
 
+import CTarget
+
 /// Where a task that has just arrived stands.
 enum TaskSetEntry {
     /// It may be carried out at once.
@@ -58,7 +60,7 @@ struct TaskSet: ~Copyable {
     mutating func insert(_ task: TaskHandle) -> TaskSetEntry {
         let entry: TaskSetEntry =
             switch task.attribute {
-            case .headOfQueue: .enabled
+            case .headOfQueue: interrupts(task) ? .dormant : .enabled
             case .simple: ordered == 0 && headOfQueue == 0 && !hazard(task) ? .enabled : .dormant
             case .ordered: count == 0 ? .enabled : .dormant
             case .aca: .withoutACA
@@ -133,9 +135,9 @@ struct TaskSet: ~Copyable {
                 stopWaiting(task)
                 return task
             }
-            // Nothing younger than an ORDERED task is enabled before it, save HEAD OF QUEUE, which never waits, and
-            // what an ACA condition had blocked.
-            if isOrdinary, blocked == 0, task.attribute == .ordered { return nil }
+            // Nothing younger than an ORDERED task is enabled before it, save HEAD OF QUEUE, and what an ACA condition had
+            // blocked.
+            if isOrdinary, blocked == 0, headOfQueue == 0, task.attribute == .ordered { return nil }
             cursor = task.next
         }
         return nil
@@ -168,11 +170,12 @@ struct TaskSet: ~Copyable {
     }
 
     /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
-    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE, ACA, and
-    /// what another nexus may do in spite of an ACA condition.
+    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE (but for what
+    /// `interrupts` says), ACA, and what another nexus may do in spite of an ACA condition.
     private func mayRun(_ task: TaskHandle) -> Bool {
         switch task.attribute {
-        case .headOfQueue, .aca: return true
+        case .headOfQueue: return !interrupts(task)
+        case .aca: return true
         case .simple, .ordered:
             if faulted != 0, passesACA(task) { return true }
             if isSeparate { return mayRunInOwnSet(task) }
@@ -180,6 +183,24 @@ struct TaskSet: ~Copyable {
             if task.attribute == .ordered { return task.previous == nil }
             return !hasOlderOrdered(task) && !hazard(task, before: task)
         }
+    }
+
+    /// Whether a HEAD OF QUEUE task would come between the steps of a command that is at work on the same blocks and must
+    /// not be interrupted, or such a command would be interrupted by what is at work. It waits for that, and for nothing
+    /// that waits itself.
+    private func interrupts(_ task: TaskHandle) -> Bool {
+        guard let row = task.row, filter.mayConflict(row.serialization, task.address, task.blocks) else { return false }
+        let isWhole = row.flags.contains(.uninterrupted)
+        var cursor = first
+        while let other = cursor {
+            if other != task, other.isAtWork, isWhole || other.row?.flags.contains(.uninterrupted) == true,
+                Serialization.conflicts(younger: task, older: other, restricted: false)
+            {
+                return true
+            }
+            cursor = other.next
+        }
+        return false
     }
 
     private func hasOlderOrdered(_ task: TaskHandle) -> Bool {
@@ -309,6 +330,7 @@ extension TaskHandle {
         case 5: offset = 11
         default: return false
         }
-        return cdb[offset] & Self.nacaBit != 0
+        // Behind what the initiator has sent lies what an earlier command has left.
+        return unsafe offset < Int(command.cdb_length) && cdb[offset] & Self.nacaBit != 0
     }
 }

@@ -22,7 +22,6 @@ public struct AdditionalSense: RawRepresentable, Hashable, Sendable {
 extension AdditionalSense {
     static let noAdditionalSense                       = Self(0x0000)
     static let logicalUnitNotReadyInitializingRequired = Self(0x0402)
-    static let logicalUnitNotReadyManualIntervention   = Self(0x0403)
     static let logicalUnitCommunicationFailure         = Self(0x0800)
     static let logicalUnitCommunicationTimeOut         = Self(0x0801)
     static let writeError                              = Self(0x0c00)
@@ -48,7 +47,6 @@ extension AdditionalSense {
     static let reservationsPreempted                   = Self(0x2a03)
     static let reservationsReleased                    = Self(0x2a04)
     static let registrationsPreempted                  = Self(0x2a05)
-    static let asymmetricAccessStateChanged            = Self(0x2a06)
     static let capacityDataChanged                     = Self(0x2a09)
     static let timestampChanged                        = Self(0x2a10)
     static let commandSequenceError                    = Self(0x2c00)
@@ -67,7 +65,6 @@ extension AdditionalSense {
     static let echoBufferOverwritten                   = Self(0x3f0f)
     static let internalTargetFailure                   = Self(0x4400)
     static let invalidMessageError                     = Self(0x4900)
-    static let overlappedCommandsAttempted             = Self(0x4e00)
     static let mediumRemovalPrevented                  = Self(0x5302)
     static let insufficientResources                   = Self(0x5503)
     static let insufficientRegistrationResources       = Self(0x5504)

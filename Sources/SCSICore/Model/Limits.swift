@@ -39,17 +39,18 @@ public enum Limits {
     /// Logical blocks of one UNMAP, all its descriptors together: MAXIMUM UNMAP LBA COUNT.
     public static let unmapBlocks: UInt64 = 1 << 32 - 1
 
-    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is GOOD
-    /// and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
+    /// Bytes that one PRE-FETCH brings into memory. Of a longer one the first of them are fetched, and its status is
+    /// GOOD and not CONDITION MET (SBC-4, PRE-FETCH(10)): a guest cannot fill the host's cache with one command.
     public static let prefetchBytes: UInt64 = 32 << 20
 
-    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN CDB.
+    /// Bytes of the data buffer of READ BUFFER and WRITE BUFFER, a unit's own. What does not fit is INVALID FIELD IN
+    /// CDB.
     public static let dataBufferBytes = 64 << 10
 
     /// Bytes of the echo buffer: its descriptor can say 8191.
     public static let echoBufferBytes = 4096
 
-    /// Bytes of each kind of identifying information. SPC-6 6.44 asks for 64 at least of one and 256 of the other; longer
+    /// Bytes of each kind of identifying information. SPC-6 asks for 64 at least of one and 256 of the other; longer
     /// information is INVALID FIELD IN CDB.
     public static let identifyingInformationBytes = 512
 
@@ -86,6 +87,13 @@ public enum Limits {
 
     /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block.
     public static let stagingBytes = 1 << 20
+
+    /// How long unused rate is saved if nothing else is said, in nanoseconds: a tenth of a second, so that a limit of a
+    /// second's operations is one of any second's, within a tenth.
+    public static let defaultBurstNanoseconds: UInt64 = 100_000_000
+
+    /// Commands that the trace of a logical unit keeps: at the most, 6 MiB of them.
+    public static let traceEntries = 1...65_536
 
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10

@@ -72,6 +72,8 @@ enum WaitReason: UInt8 {
     case staging
     /// Room in the backstore; then its request is submitted again.
     case backstore
+    /// Its turn under a limit of operations or bytes per second (Throttle).
+    case quota
     /// The unit to be thawed; then its request is submitted.
     case thaw
     /// A better moment for its request, which has failed: its time, or a thaw.

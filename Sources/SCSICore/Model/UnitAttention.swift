@@ -10,7 +10,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case modeParametersChanged, logParametersChanged, capacityChanged
     case reservationsPreempted, reservationsReleased, registrationsPreempted
     case timestampChanged, deviceIdentifierChanged
-    case commandsCleared, thresholdConditionMet, thinProvisioningThreshold
+    case commandsCleared, thresholdConditionMet, softThresholdReached
     case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
     case previousBusy, previousTaskSetFull, previousReservationConflict
 
@@ -37,7 +37,7 @@ enum UnitAttention: UInt8, CaseIterable {
         case .deviceIdentifierChanged:     (.deviceIdentifierChanged,              false, [])
         case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
         case .thresholdConditionMet:       (.thresholdConditionMet,                false, [])
-        case .thinProvisioningThreshold:   (.thinProvisioningSoftThresholdReached, false, [])
+        case .softThresholdReached:        (.thinProvisioningSoftThresholdReached, false, [])
         case .failurePredicted:            (.failurePredictionThresholdExceeded,   false, [])
         case .failurePredictedFalsely:     (.failurePredictionThresholdExceededFalse, false, [])
         case .mediumRemovalRequested:      (.operatorMediumRemovalRequest,         false, [])

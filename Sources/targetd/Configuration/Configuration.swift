@@ -98,8 +98,28 @@ struct LogicalUnitSettings: Equatable, Sendable {
     var name: NAAName?
     /// `nil`: the digits of the name.
     var serial: String?
+    var limits = LimitsConfiguration()
     /// How long a command may take for which the guest gives no deadline, in nanoseconds; 0: as long as it takes.
     var commandTimeoutNanoseconds: UInt64 = 0
+    /// Whether guests may eject the medium, and another can be put in.
+    var removable = false
+    /// What becomes of a command that the medium could not carry out.
+    var onError = OnError.report
+    /// How long `OnError.retry` tries, in nanoseconds; `nil`: the default.
+    var retryTimeoutNanoseconds: UInt64?
+
+    /// What becomes of a command that the medium could not carry out.
+    enum OnError: String, Sendable, CaseIterable {
+        /// The guest is told.
+        case report
+        /// The disk is frozen until somebody thaws it.
+        case stop
+        /// It is tried again for a time; then the guest is told.
+        case retry
+    }
+
+    /// How long a failed command is tried again if the file does not say.
+    static let defaultRetryTimeoutNanoseconds: UInt64 = 20_000_000_000
 
     /// The unit's name as initiators see it.
     func effectiveName(target: NAAName) -> NAAName {
@@ -117,6 +137,20 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var queues = 1
     /// The target devices by virtio-scsi target number.
     var targets: [Int: NAAName] = [:]
+    var limits = LimitsConfiguration()
+}
+
+/// How much may be done in a second.
+struct LimitsConfiguration: Equatable, Sendable {
+    /// Commands that access the medium; `nil`: as many as there are.
+    var operationsPerSecond: UInt64?
+    /// Bytes that they name; `nil`: as many as there are.
+    var bytesPerSecond: UInt64?
+    /// How long unused rate is saved, in nanoseconds; `nil`: the core's own choice.
+    var burstNanoseconds: UInt64?
+
+    /// Whether nothing is limited.
+    var isEmpty: Bool { operationsPerSecond == nil && bytesPerSecond == nil }
 }
 
 /// Bounds of the configuration, with their reasons.
@@ -131,6 +165,8 @@ enum ConfigurationLimits {
     static let stopTimeoutNanoseconds: ClosedRange<UInt64> = 0...600_000_000_000
     /// Less than a second and a busy medium looks like a dead one; more than an hour and no guest is left waiting.
     static let commandTimeoutNanoseconds: ClosedRange<UInt64> = 1_000_000_000...3_600_000_000_000
+    /// Long enough for a second attempt; guests give up after some minutes at the latest.
+    static let retryTimeoutNanoseconds: ClosedRange<UInt64> = 100_000_000...600_000_000_000
     /// Permission bits of a socket's file; those of execution mean nothing there.
     static let socketMode = 0...0o777
     /// 0 would be a port that the system chooses, which nobody would know.
@@ -149,6 +185,14 @@ enum ConfigurationLimits {
     static let queues = 1...126
     /// `sockaddr_un.sun_path` has 108 bytes, one of them the end mark.
     static let socketPathBytes = 107
+    /// Commands that the trace of a logical unit keeps: what the core can.
+    static let traceEntries = 1...65_536
+    /// Less than one command in a second is a disk that guests give up.
+    static let operationsPerSecond = 1...1_000_000_000
+    /// Slower than the first, one large command would hold a disk for minutes; the second is more than memory gives.
+    static let bytesPerSecond: ClosedRange<UInt64> = 64 << 10...1 << 40
+    /// A minute's saving is beyond any idea of a limit.
+    static let burstNanoseconds: ClosedRange<UInt64> = 0...60_000_000_000
     /// Characters of a backstore's name, which also appears in logs and paths of the control API.
     static let nameCharacters = 1...64
     /// Characters of the Unit Serial Number (VPD page 80h) that tools still show.

@@ -147,7 +147,10 @@ struct ConfigurationReader {
             result.source.lines[key + ".backstore"] = node.mark?.line
             return string(node, at: key).map { LogicalUnitSettings(backstore: $0) }
         }
-        let keys = ["backstore", "read-only", "name", "serial", "command-timeout"]
+        let keys = [
+            "backstore", "read-only", "name", "serial", "command-timeout", "removable", "on-error", "retry-timeout",
+            "limits",
+        ]
         guard let fields = mapping(node, at: key, allowed: keys),
             fields.has("backstore", orReport: "add backstore: and the name of a backstore", &self),
             let backstore = string(fields, "backstore")
@@ -162,8 +165,18 @@ struct ConfigurationReader {
             }
         }
         unit.serial = serial(fields)
+        unit.limits = limits(fields)
         if let timeout = span(fields, "command-timeout", in: ConfigurationLimits.commandTimeoutNanoseconds) {
             unit.commandTimeoutNanoseconds = timeout
+        }
+        unit.removable = boolean(fields, "removable") ?? false
+        if let policy = choice(fields, "on-error", of: LogicalUnitSettings.OnError.allCases.map(\.rawValue)) {
+            unit.onError = LogicalUnitSettings.OnError(rawValue: policy)!
+        }
+        unit.retryTimeoutNanoseconds = span(
+            fields, "retry-timeout", in: ConfigurationLimits.retryTimeoutNanoseconds)
+        if fields["retry-timeout"] != nil, unit.onError != .retry {
+            report(fields.key("retry-timeout"), "means nothing here: remove it, or add on-error: retry")
         }
         return unit
     }
@@ -171,11 +184,14 @@ struct ConfigurationReader {
     private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
         var xen = XenConfiguration()
         if node.isEmpty { return xen }
-        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "staging"]) else { return nil }
+        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "host-devices", "staging"]) else {
+            return nil
+        }
         if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
             xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
         }
         if let records = path(fields, "records") { xen.records = records }
+        if let hostDevices = boolean(fields, "host-devices") { xen.hostDevices = hostDevices }
         if let staging = size(fields, "staging") {
             let range = XenConfiguration.stagingBytes
             if range.contains(staging) {
@@ -204,8 +220,11 @@ struct ConfigurationReader {
     }
 
     private mutating func readFront(_ node: Node, at key: String) -> VhostUserFrontConfiguration? {
-        guard let fields = mapping(node, at: key, allowed: ["socket", "queues", "targets"]) else { return nil }
+        guard let fields = mapping(node, at: key, allowed: ["socket", "queues", "targets", "limits"]) else {
+            return nil
+        }
         let queues = integer(fields, "queues", in: ConfigurationLimits.queues)
+        let limits = limits(fields)
         var targets: [Int: NAAName] = [:]
         let hasTargets = fields.has("targets", orReport: "add targets: such as { 0: naa.60014054ac780582 }", &self)
         entries(fields, "targets", named: "targets by virtio-scsi target number, such as { 0: naa.60014054ac780582 }") {
@@ -225,7 +244,81 @@ struct ConfigurationReader {
         guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
             let socket = path(fields, "socket"), hasTargets
         else { return nil }
-        return VhostUserFrontConfiguration(socket: socket, queues: queues ?? 1, targets: targets)
+        return VhostUserFrontConfiguration(socket: socket, queues: queues ?? 1, targets: targets, limits: limits)
+    }
+
+    private mutating func limits(_ fields: Fields) -> LimitsConfiguration {
+        guard let node = fields["limits"], !node.isEmpty else { return LimitsConfiguration() }
+        return readLimits(node, at: fields.key("limits"))
+    }
+
+    private mutating func readLimits(_ node: Node, at key: String) -> LimitsConfiguration {
+        var limits = LimitsConfiguration()
+        guard let fields = mapping(node, at: key, allowed: ["iops", "bandwidth", "burst"]) else { return limits }
+        limits.operationsPerSecond = integer(fields, "iops", in: ConfigurationLimits.operationsPerSecond).map(
+            UInt64.init)
+        if let bytes = size(fields, "bandwidth") {
+            let range = ConfigurationLimits.bytesPerSecond
+            if range.contains(bytes) {
+                limits.bytesPerSecond = bytes
+            } else {
+                report(
+                    fields.key("bandwidth"),
+                    "cannot be \(Size.format(bytes)) in a second: write a size from \(Size.format(range.lowerBound)) "
+                        + "to \(Size.format(range.upperBound))")
+            }
+        }
+        limits.burstNanoseconds = span(fields, "burst", in: ConfigurationLimits.burstNanoseconds)
+        if limits.burstNanoseconds != nil, fields["iops"] == nil, fields["bandwidth"] == nil {
+            report(key, "has a burst of nothing: add iops: or bandwidth:")
+        }
+        return limits
+    }
+
+    // MARK: Parts of a file
+
+    /// Reads a part of a configuration by itself, as the control API takes it.
+    private static func readPart<Value>(
+        _ text: String, _ key: String, _ read: (inout ConfigurationReader, Node) -> Value?
+    ) -> (value: Value?, problems: [Problem]) {
+        var reader = ConfigurationReader(result: Result(source: SourceMap(source: "body")))
+        do {
+            guard let node = try Yams.compose(yaml: text) else {
+                return (nil, [Problem(key: key, text: "is empty")])
+            }
+            let value = read(&reader, node)
+            return (value, reader.result.problems)
+        } catch {
+            return (nil, [problem(of: error, yaml: text)])
+        }
+    }
+
+    /// What is behind the name of a backstore.
+    static func backstore(_ text: String, name: String) -> (value: BackstoreConfiguration?, problems: [Problem]) {
+        readPart(text, name) { reader, node in
+            reader.checkName(name, at: "backstores.\(name)")
+            return reader.readBackstore(node, at: "backstores.\(name)")
+        }
+    }
+
+    /// What is behind the name of a target.
+    static func target(_ text: String, name: String) -> (value: TargetConfiguration?, problems: [Problem]) {
+        readPart(text, name) { $0.readTarget($1, at: "targets.\(name)") }
+    }
+
+    /// What is behind the number of a logical unit.
+    static func logicalUnit(_ text: String, key: String) -> (value: LogicalUnitSettings?, problems: [Problem]) {
+        readPart(text, key) { $0.readLogicalUnit($1, at: key) }
+    }
+
+    /// One of the vhost-user sockets.
+    static func front(_ text: String) -> (value: VhostUserFrontConfiguration?, problems: [Problem]) {
+        readPart(text, "front") { $0.readFront($1, at: "vhost-user-scsi") }
+    }
+
+    /// Limits.
+    static func limits(_ text: String) -> (value: LimitsConfiguration?, problems: [Problem]) {
+        readPart(text, "limits") { $0.readLimits($1, at: "limits") }
     }
 
     // MARK: Values

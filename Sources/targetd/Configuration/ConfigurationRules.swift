@@ -155,7 +155,10 @@ struct ConfigurationRules {
             report("targets.\(name)", "cannot be reached: no socket names it", severity: .warning)
         }
         if configuration.vhostUserFronts.isEmpty {
-            report("", "no guest can attach: add a socket under vhost-user-scsi:, or xen:")
+            // Where the daemon can be told so later, it need not be told now.
+            report(
+                "", "no guest can attach: add a socket under vhost-user-scsi:, or xen:",
+                severity: configuration.control == nil ? .error : .warning)
         }
     }
 

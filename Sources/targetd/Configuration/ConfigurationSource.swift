@@ -35,9 +35,14 @@ enum ConfigurationSource {
         return checked(read.configuration, read.source, read.problems, running: running)
     }
 
+    /// Checks a configuration that was made from the one that runs.
+    static func load(edited configuration: Configuration, running: Configuration) -> Loaded {
+        checked(configuration, SourceMap(source: "body"), [], running: running)
+    }
+
     /// Checks the disk of the command line.
     static func load(_ disk: DiskOptions) -> Loaded {
-        let socket = absolute(disk.vhostUser ?? "")
+        let socket = absolute(disk.socket ?? "")
         let (medium, identity) = medium(of: disk)
         // Named by what stays the same over restarts, so that the guest finds the disk that it knows.
         let target = NAAName.derived(from: "target", identity, socket)
@@ -52,7 +57,7 @@ enum ConfigurationSource {
         let pathOption = disk.file != nil ? "--file" : "--block-device"
         source.spellings = [
             "backstores.disk.size": disk.ram != nil ? "--ram" : "--size", "backstores.disk.path": pathOption,
-            "vhost-user-scsi[0].socket": "--vhost-user",
+            "vhost-user-scsi[0].socket": disk.fd == nil ? "--vhost-user" : "--fd",
         ]
         return checked(configuration, source, [])
     }

@@ -87,9 +87,13 @@ struct ConfigurationWriter {
         if unit.readOnly { fields.append(("read-only", "true")) }
         if let name = unit.name { fields.append(("name", "\(name)")) }
         if let serial = unit.serial { fields.append(("serial", quoted(serial))) }
+        if let limits = limits(unit.limits) { fields.append(("limits", limits)) }
         if unit.commandTimeoutNanoseconds != 0 {
             fields.append(("command-timeout", TimeSpan.format(unit.commandTimeoutNanoseconds)))
         }
+        if unit.removable { fields.append(("removable", "true")) }
+        if unit.onError != .report { fields.append(("on-error", unit.onError.rawValue)) }
+        if let timeout = unit.retryTimeoutNanoseconds { fields.append(("retry-timeout", TimeSpan.format(timeout))) }
         return fields.count == 1 ? quoted(unit.backstore) : flow(fields)
     }
 
@@ -101,14 +105,25 @@ struct ConfigurationWriter {
             var fields = [("socket", Self.quoted(front.socket))]
             if front.queues != 1 { fields.append(("queues", "\(front.queues)")) }
             fields.append(("targets", Self.flow(targets)))
+            if let limits = Self.limits(front.limits) { fields.append(("limits", limits)) }
             lines.append("  - \(Self.flow(fields))")
         }
+    }
+
+    private static func limits(_ limits: LimitsConfiguration) -> String? {
+        guard !limits.isEmpty else { return nil }
+        var fields: [(String, String)] = []
+        if let operations = limits.operationsPerSecond { fields.append(("iops", "\(operations)")) }
+        if let bytes = limits.bytesPerSecond { fields.append(("bandwidth", Size.format(bytes))) }
+        if let burst = limits.burstNanoseconds { fields.append(("burst", TimeSpan.format(burst))) }
+        return flow(fields)
     }
 
     private mutating func writeXen(_ xen: XenConfiguration) {
         let standard = XenConfiguration()
         var fields = [("enabled", xen.enabled.rawValue)]
         if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
+        if !xen.hostDevices { fields.append(("host-devices", "false")) }
         if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
         lines.append("xen: \(Self.flow(fields))")
     }

@@ -16,6 +16,10 @@ enum Change: Equatable, Sendable {
     case addLogicalUnit(Int, target: NAAName)
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
+    case swapMedium(Int, target: NAAName, backstore: String)
+    case protectLogicalUnit(Int, target: NAAName, isProtected: Bool)
+    case limitLogicalUnit(Int, target: NAAName)
+    case limitSocket(String)
     case setCommandTimeout(Int, target: NAAName)
     case stopXen
     case startXen
@@ -37,7 +41,10 @@ extension Change {
         case .addTarget(let name): .removeTarget(name)
         case .removeBackstore(let name): .addBackstore(name)
         case .addBackstore(let name): .removeBackstore(name)
-        case .setCommandTimeout, .setStopTimeout, .setLogLevel: self
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            .protectLogicalUnit(number, target: target, isProtected: !isProtected)
+        // Made again, they take what they set from the other configuration.
+        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket, .swapMedium: self
         case .stopXen: .startXen
         case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
@@ -61,6 +68,12 @@ extension Change: CustomStringConvertible {
         case .addLogicalUnit(let number, let target): "+ target \(target) LUN \(number)"
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            "~ target \(target) LUN \(number) read-only: \(isProtected)"
+        case .swapMedium(let number, let target, let backstore):
+            "~ target \(target) LUN \(number) medium: \(backstore)"
+        case .limitLogicalUnit(let number, let target): "~ target \(target) LUN \(number) limits"
+        case .limitSocket(let path): "~ vhost-user-scsi \(path) limits"
         case .setCommandTimeout(let number, let target): "~ target \(target) LUN \(number) command-timeout"
         case .stopXen: "- xen"
         case .startXen: "+ xen"
@@ -99,7 +112,7 @@ struct Plan: Equatable, Sendable {
         compareSettings()
         let replaced = replacedBackstores().union(place())
         let early = compareEarly(replaced)
-        compareTakingAway(replaced)
+        compareTakingAway(replaced, early)
         compareAdding(replaced, early)
         changes += resizes
     }
@@ -158,7 +171,7 @@ struct Plan: Equatable, Sendable {
         return Set(early.keys)
     }
 
-    private mutating func compareTakingAway(_ replaced: Set<String>) {
+    private mutating func compareTakingAway(_ replaced: Set<String>, _ early: Set<String>) {
         var sockets: [Change] = []
         var units: [Change] = []
         var targets: [Change] = []
@@ -176,7 +189,11 @@ struct Plan: Equatable, Sendable {
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let wanted = new.targets[name]?.logicalUnits[number]
                 guard wanted?.isSameDisk(as: unit) != true || replaced.contains(unit.backstore) else { continue }
-                units.append(.removeLogicalUnit(number, target: name))
+                if let wanted, canSwap(unit, wanted, replaced, early) {
+                    units.append(.swapMedium(number, target: name, backstore: wanted.backstore))
+                } else {
+                    units.append(.removeLogicalUnit(number, target: name))
+                }
             }
             if new.targets[name] == nil { targets.append(.removeTarget(name)) }
         }
@@ -185,6 +202,18 @@ struct Plan: Equatable, Sendable {
         }
         if old.servedXen != nil && old.servedXen != new.servedXen { sockets.append(.stopXen) }
         changes += sockets + units + targets + backstores.map { .removeBackstore($0) }
+    }
+
+    /// Whether a medium can take another's place while the unit stays: one that is open, or can be, beside it.
+    private func canSwap(
+        _ running: LogicalUnitSettings, _ wanted: LogicalUnitSettings, _ replaced: Set<String>, _ early: Set<String>
+    ) -> Bool {
+        var same = wanted
+        same.backstore = running.backstore
+        // A name that is derived is that of the medium: another medium is another disk.
+        return running.removable && wanted.removable && running.name != nil && running.backstore != wanted.backstore
+            && running.isSameDisk(as: same) && early.contains(wanted.backstore)
+            && !replaced.contains(running.backstore)
     }
 
     private mutating func compareAdding(_ replaced: Set<String>, _ early: Set<String>) {
@@ -196,10 +225,21 @@ struct Plan: Equatable, Sendable {
             if old.targets[name] == nil { changes.append(.addTarget(name)) }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
-                if let running, running.isSameDisk(as: unit), !replaced.contains(unit.backstore) {
-                    if running != unit { changes.append(.setCommandTimeout(number, target: name)) }
-                } else {
+                let stays =
+                    running.map { running in
+                        canSwap(running, unit, replaced, early)
+                            || running.isSameDisk(as: unit) && !replaced.contains(unit.backstore)
+                    } ?? false
+                guard let running, stays else {
                     changes.append(.addLogicalUnit(number, target: name))
+                    continue
+                }
+                if unit.readOnly != running.readOnly {
+                    changes.append(.protectLogicalUnit(number, target: name, isProtected: unit.readOnly))
+                }
+                if unit.limits != running.limits { changes.append(.limitLogicalUnit(number, target: name)) }
+                if unit.commandTimeoutNanoseconds != running.commandTimeoutNanoseconds {
+                    changes.append(.setCommandTimeout(number, target: name))
                 }
             }
         }
@@ -208,6 +248,7 @@ struct Plan: Equatable, Sendable {
                 changes.append(.addSocket(front.socket))
                 continue
             }
+            if front.limits != running.limits { changes.append(.limitSocket(front.socket)) }
             for (number, target) in front.targets.sorted(by: { $0.key < $1.key })
             where running.targets[number] != target {
                 changes.append(.attachTarget(target, number: number, socket: front.socket))
@@ -248,10 +289,11 @@ extension Configuration {
 }
 
 extension LogicalUnitSettings {
-    /// Whether one becomes the other without a guest's noticing.
+    /// Whether a guest takes one for the other, in another state at the most: protected, limited.
     fileprivate func isSameDisk(as other: Self) -> Bool {
         var same = other
         same.commandTimeoutNanoseconds = commandTimeoutNanoseconds
+        (same.readOnly, same.limits) = (readOnly, limits)
         return self == same
     }
 }

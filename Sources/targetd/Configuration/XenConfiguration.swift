@@ -15,6 +15,8 @@ struct XenConfiguration: Equatable, Sendable {
     var enabled = Enabled.auto
     /// Where the records of requests in flight are, by which a daemon follows one that died.
     var records = "/run/targetd/xen"
+    /// Whether a toolstack may give guests SCSI devices of this host (`p-dev` as h:c:t:l).
+    var hostDevices = true
     /// Bytes of memory, on each reactor, through which data of guests passes.
     var staging: UInt64 = 64 << 20
 

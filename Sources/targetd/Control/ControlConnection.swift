@@ -33,6 +33,8 @@ final class ControlConnection: ChannelInboundHandler {
     private var pending = CircularBuffer<HTTPServerRequestPart>()
     private var context: ChannelHandlerContext?
     private var clock: Scheduled<Void>?
+    /// Writes events, for a client that listens.
+    private var streaming: Task<Void, Never>?
 
     init(_ connections: ControlConnections, _ limits: ControlLimits, _ respond: @escaping ControlServer.Responder) {
         self.connections = connections
@@ -61,6 +63,7 @@ final class ControlConnection: ChannelInboundHandler {
 
     func channelInactive(context: ChannelHandlerContext) {
         clock?.cancel()
+        streaming?.cancel()
         connections.remove(self)
         state = .closing
         self.context = nil
@@ -139,6 +142,7 @@ final class ControlConnection: ChannelInboundHandler {
 
     private func write(_ response: ControlResponse, isLast: Bool) {
         guard let context else { return }
+        if let events = response.events { return stream(events, response, context) }
         state = isLast ? .closing : .answering
         // A client that does not take its answer loses it.
         startClock { $0.close() }
@@ -155,6 +159,44 @@ final class ControlConnection: ChannelInboundHandler {
             setReading(true)
             takePending()
         }
+    }
+
+    /// Writes events as they come, each in a chunk. A client that does not take one in time loses the connection; one
+    /// that goes away is noticed by what it sends: nothing more.
+    private func stream(
+        _ events: AsyncStream<EventReport>, _ response: ControlResponse, _ context: ChannelHandlerContext
+    ) {
+        clock?.cancel()
+        state = .closing
+        var head = response.head
+        head.headers.add(name: "Connection", value: "close")
+        context.writeAndFlush(wrapOutboundOut(.head(head)), promise: nil)
+        setReading(true)
+        let loop = context.eventLoop
+        let connection = NIOLoopBound(self, eventLoop: loop)
+        streaming = Task {
+            for await event in events {
+                let line = JSON.line(event)
+                let written = loop.flatSubmit { connection.value.writeChunk(line, on: loop) }
+                if (try? await written.get()) == nil { return }
+            }
+            // Fallen behind, or the daemon stops: what was sent is complete.
+            loop.execute { connection.value.endStream() }
+        }
+    }
+
+    private func writeChunk(_ line: Data, on loop: any EventLoop) -> EventLoopFuture<Void> {
+        guard let context else { return loop.makeFailedFuture(ChannelError.ioOnClosedChannel) }
+        startClock { $0.close() }
+        let written = context.writeAndFlush(wrapOutboundOut(.body(.byteBuffer(ByteBuffer(bytes: line)))))
+        written.assumeIsolated().whenComplete { [self] _ in clock?.cancel() }
+        return written
+    }
+
+    private func endStream() {
+        guard let context else { return }
+        startClock { $0.close() }
+        context.writeAndFlush(wrapOutboundOut(.end(nil))).assumeIsolated().whenComplete { [self] _ in close() }
     }
 
     private func setReading(_ isReading: Bool) {

@@ -20,6 +20,15 @@ struct ControlResponse: Sendable {
     /// Further header fields.
     var fields: [(name: String, value: String)] = []
     var body: Data
+    /// What follows the body, line by line, for as long as it lasts; `nil`: nothing.
+    var events: AsyncStream<EventReport>?
+
+    /// The answer that goes on: a line in JSON for each event.
+    init(lines events: AsyncStream<EventReport>) {
+        type = "application/jsonl"
+        body = Data()
+        self.events = events
+    }
 
     /// The answer that says why not.
     init(_ failure: Failure, fields: [(name: String, value: String)] = []) {

@@ -7,7 +7,7 @@ import Foundation
 
 /// Answers requests for one daemon.
 struct ControlRouter: Sendable {
-    /// What is at one path. `{name}` stands for any one part.
+    /// What is at one path. A word in braces stands for any one part.
     struct Route: Sendable {
         var path: String
         /// The operations by method.
@@ -18,14 +18,17 @@ struct ControlRouter: Sendable {
 
     /// A request, taken apart.
     struct Call: Sendable {
-        /// What stands for `{name}`.
-        var name = ""
+        /// What stands for the words in braces.
+        var parameters: [String: String] = [:]
         var flags: Set<String> = []
         var body: Data
     }
 
     /// All paths.
-    static let routes: [Route] = [
+    static let routes: [Route] = generalRoutes + objectRoutes
+
+    /// The paths for everything of a kind.
+    private static let generalRoutes: [Route] = [
         Route(
             path: "/v1/status",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status()) }]),
@@ -37,28 +40,29 @@ struct ControlRouter: Sendable {
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().backstores) }]
         ),
         Route(
-            path: "/v1/backstores/{name}",
-            operations: [
-                "GET": { router, call throws(Failure) in
-                    .init(try find(call.name, "backstore", in: await router.daemon.status().backstores, \.name))
-                }
-            ]),
-        Route(
             path: "/v1/backstores/{name}/resize",
             operations: ["POST": { router, call throws(Failure) in try await router.resize(call) }]),
         Route(
             path: "/v1/targets",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().targets) }]),
         Route(
-            path: "/v1/targets/{name}",
-            operations: [
-                "GET": { router, call throws(Failure) in
-                    .init(try find(call.name, "target", in: await router.daemon.status().targets, \.name))
-                }
-            ]),
-        Route(
             path: "/v1/fronts",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.status().fronts) }]),
+        Route(
+            path: "/v1/statistics",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.statistics()) }]),
+        Route(
+            path: "/v1/nexuses",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.statistics().nexuses) }]),
+        Route(
+            path: "/v1/tasks",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.tasks()) }]),
+        Route(
+            path: "/v1/operations",
+            operations: ["GET": { router, _ in .init(await router.daemon.operations) }]),
+        Route(
+            path: "/v1/events",
+            operations: ["GET": { router, call throws(Failure) in try router.listen(call) }], flags: ["recent"]),
         Route(
             path: "/v1/xen",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.xen()) }]),
@@ -75,7 +79,8 @@ struct ControlRouter: Sendable {
             operations: [
                 "GET": { router, _ throws(Failure) in
                     .init(
-                        text: PrometheusText.render(try await router.daemon.status()),
+                        text: PrometheusText.render(
+                            try await router.daemon.status(), try await router.daemon.statistics()),
                         type: "text/plain; version=0.0.4; charset=utf-8")
                 }
             ]),
@@ -100,7 +105,7 @@ struct ControlRouter: Sendable {
     private func respond(to request: ControlRequest, in routes: [Route]) async -> ControlResponse {
         let parts = request.target.split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
         let path = String(parts.first ?? "")
-        guard let (route, name) = Self.match(path, in: routes) else {
+        guard let (route, parameters) = Self.match(path, in: routes) else {
             return ControlResponse(Failure(.notFound, "There is nothing at \(path)."))
         }
         guard let operation = route.operations[request.method] else {
@@ -111,26 +116,27 @@ struct ControlRouter: Sendable {
         }
         do throws(Failure) {
             let flags = try Self.flags(parts.count > 1 ? parts[1] : "", allowed: route.flags)
-            return try await operation(self, Call(name: name, flags: flags, body: request.body))
+            return try await operation(self, Call(parameters: parameters, flags: flags, body: request.body))
         } catch {
             return ControlResponse(error)
         }
     }
 
-    /// The route for a path, and what stands for its `{name}`.
-    static func match(_ path: String, in routes: [Route]) -> (route: Route, name: String)? {
+    /// The route for a path, and what stands for its words in braces.
+    static func match(_ path: String, in routes: [Route]) -> (route: Route, parameters: [String: String])? {
         let parts = path.split(separator: "/", omittingEmptySubsequences: false)
         for route in routes {
             let pattern = route.path.split(separator: "/", omittingEmptySubsequences: false)
             guard pattern.count == parts.count else { continue }
-            var name = ""
+            var parameters: [String: String] = [:]
             let matches = zip(pattern, parts).allSatisfy { expected, part in
-                guard expected == "{name}" else { return expected == part }
-                // Decoded after the parts were told apart: a name with a slash is a name that nothing has.
-                name = part.removingPercentEncoding ?? ""
-                return !name.isEmpty
+                guard expected.hasPrefix("{") else { return expected == part }
+                // Decoded after the parts were told apart: a slash in a name is a part of the name.
+                let value = part.removingPercentEncoding ?? ""
+                parameters[String(expected.dropFirst().dropLast())] = value
+                return !value.isEmpty
             }
-            if matches { return (route, name) }
+            if matches { return (route, parameters) }
         }
         return nil
     }
@@ -148,13 +154,20 @@ struct ControlRouter: Sendable {
         return flags
     }
 
-    private static func find<Value>(
+    static func find<Value>(
         _ name: String, _ kind: String, in values: [Value], _ key: KeyPath<Value, String>
     ) throws(Failure) -> Value {
         guard let value = values.first(where: { $0[keyPath: key] == name }) else {
             throw Failure(.notFound, "There is no \(kind) \(name).")
         }
         return value
+    }
+
+    private func listen(_ call: Call) throws(Failure) -> ControlResponse {
+        guard let events = daemon.events.listen(includesRecent: call.flags.contains("recent")) else {
+            throw Failure(.conflict, "\(EventHub.listeners) clients listen to events already; try again later.")
+        }
+        return ControlResponse(lines: events)
     }
 
     private func xen() async throws(Failure) -> XenStatus {
@@ -182,12 +195,8 @@ struct ControlRouter: Sendable {
 
     private func resize(_ call: Call) async throws(Failure) -> ControlResponse {
         let size = try ResizeBody.size(call.body)
-        do throws(ChangeError) {
-            let changes = try await daemon.resize(call.name, to: size)
-            return ControlResponse(ChangeReport(changes: changes.map(\.description), warnings: []))
-        } catch {
-            throw Failure(error)
-        }
+        let changes = try await daemon.resize(call.name, to: size)
+        return ControlResponse(ChangeReport(changes: changes.map(\.description), warnings: []))
     }
 }
 

@@ -36,6 +36,7 @@ final class ControlServer: Sendable {
         socket = try ControlSocket(configuration)
         group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let loop = group.next()
+        let refusals = NIOLoopBoundBox.makeBoxSendingValue(LogRate(), eventLoop: loop)
         let connections = NIOLoopBoundBox.makeBoxSendingValue(
             [ControlConnections(limit: limits.connections), ControlConnections(limit: limits.connections)],
             eventLoop: loop)
@@ -47,7 +48,12 @@ final class ControlServer: Sendable {
                 ) { PeerCredentials(descriptor: $0) }
                 guard let peer = peer ?? nil else { return "The kernel does not say who asks." }
                 if peer.mayManage(owner: owner, group: peerGroup) { return nil }
-                logger.notice("control connection refused", metadata: ["user": "\(peer.user)"])
+                // Anybody who may open the file can be refused without end.
+                if let suppressed = refusals.withValue({ $0.admit(DispatchTime.now().uptimeNanoseconds) }) {
+                    logger.notice(
+                        "control connection refused",
+                        metadata: ["user": "\(peer.user)", "suppressed": "\(suppressed)"])
+                }
                 return "User \(peer.user) may not use this socket: root may, the daemon's own user, and members of "
                     + "the group that control: names."
             }.withBoundSocket(socket.descriptor).get()
@@ -171,7 +177,7 @@ extension ControlResponse {
     var head: HTTPResponseHead {
         var headers = HTTPHeaders(fields.map { ($0.name, $0.value) })
         headers.add(name: "Content-Type", value: type)
-        headers.add(name: "Content-Length", value: "\(body.count)")
+        if events == nil { headers.add(name: "Content-Length", value: "\(body.count)") }
         headers.add(name: "Cache-Control", value: "no-store")
         return HTTPResponseHead(version: .http1_1, status: HTTPResponseStatus(statusCode: status), headers: headers)
     }

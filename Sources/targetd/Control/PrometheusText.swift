@@ -9,7 +9,7 @@ struct PrometheusText {
     private var text = ""
 
     /// The text for one moment.
-    static func render(_ status: Status) -> String {
+    static func render(_ status: Status, _ statistics: StatisticsReport) -> String {
         var writer = PrometheusText()
         writer.family("info", "gauge", "Version and I/O engine; always 1.", [status]) {
             ([("version", $0.version), ("io_engine", $0.ioEngine)], 1)
@@ -17,6 +17,9 @@ struct PrometheusText {
         writer.writeReactors(status.reactors)
         writer.writeUnits(status.targets)
         writer.writeFronts(status.fronts)
+        writer.writeLatencies(statistics.units)
+        writer.writeInitiators(statistics.units)
+        writer.writeNexuses(statistics.nexuses)
         return writer.text
     }
 
@@ -32,6 +35,9 @@ struct PrometheusText {
         for (name, help, value) in counters {
             family(name, "counter", help, reactors) { (labels($0), $0[keyPath: value]) }
         }
+        fractions(
+            "reactor_busy_seconds_total", "counter", "Time in turns of the reactor's loop that found work.", reactors
+        ) { (labels($0), $0.busyNanoseconds) }
     }
 
     private mutating func writeUnits(_ targets: [TargetStatus]) {
@@ -89,16 +95,121 @@ struct PrometheusText {
         }
     }
 
+    private static func labels(_ unit: UnitStatistics) -> [(String, String)] {
+        [("target", unit.target), ("lun", "\(unit.lun)"), ("backstore", unit.backstore)]
+    }
+
+    /// The bounds of the histogram's buckets: powers of two, from 8 µs to 17 s.
+    private static let bounds = (13...34).map { UInt64(1) << UInt64($0) }
+
+    private mutating func writeLatencies(_ units: [UnitStatistics]) {
+        fractions("lun_oldest_in_flight_seconds", "gauge", "Age of the oldest command that has not ended.", units) {
+            (Self.labels($0), $0.oldestNanoseconds)
+        }
+        let name = "targetd_lun_latency_seconds"
+        heading("lun_latency_seconds", "histogram", "Time from a command's arrival to its response.")
+        for unit in units {
+            for latency in unit.latencies {
+                let labels = Self.labels(unit) + [("operation", latency.operation)]
+                var rest = latency.buckets[...]
+                var count: UInt64 = 0
+                for bound in Self.bounds {
+                    while let bucket = rest.first, bucket.to <= bound {
+                        count += bucket.count
+                        rest = rest.dropFirst()
+                    }
+                    sample("\(name)_bucket", labels + [("le", Self.seconds(bound))], "\(count)")
+                }
+                count += rest.reduce(0) { $0 + $1.count }
+                sample("\(name)_bucket", labels + [("le", "+Inf")], "\(count)")
+                sample("\(name)_sum", labels, Self.seconds(latency.sumNanoseconds))
+                sample("\(name)_count", labels, "\(count)")
+            }
+        }
+    }
+
+    private mutating func writeInitiators(_ units: [UnitStatistics]) {
+        let all = units.flatMap { unit in unit.initiators.map { (unit, $0) } }
+        func labels(_ item: (UnitStatistics, InitiatorReport)) -> [(String, String)] {
+            Self.labels(item.0) + [("initiator", item.1.initiator)]
+        }
+        family(
+            "initiator_commands_total", "counter", "Commands that ended, by initiator, class and status.",
+            all.flatMap { item in item.1.commands.map { (item, $0) } }
+        ) { item, command in
+            (labels(item) + [("operation", command.operation), ("status", command.status)], command.count)
+        }
+        let bytes: [(String, KeyPath<InitiatorReport, UInt64>)] = [("read", \.bytesRead), ("write", \.bytesWritten)]
+        family(
+            "initiator_bytes_total", "counter", "Bytes that were moved, by initiator.",
+            bytes.flatMap { direction in all.map { (direction, $0) } }
+        ) { direction, item in
+            (labels(item) + [("operation", direction.0)], item.1[keyPath: direction.1])
+        }
+        family("initiator_unit_attentions_total", "counter", "Unit attention conditions that were reported.", all) {
+            (labels(($0, $1)), $1.unitAttentions)
+        }
+    }
+
+    private mutating func writeNexuses(_ nexuses: [NexusReport]) {
+        func labels(_ nexus: NexusReport) -> [(String, String)] {
+            [("target", nexus.target), ("initiator", nexus.initiator)]
+        }
+        family("nexus_connected", "gauge", "1 while the initiator is connected.", nexuses) {
+            (labels($0), $0.connected ? 1 : 0)
+        }
+        family("nexus_connections_total", "counter", "Times the initiator connected.", nexuses) {
+            (labels($0), $0.connections)
+        }
+        family("nexus_in_flight", "gauge", "Commands received and not completed.", nexuses) {
+            (labels($0), UInt64($0.inFlight))
+        }
+        family(
+            "nexus_task_management_total", "counter", "Task management functions that were asked for.",
+            nexuses.flatMap { nexus in nexus.functions.map { (nexus, $0) } }
+        ) { nexus, function in
+            (labels(nexus) + [("function", function.function)], function.count)
+        }
+    }
+
+    /// Nanoseconds as seconds, without rounding.
+    private static func seconds(_ nanoseconds: UInt64) -> String {
+        let (whole, rest) = nanoseconds.quotientAndRemainder(dividingBy: 1_000_000_000)
+        if rest == 0 { return "\(whole)" }
+        let digits = String(rest)
+        return "\(whole)." + String(repeating: "0", count: 9 - digits.count) + digits
+    }
+
+    private mutating func sample(_ name: String, _ labels: [(String, String)], _ value: String) {
+        let list = labels.map { "\($0.0)=\"\(Self.escaped($0.1))\"" }.joined(separator: ",")
+        text += "\(name){\(list)} \(value)\n"
+    }
+
+    private mutating func heading(_ name: String, _ type: String, _ help: String) {
+        text += "# HELP targetd_\(name) \(help)\n# TYPE targetd_\(name) \(type)\n"
+    }
+
+    /// One metric whose values are times in nanoseconds, shown in seconds.
+    private mutating func fractions<Item>(
+        _ name: String, _ type: String, _ help: String, _ items: [Item],
+        _ value: (Item) -> (labels: [(String, String)], nanoseconds: UInt64)
+    ) {
+        heading(name, type, help)
+        for item in items {
+            let (labels, nanoseconds) = value(item)
+            sample("targetd_\(name)", labels, Self.seconds(nanoseconds))
+        }
+    }
+
     /// One metric with its values.
     private mutating func family<Item>(
         _ name: String, _ type: String, _ help: String, _ items: [Item],
-        _ sample: (Item) -> (labels: [(String, String)], value: UInt64)
+        _ values: (Item) -> (labels: [(String, String)], value: UInt64)
     ) {
-        text += "# HELP targetd_\(name) \(help)\n# TYPE targetd_\(name) \(type)\n"
+        heading(name, type, help)
         for item in items {
-            let (labels, value) = sample(item)
-            let list = labels.map { "\($0.0)=\"\(Self.escaped($0.1))\"" }.joined(separator: ",")
-            text += "targetd_\(name){\(list)} \(value)\n"
+            let (labels, value) = values(item)
+            sample("targetd_\(name)", labels, "\(value)")
         }
     }
 

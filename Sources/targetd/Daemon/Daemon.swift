@@ -18,7 +18,7 @@ actor Daemon {
         var placement = Placement()
     }
 
-    private let threads: [ReactorThread]
+    let threads: [ReactorThread]
     private let logger: Logger
     private var state: State
     /// There while Xen guests are served.
@@ -26,12 +26,18 @@ actor Daemon {
     /// Whether an operation is under way, and those that wait for their turn, in the order in which they came.
     private var isChanging = false
     private var waiting: [CheckedContinuation<Void, Never>] = []
-    private var isStopping = false
+    private(set) var isStopping = false
+    /// Whether the operation under way aborts commands in flight of what it takes away.
+    var isForced = false
+    private var log = OperationLog()
+    /// What has happened, for those who listen.
+    nonisolated let events: EventHub
     private let hurried: AsyncStream<Void>
     private let hurriedContinuation: AsyncStream<Void>.Continuation
 
-    private init(threads: [ReactorThread], configuration: Configuration, logger: Logger) {
+    private init(threads: [ReactorThread], configuration: Configuration, events: EventHub, logger: Logger) {
         self.threads = threads
+        self.events = events
         self.logger = logger
         state = State(configuration: configuration)
         (hurried, hurriedContinuation) = AsyncStream.makeStream()
@@ -42,13 +48,14 @@ actor Daemon {
     /// Starts the reactors and makes everything that the configuration names; sockets come last, so no guest finds half
     /// of its disks. After an error nothing is left behind.
     static func start(_ wanted: Configuration, logger: Logger) async throws(ChangeError) -> Daemon {
-        let threads = try startThreads(wanted, logger)
+        let events = EventHub()
+        let threads = try startThreads(wanted, events, logger)
         logger.info(
             "reactors started",
             metadata: ["reactors": "\(threads.count)", "io-engine": "\(threads[0].engine.rawValue)"])
         var empty = wanted
         (empty.backstores, empty.targets, empty.vhostUserFronts, empty.xen) = ([:], [:], [], nil)
-        let daemon = Daemon(threads: threads, configuration: empty, logger: logger)
+        let daemon = Daemon(threads: threads, configuration: empty, events: events, logger: logger)
         do {
             try await daemon.apply(wanted)
         } catch {
@@ -58,16 +65,16 @@ actor Daemon {
         return daemon
     }
 
-    private static func startThreads(_ configuration: Configuration, _ logger: Logger) throws(ChangeError)
-        -> [ReactorThread]
-    {
+    private static func startThreads(
+        _ configuration: Configuration, _ events: EventHub, _ logger: Logger
+    ) throws(ChangeError) -> [ReactorThread] {
         let stateDirectory = try configuration.openStateDirectory(logger)
         var threads: [ReactorThread] = []
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), stateDirectory: stateDirectory,
-                    logger: logger)
+                    index: index, configuration: Reactor.Configuration(configuration), events: events,
+                    stateDirectory: stateDirectory, logger: logger)
                 try thread.start()
                 threads.append(thread)
             }
@@ -104,6 +111,34 @@ actor Daemon {
         if waiting.isEmpty { isChanging = false } else { waiting.removeFirst().resume() }
     }
 
+    /// Does `body` when it is this operation's turn.
+    ///
+    /// - Parameter what: What is asked for, for those who look at operations.
+    func operation<Result>(
+        _ what: String, _ body: () async throws(Failure) -> Result
+    ) async throws(Failure) -> Result {
+        let id = log.add(what)
+        do throws(Failure) {
+            do throws(ChangeError) {
+                try await begin()
+            } catch {
+                throw Failure(error)
+            }
+            defer { leave() }
+            log.begin(id)
+            let result = try await body()
+            log.end(id, failure: nil)
+            return result
+        } catch {
+            log.end(id, failure: error.message)
+            events.publish(.operationFailed, subject: what, error.message)
+            throw error
+        }
+    }
+
+    /// The operations that wait, that are under way, or that have ended lately.
+    var operations: [OperationStatus] { log.operations }
+
     // MARK: Changes
 
     /// Makes the daemon match a configuration that has no errors, by the smallest set of changes, all or nothing.
@@ -118,18 +153,14 @@ actor Daemon {
     ///
     /// - Parameter load: Gets the configuration that runs.
     func apply(_ load: @Sendable (Configuration) -> ConfigurationSource.Loaded) async throws(Failure) -> ChangeReport {
-        do throws(ChangeError) {
-            try await begin()
-        } catch {
-            throw Failure(error)
-        }
-        defer { leave() }
-        let loaded = load(state.configuration)
-        guard loaded.isUsable else { throw Failure(loaded) }
-        do throws(ChangeError) {
-            return ChangeReport(try await change(to: loaded.configuration), loaded)
-        } catch {
-            throw Failure(error)
+        try await operation("apply a configuration") { () async throws(Failure) -> ChangeReport in
+            let loaded = load(state.configuration)
+            guard loaded.isUsable else { throw Failure(loaded) }
+            do throws(ChangeError) {
+                return ChangeReport(try await change(to: loaded.configuration), loaded)
+            } catch {
+                throw Failure(error)
+            }
         }
     }
 
@@ -143,9 +174,18 @@ actor Daemon {
     }
 
     /// Makes the file of a backstore longer. The configuration that runs has the new size from then on.
-    func resize(_ name: String, to size: UInt64) async throws(ChangeError) -> [Change] {
-        try await begin()
-        defer { leave() }
+    func resize(_ name: String, to size: UInt64) async throws(Failure) -> [Change] {
+        try await operation("resize backstore \(name) to \(Size.format(size))") {
+            () async throws(Failure) -> [Change] in
+            do throws(ChangeError) {
+                return try await resizeNow(name, to: size)
+            } catch {
+                throw Failure(error)
+            }
+        }
+    }
+
+    private func resizeNow(_ name: String, to size: UInt64) async throws(ChangeError) -> [Change] {
         guard let backstore = state.configuration.backstores[name] else {
             throw ChangeError(text: "there is no backstore \(name)", kind: .notFound)
         }
@@ -171,12 +211,15 @@ actor Daemon {
         var new = state
         new.configuration.backstores[name]?.medium = .file(path: path, size: size, buffered: buffered)
         let change = Change.resizeBackstore(name, size: size)
-        if size > before { try await make(change, from: state, to: new) }
+        if size > before {
+            try await make(change, from: state, to: new)
+            events.publish(.changed, subject: nil, "\(change)")
+        }
         state = new
         return size > before ? [change] : []
     }
 
-    private func change(to wanted: Configuration) async throws(ChangeError) -> [Change] {
+    func change(to wanted: Configuration) async throws(ChangeError) -> [Change] {
         let plan = Plan(from: state.configuration, placement: state.placement, to: wanted)
         if let refusal = plan.refusals.first { throw ChangeError(refusal) }
         let new = State(configuration: wanted, placement: plan.placement)
@@ -185,6 +228,7 @@ actor Daemon {
             do {
                 try await make(change, from: state, to: new)
                 made.append(change)
+                log.progress(made.count, of: plan.changes.count)
                 logger.debug("changed", metadata: ["change": "\(change)"])
             } catch {
                 await undo(made, from: new)
@@ -192,6 +236,7 @@ actor Daemon {
             }
         }
         state = new
+        for change in made { events.publish(.changed, subject: nil, "\(change)") }
         return made
     }
 
@@ -223,8 +268,8 @@ actor Daemon {
         case .startXen: try await startXen(new)
         case .removeLogicalUnit(let number, let target):
             await xen?.publish(target, on: thread(before.targets[target]), without: number)
-            await thread(before.targets[target]).performAndWait {
-                $0.removeLogicalUnit(number, target: target, done: $1)
+            await thread(before.targets[target]).performAndWait { [isForced] in
+                $0.removeLogicalUnit(number, target: target, isForced: isForced, done: $1)
             }
         case .removeTarget(let name):
             await xen?.withdraw(name)
@@ -248,6 +293,21 @@ actor Daemon {
         case .addSocket(let path):
             let front = new.configuration.front(path)!
             error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+        case .swapMedium(let number, let target, _):
+            let backstore = new.configuration.targets[target]!.logicalUnits[number]!.backstore
+            error = await thread(after.targets[target]).performAndWait { [isForced] in
+                $0.swapMedium(number, target: target, backstore: backstore, isForced: isForced, done: $1)
+            }
+        case .protectLogicalUnit(let number, let target, let isProtected):
+            await thread(after.targets[target]).perform {
+                $0.protectLogicalUnit(number, target: target, isProtected: isProtected)
+            }
+        case .limitLogicalUnit(let number, let target):
+            let limits = new.configuration.targets[target]!.logicalUnits[number]!.limits
+            await thread(after.targets[target]).perform { $0.limitLogicalUnit(number, target: target, limits) }
+        case .limitSocket(let path):
+            let limits = new.configuration.front(path)!.limits
+            await thread(after.sockets[path]).perform { $0.limitSocket(path, limits) }
         case .setCommandTimeout(let number, let target):
             let unit = new.configuration.targets[target]!.logicalUnits[number]!
             await thread(after.targets[target]).perform { $0.setCommandTimeout(number, target: target, unit) }
@@ -282,6 +342,9 @@ actor Daemon {
 
     // MARK: What runs
 
+    /// Where everything is.
+    var placement: Placement { state.placement }
+
     /// The configuration that runs.
     var configuration: Configuration { state.configuration }
 
@@ -308,6 +371,21 @@ actor Daemon {
         return status
     }
 
+    /// The counters of all logical units and nexuses, up to the moment at which a stop begins.
+    func statistics() async throws(Failure) -> StatisticsReport {
+        if isStopping { throw Failure(.stopping, "targetd is stopping") }
+        var report = StatisticsReport(time: 0, units: [], nexuses: [])
+        for thread in threads {
+            let part = await thread.perform { ($0.statistics(), $0.reactor.now) }
+            report.units += part.0.units
+            report.nexuses += part.0.nexuses
+            report.time = max(report.time, part.1)
+        }
+        report.units.sort { ($0.target, $0.lun) < ($1.target, $1.lun) }
+        report.nexuses.sort { ($0.target, $0.initiator) < ($1.target, $1.initiator) }
+        return report
+    }
+
     /// How many sockets are served.
     var socketCount: Int { state.configuration.vhostUserFronts.count }
 
@@ -324,6 +402,7 @@ actor Daemon {
     /// Stops, once: no new commands, those in flight end, media are flushed and closed, sockets are removed.
     func stop() async -> ExitStatus {
         isStopping = true
+        events.close()
         let errors = await finished { [self] in await takeAway() }
         guard let errors else {
             for thread in threads {

@@ -37,18 +37,49 @@ final class ReactorObjects {
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
     private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
+    /// The limiters of sockets that have, or had, limits.
+    private var throttles: [String: Throttle] = [:]
+    /// The timer that wakes the reactor when a task's turn comes under a limit, and its time.
+    private var release: (token: TimerToken, time: UInt64)?
+    private let logger: Logger
+    private let events: EventHub
     /// What keeps the state of each unit, by the name of its backstore.
     private var stateFiles: [String: StateFile] = [:]
     private let stateDirectory: StateDirectory?
-    private let logger: Logger
     let slowCommands: SlowCommandLog
 
-    init(reactor: Reactor, shard: Shard, stateDirectory: StateDirectory?, logger: Logger) {
+    init(reactor: Reactor, shard: Shard, events: EventHub, stateDirectory: StateDirectory?, logger: Logger) {
+        self.events = events
         self.stateDirectory = stateDirectory
         self.logger = logger
         slowCommands = SlowCommandLog(logger)
         self.reactor = reactor
         self.shard = shard
+    }
+
+    // MARK: The shard's time
+
+    /// Lets tasks go on that waited for memory, for a backstore, or for their turn under a limit.
+    func driveShard() -> Bool {
+        var worked = false
+        if let time = shard.nextRelease, time <= reactor.now {
+            shard.releaseThrottled()
+            worked = true
+        }
+        guard shard.hasWaiting else { return worked }
+        shard.retryWaiting()
+        return true
+    }
+
+    /// Has the reactor wake up when the next task's turn comes.
+    func prepareToSleep() {
+        let time = shard.nextRelease
+        guard time != release?.time else { return }
+        if let release { reactor.cancel(release.token) }
+        release = time.map { time in
+            // The turn that the timer begins does what is to be done.
+            (unsafe reactor.setTimer(at: time, { _ in }, Unmanaged.passUnretained(self).toOpaque()), time)
+        }
     }
 
     // MARK: Backstores
@@ -115,6 +146,8 @@ final class ReactorObjects {
             name: settings.effectiveName(target: name).value, serial: settings.effectiveSerial(target: name))
         configuration.readOnly = settings.readOnly
         configuration.commandTimeout = settings.commandTimeoutNanoseconds
+        configuration.removable = settings.removable
+        configuration.errorPolicy = settings.errorPolicy
         var stateFile: StateFile?
         do {
             stateFile = try stateDirectory.map { try StateFile(unit: configuration.name, in: $0, reactor: reactor) }
@@ -124,9 +157,19 @@ final class ReactorObjects {
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
             store: stateFile?.handle)
+        let log = logger
+        unit.whenStopped = { cause in
+            guard case .mediumError(let code) = cause else { return }
+            log.error(
+                "the disk is frozen: its medium has failed; look after the medium, then thaw the disk",
+                metadata: [
+                    "target": "\(name)", "lun": "\(number)", "error": "\(SystemError(number: code).text)",
+                ])
+        }
         let isFree = target.add(unit, at: lun)
         precondition(isFree, "LUN \(number) of \(name) is already there")
         units[settings.backstore] = unit
+        unit.setLimits(RateLimits(settings.limits))
         stateFiles[settings.backstore] = stateFile
         return nil
     }
@@ -138,14 +181,80 @@ final class ReactorObjects {
         unit.commandTimeout = settings.commandTimeoutNanoseconds
     }
 
-    /// - Parameter done: Called when the last command of the unit has ended.
-    func removeLogicalUnit(_ number: Int, target name: NAAName, done: @escaping () -> Void) {
+    /// The logical unit with a number; a target of this reactor has it.
+    func unit(_ number: Int, target name: NAAName) -> LogicalUnit? {
+        guard let lun = LUN(number) else { return nil }
+        return targets[name]?.logicalUnits.first { $0.lun == lun }?.unit
+    }
+
+    /// Puts another medium into a removable unit.
+    func swapMedium(
+        _ number: Int, target name: NAAName, backstore: String, isForced: Bool, done: @escaping (ChangeError?) -> Void
+    ) {
+        guard let unit = unit(number, target: name), let medium = backstores[backstore]?.medium,
+            let old = units.first(where: { $0.value === unit })?.key
+        else { preconditionFailure("a medium is put into LUN \(number) of \(name) before what it needs") }
+        eject(unit, isForced: isForced) { [self] error in
+            if let error { return done(ChangeError(text: "LUN \(number) of \(name): \(error)", kind: .conflict)) }
+            unit.insertMedium(medium.handle)
+            units[old] = nil
+            units[backstore] = unit
+            stateFiles[backstore] = stateFiles.removeValue(forKey: old)
+            done(nil)
+        }
+    }
+
+    /// Takes the medium out of a unit, if it is in.
+    ///
+    /// - Parameter done: Called with why it cannot be, or when the unit does not use it any more.
+    func eject(_ unit: LogicalUnit, isForced: Bool, done: @escaping (String?) -> Void) {
+        if unit.mediumState == .absent { return done(nil) }
+        do throws(MediumRemovalRefusal) {
+            try unit.removeMedium(force: isForced) { [self] in
+                // The unit may still be in the call that ended its last request.
+                later { done(nil) }
+            }
+        } catch {
+            switch error {
+            case .notRemovable: done("its medium is not removable: write removable: true in the configuration")
+            case .prevented: done("a guest prevents the removal of the medium, and was told: use force, or wait")
+            case .absent: done(nil)
+            }
+        }
+    }
+
+    /// Puts the medium of a unit's backstore in again; `nil` if it is in.
+    func load(_ unit: LogicalUnit) -> Bool {
+        guard unit.mediumState == .absent, let name = units.first(where: { $0.value === unit })?.key,
+            let medium = backstores[name]?.medium
+        else { return false }
+        unit.insertMedium(medium.handle)
+        return true
+    }
+
+    func protectLogicalUnit(_ number: Int, target: NAAName, isProtected: Bool) {
+        guard let unit = unit(number, target: target) else { preconditionFailure("no LUN \(number) of \(target)") }
+        unit.setReadOnly(isProtected)
+    }
+
+    func limitLogicalUnit(_ number: Int, target: NAAName, _ limits: LimitsConfiguration) {
+        guard let unit = unit(number, target: target) else { preconditionFailure("no LUN \(number) of \(target)") }
+        unit.setLimits(RateLimits(limits))
+    }
+
+    /// - Parameters:
+    ///   - isForced: Whether commands in flight are aborted.
+    ///   - done: Called when the last command of the unit has ended.
+    func removeLogicalUnit(
+        _ number: Int, target name: NAAName, isForced: Bool = false, done: @escaping () -> Void
+    ) {
         guard let target = targets[name], let lun = LUN(number) else { preconditionFailure("no target \(name)") }
         guard let unit = target.logicalUnits.first(where: { $0.lun == lun })?.unit else {
             preconditionFailure("no LUN \(number) of \(name)")
         }
         let stateFile = units.first { $0.value === unit }.flatMap { stateFiles.removeValue(forKey: $0.key) }
         units = units.filter { $0.value !== unit }
+        if isForced { unit.abortAll() }
         target.remove(at: lun) { [self] in
             // The unit is still in the call that ended its last command: it goes, and its backstore may, after that.
             later {
@@ -171,12 +280,13 @@ final class ReactorObjects {
             guard let target = targets[name] else { preconditionFailure("no target \(name)") }
             served[UInt8(number)] = target
         }
-        let log = EventLog(logger, metadata: ["socket": "\(front.socket)"])
+        if !front.limits.isEmpty { limit(front.socket, to: front.limits, for: Array(served.values)) }
+        let log = EventLog(logger, socket: front.socket, hub: events)
         let server = VhostUserSCSIServer(
             configuration: VhostUserSCSIServer.Configuration(
                 socketPath: front.socket, requestQueues: front.queues, targets: served,
                 // One guest at a time has the socket, so the socket's name is that of the initiator.
-                initiatorPort: "vhost-user:\(front.socket)"),
+                initiatorPort: Self.initiatorPort(front.socket)),
             reactor: reactor, report: { [unowned self] in log.report($0, now: reactor.now) })
         do {
             try server.start()
@@ -187,11 +297,30 @@ final class ReactorObjects {
         return nil
     }
 
+    private static func initiatorPort(_ socket: String) -> String { "vhost-user:\(socket)" }
+
+    /// Limits what the guest at a socket may do.
+    func limitSocket(_ path: String, _ limits: LimitsConfiguration) {
+        guard let front = sockets[path]?.front else { preconditionFailure("no socket \(path)") }
+        sockets[path]?.front.limits = limits
+        limit(path, to: limits, for: front.targets.values.compactMap { targets[$0] })
+    }
+
+    private func limit(_ path: String, to limits: LimitsConfiguration, for served: [TargetDevice]) {
+        let throttle = throttles[path] ?? Throttle(RateLimits(), shard: shard)
+        throttles[path] = throttle
+        throttle.setLimits(RateLimits(limits))
+        for target in served { target.setThrottle(throttle, initiatorPort: Self.initiatorPort(path)) }
+    }
+
     func attachTarget(_ name: NAAName, number: Int, socket: String) {
         guard let server = sockets[socket]?.server, let target = targets[name] else {
             preconditionFailure("target \(name) is attached to \(socket) before what it needs")
         }
         sockets[socket]?.front.targets[number] = name
+        if let throttle = throttles[socket] {
+            target.setThrottle(throttle, initiatorPort: Self.initiatorPort(socket))
+        }
         server.attach(target, number: UInt8(number))
     }
 
@@ -207,6 +336,8 @@ final class ReactorObjects {
         server.stop { [self] in
             later {
                 withExtendedLifetime(server) {}
+                // The targets keep the limiter by the socket's name: without limits, it is no limiter.
+                self.throttles.removeValue(forKey: path)?.setLimits(RateLimits())
                 done()
             }
         }
@@ -281,6 +412,26 @@ final class ReactorObjects {
         }
         for item in items { body(self, item, ended) }
         ended()
+    }
+}
+
+extension RateLimits {
+    init(_ limits: LimitsConfiguration) {
+        self.init()
+        operationsPerSecond = limits.operationsPerSecond ?? 0
+        bytesPerSecond = limits.bytesPerSecond ?? 0
+        burstNanoseconds = limits.burstNanoseconds ?? Limits.defaultBurstNanoseconds
+    }
+}
+
+extension LogicalUnitSettings {
+    /// The policy as the core takes it.
+    fileprivate var errorPolicy: ErrorPolicy {
+        switch onError {
+        case .report: .report
+        case .stop: .stop
+        case .retry: .retry(nanoseconds: retryTimeoutNanoseconds ?? Self.defaultRetryTimeoutNanoseconds)
+        }
     }
 }
 

@@ -23,12 +23,14 @@ final class ReactorThread: @unchecked Sendable {
 
     /// Makes the reactor. `start` makes it run.
     init(
-        index: Int, configuration: Reactor.Configuration, stateDirectory: StateDirectory?, logger: Logger
+        index: Int, configuration: Reactor.Configuration, events: EventHub, stateDirectory: StateDirectory?,
+        logger: Logger
     ) throws(ReactorError) {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
-        objects = ReactorObjects(reactor: reactor, shard: Shard(), stateDirectory: stateDirectory, logger: logger)
+        objects = ReactorObjects(
+            reactor: reactor, shard: Shard(), events: events, stateDirectory: stateDirectory, logger: logger)
     }
 
     /// Starts the thread.
@@ -68,19 +70,25 @@ final class ReactorThread: @unchecked Sendable {
         close(descriptor)
     }
 
-    /// Gives the core its clock, and lets the tasks that wait for memory or for a backstore try again.
+    /// Gives the core its clock, before a turn's completions are seen, and lets the tasks that wait for memory or for a backstore try again.
     private func driveShard() {
+        unsafe reactor.onTurn(
+            { context in
+                unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
+                    objects.shard.now = objects.reactor.now
+                }
+            }, Unmanaged.passUnretained(objects).toOpaque())
         let source = unsafe Reactor.WorkSource(
             poll: { context in
                 unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { objects in
-                    objects.shard.now = objects.reactor.now
-                    guard objects.shard.hasWaiting else { return false }
-                    objects.shard.retryWaiting()
-                    return true
+                    objects.driveShard()
                 }
             },
             flush: { _ in },
-            prepareToSleep: { _ in false },
+            prepareToSleep: { context in
+                unsafe Unmanaged<ReactorObjects>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.prepareToSleep() }
+                return false
+            },
             context: Unmanaged.passUnretained(objects).toOpaque())
         _ = reactor.add(source)
     }

@@ -45,6 +45,7 @@ extension ReactorStatus {
         requests = statistics.requests
         refused = statistics.refused
         submissions = statistics.submissions
+        busyNanoseconds = statistics.busyNanoseconds
     }
 }
 
@@ -66,6 +67,8 @@ extension LogicalUnitStatus {
         self.init(
             lun: lun, backstore: backstore, name: name, serial: unit.configuration.serial, size: unit.size,
             writeProtected: unit.isWriteProtected)
+        frozen = unit.frozen != nil
+        medium = "\(unit.mediumState)"
         let statistics = unit.statistics
         inFlight = unit.tasksInFlight
         reads = statistics.reads

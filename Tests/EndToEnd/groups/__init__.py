@@ -3,10 +3,19 @@
 """The groups of end-to-end cases, in the order in which they run."""
 
 from .commandline import CommandLine
+from .commands import Commands
 from .conformance import Conformance
 from .disks import Disks
 from .itself import Itself
+from .metrics import Metrics
+from .operator import Operator
+from .reservations import Reservations
 from .restart import Restart
+from .service import Service
+from .virtio import HotPlug, ManyUnits, Migration, PackedRings
 from .xen import Xen
 
-ALL = [Itself, CommandLine, Disks, Restart, Conformance, Xen]
+ALL = [
+    Itself, CommandLine, Metrics, Service, Disks, Commands, Reservations, Restart, PackedRings, HotPlug, ManyUnits,
+    Migration, Conformance, Operator, Xen,
+]  # fmt: skip

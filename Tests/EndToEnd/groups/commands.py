@@ -56,7 +56,7 @@ class Commands(GuestGroup):
     def operation_codes(self):
         for command in OPERATIONS:
             output = self._tool(command)
-            require("Supported [conforming" in output, f"{command}:\n{output}")
+            require("supported [conforming" in output, f"{command}:\n{output}")
         output = self._tool("sg_opcodes --rctd {sg}")
         require("timeout" in output.lower(), output)
 
@@ -68,7 +68,7 @@ class Commands(GuestGroup):
             command = "sg_compare_and_write --in=/run/pair --lba=40 --num=1 {sg}"
             self._tool(command, device=device)
             output = self._tool(command, MISCOMPARE, device=device)
-            require("MISCOMPARE" in output and "byte offset" in output, output)
+            require("Miscompare at byte offset: 0 " in output, output)
 
     @case("sg_get_lba_status: a file's holes and extents, before and after an UNMAP")
     def allocation(self):
@@ -80,7 +80,7 @@ class Commands(GuestGroup):
                        device=device)  # fmt: skip
             require(self._tool(state, device=device).strip() == "1", f"{device}: not deallocated by UNMAP")
             output = self._tool("sg_get_lba_status --maxlen=4096 {sg}", device=device)
-            require("descriptor LBA" in output, output)
+            require("mapped" in output and "deallocated" in output, output)
 
     @case("sg_write_x: WRITE ATOMIC where the medium is atomic, refused where it is not")
     def atomic(self):
@@ -131,17 +131,13 @@ class Commands(GuestGroup):
         for control in range(4):
             output = self._tool(f"sg_modes -a -a --control={control} {{sg}}")
             for page in ["0x8", "0xa"]:
-                require(f"page_code={page}" in output.replace(" ", "") or "Caching" in output, output)
-        # Byte 2 bit 2 of the caching page is WCE, byte 2 bit 2 of the control page is D_SENSE.
-        value = "sg_modes --page=0xa --control={control} -R {{sg}} | tail -n 12 | tr '\\n' ' '"
-        for control, mask in ((0, "current"), (3, "saved")):
-            output = self._tool("sg_modes --page=0xa --control=%d {sg}" % control)
-            require("Control" in output, f"{mask}:\n{output}")
+                require(page in output, output)
+        # Byte 2 bit 2 of the control page is D_SENSE (SPC-6 7.5.10).
         original = self._page("0xa", 0)
         wanted = original[:2] + [original[2] ^ 0x04] + original[3:]
         text = ",".join(f"{byte & 0x3F if index == 0 else byte:x}" for index, byte in enumerate(wanted))
         self._tool(f"sg_wr_mode --page=a --save --contents={text} {{sg}}")
-        require(self._page("0xa", 3)[2] == wanted[2], f"D_SENSE was not saved: {value}")
+        require(self._page("0xa", 3)[2] == wanted[2], "D_SENSE was not saved")
         self._tool("sg_reset -N -d {sg}")
         self._settle("ram")
         require(self._page("0xa", 0)[2] == wanted[2], "the saved D_SENSE is not the current one after a reset")
@@ -160,7 +156,7 @@ class Commands(GuestGroup):
         for device in ("ram", "ram@1"):
             output = self._tool("sg_rtpg --decode {sg}", device=device)
             require("active/optimized" in output, output)
-            require(len(re.findall("Relative target port id", output, re.I)) >= 2, f"not all ports:\n{output}")
+            require("target port count : 02" in output, f"not all ports:\n{output}")
             self._tool("sg_rtpg --extended {sg}", device=device)
 
     @case("sg_ident: information is kept for each unit, and seen through every path")

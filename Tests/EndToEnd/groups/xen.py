@@ -44,10 +44,10 @@ class Xen(Group):
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _programs(self) -> dict[str, str]:
-        """The daemon and its tool without what only debuggers need: the machine has little memory."""
+        """The daemon and its tools without what only debuggers need: the machine has little memory."""
         build = os.path.dirname(self.kind.executable)
         found = {}
-        for name in ["targetd", "targetctl"]:
+        for name in ["targetd", "targetctl", "scsi-command"]:
             path = os.path.join(self.directory, name)
             if not os.path.exists(path):
                 subprocess.run(["strip", "-o", path, os.path.join(build, name)], check=True)
@@ -74,6 +74,6 @@ class Xen(Group):
     def loopback(self) -> str:
         return self._run("loopback", [], {"/before": text("dom0", "before.sh")})
 
-    @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, hot add and remove")
+    @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, save and restore")
     def guest(self) -> str:
-        return self._run("guest", ["first", "second", "third"])
+        return self._run("guest", ["first", "second", "third", "fourth"])

@@ -227,7 +227,7 @@ class Daemon(Target):
 
     def _yaml(self) -> str:
         """The configuration file, in the shape that a user would write."""
-        lines = ["backstores:"]
+        lines = [f"state-directory: {os.path.join(self.directory, 'state')}", "backstores:"]
         for disk in self.disks:
             if disk.kind == "ram":
                 what = f"type: ram, size: {disk.mebibytes}MiB"

@@ -34,6 +34,8 @@ DOMU_PROGRAMS = ["/usr/bin/sg_inq", "/usr/bin/sg_luns", "/usr/bin/sg_reset", "/u
 
 DOM0_MODULES = ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "sd_mod", "sg", "crc32c_generic",
                 "crc32c-intel", "ext4", "xen-scsifront", "virtio_pci", "virtio_blk"]
+# Loaded where devices of the host are given to guests.
+HOST_DEVICE_MODULES = ["scsi_debug"]
 # Loaded only where the kernel's own back end is measured: it takes every backend/vscsi device.
 SCSIBACK_MODULES = ["configfs", "target_core_mod", "xen-scsiback"]
 DOMU_MODULES = ["sd_mod", "sg", "crc32c_generic", "crc32c-intel", "ext4", "xen-scsifront"]
@@ -100,6 +102,7 @@ def _skeleton(init: str) -> Archive:
 def _dom0(tree: str, version: str) -> bytes:
     made = _skeleton(os.path.join(HERE, "dom0", "init"))
     made.modules(initramfs.modules(tree, version, DOM0_MODULES))
+    made.modules(initramfs.modules(tree, version, HOST_DEVICE_MODULES), "modules.host-device")
     made.modules(initramfs.modules(tree, version, SCSIBACK_MODULES), "modules.scsiback")
     made.file("etc/xen/xl.conf", b'autoballoon="off"\nclaim_mode=0\n', 0o644)
     tools = os.path.join(tree, "usr", "lib", f"xen-{XEN}", "bin")

@@ -255,7 +255,7 @@ struct ACAConformance {
 
     @Test(
         "SAM-6 6.3.3: LOGICAL UNIT RESET and TARGET RESET, by any nexus, clear an ACA condition",
-        arguments: [.logicalUnitReset, .targetReset] as [TaskManagementFunction])
+        arguments: [TaskManagementFunction.logicalUnitReset, .targetReset].filter { TestTarget.canSend($0) })
     func resetsClear(function: TaskManagementFunction) {
         let tag = send(world.a, 1)
         fault()
@@ -323,5 +323,26 @@ struct ACAConformance {
         world.a.manage(.clearACA)
         world.drain()
         #expect((holders + [waiter]).allSatisfy { end(world.b, $0) == "good" })
+    }
+
+    @Test("SAM-6 5.9.4, 5.9.5: PREEMPT AND ABORT of another nexus is carried out and clears the condition")
+    func preemptAndAbort() {
+        let register = { (port: MockPort, key: UInt64) in
+            let list = CDB.bytes(0, 8) + CDB.bytes(key, 8) + Array(repeating: 0, count: 8)
+            return world.run([0x5f, 0x06, 0, 0, 0, 0, 0, 0, 24, 0], dataOut: list, on: port).summary
+        }
+        #expect(register(world.a, 0xa) == "good")
+        #expect(register(world.b, 0xb) == "good")
+        let tag = send(world.a, 1)
+        fault()
+        world.drain()
+        let list = CDB.bytes(0xb, 8) + CDB.bytes(0xa, 8) + Array(repeating: 0, count: 8)
+        let preempt: [UInt8] = [0x5f, 0x04, 0x01, 0, 0, 0, 0, 0, 24, 0]
+        #expect(world.run(preempt, dataOut: list, on: world.b).summary == "busy")
+        let abort: [UInt8] = [0x5f, 0x05, 0x01, 0, 0, 0, 0, 0, 24, 0]
+        #expect(world.run(abort, dataOut: list, on: world.b).summary == "good")
+        #expect(end(world.a, tag) == "aborted")
+        #expect(run(world.b, 1) == "good")
+        #expect(run(world.a, 1).hasPrefix("6/2a"))
     }
 }

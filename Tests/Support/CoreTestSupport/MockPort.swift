@@ -23,6 +23,20 @@ public struct Completion: Sendable {
     /// Bytes of the data-out buffers that were not used.
     public let dataOutResidual: Int
 
+    /// An end of these values.
+    public init(
+        tag: UInt64, service: ServiceResponse, status: SCSIStatus, senseBytes: [UInt8], buffer: [UInt8],
+        dataInResidual: Int, dataOutResidual: Int
+    ) {
+        self.tag = tag
+        self.service = service
+        self.status = status
+        self.senseBytes = senseBytes
+        self.buffer = buffer
+        self.dataInResidual = dataInResidual
+        self.dataOutResidual = dataOutResidual
+    }
+
     /// The parameter or medium data that was returned.
     public var data: [UInt8] { Array(buffer.dropLast(dataInResidual)) }
     /// The same with another end: a test of the tests.
@@ -75,7 +89,21 @@ public enum JournalEntry: Sendable {
 /// The order in which ports were called.
 public final class Journal {
     /// The calls so far.
-    public var entries: [JournalEntry] = []
+    public var entries: [JournalEntry] {
+        get {
+            whenRead?()
+            return calls
+        }
+        set {
+            whenRead?()
+            calls = newValue
+        }
+    }
+    /// Called before the journal is read: a transport looks at what has come back.
+    public var whenRead: (() -> Void)?
+    private var calls: [JournalEntry] = []
+
+    func append(_ entry: JournalEntry) { calls.append(entry) }
 
     /// An empty journal.
     public init() {}
@@ -104,6 +132,21 @@ private nonisolated(unsafe) let portOperations: UnsafePointer<scsi_target_port_o
     return unsafe UnsafePointer(operations)
 }()
 
+/// What carries a port's commands, if not a call: a real transport, whose front is the port that the target sees.
+public protocol MockTransport: AnyObject {
+    /// Whether there is a nexus.
+    var isConnected: Bool { get }
+    /// Establishes the nexus, and loses it.
+    func connect()
+    func disconnect()
+    /// Sends a command; the target has it when this returns.
+    func send(_ cdb: [UInt8], lun: UInt64, attribute: TaskAttribute, dataOut: [UInt8], dataIn: Int, tag: UInt64)
+    /// Sends a task management function; the target has it when this returns.
+    func manage(_ function: TaskManagementFunction, lun: UInt64, tag: UInt64, cookie: UInt64)
+    /// Looks at what has come back, and tells the port by `deliver`.
+    func poll()
+}
+
 /// A target port with one initiator port behind it. Used on one thread at a time.
 @safe
 public final class MockPort: @unchecked Sendable {
@@ -121,11 +164,23 @@ public final class MockPort: @unchecked Sendable {
     /// The nexus while there is one.
     public private(set) var nexus: NexusIdentifier?
     /// What came back to this port.
-    public private(set) var completions: [Completion] = []
+    public var completions: [Completion] {
+        transport?.poll()
+        return ended
+    }
+    private var ended: [Completion] = []
     /// Task management functions that were answered: cookie and service response.
-    public private(set) var answers: [(cookie: UInt64, response: TaskManagementResponse)] = []
+    public var answers: [(cookie: UInt64, response: TaskManagementResponse)] {
+        transport?.poll()
+        return answered
+    }
+    private var answered: [(cookie: UInt64, response: TaskManagementResponse)] = []
+    /// What carries commands instead of a call of the target.
+    public var transport: (any MockTransport)?
     /// The Additional Response Information of the last function that was answered.
     public private(set) var additionalResponse: UInt32 = 0
+    /// Whether there is a nexus.
+    public var isConnected: Bool { nexus != nil || linkedNexus != nil || transport?.isConnected == true }
     /// Called when a command has come back, after it was recorded; it may send more.
     public var whenCompleted: ((Completion) -> Void)?
     /// Called when a task management function was answered.
@@ -175,6 +230,7 @@ public final class MockPort: @unchecked Sendable {
 
     /// Establishes the nexus.
     public func connect() {
+        if let transport { return transport.connect() }
         let port = unsafe TargetPortHandle(
             operations: portOperations, context: Unmanaged.passUnretained(self).toOpaque())
         nexus = target.establishNexus(initiatorPort: name, targetPort: targetPort, port: port)
@@ -190,7 +246,7 @@ public final class MockPort: @unchecked Sendable {
         self.links = links
         isGone = false
         linkedNexus = gate.establishNexus(
-            initiatorPort: name, target: target, port: port, events: links[0]
+            initiatorPort: name, targetPort: targetPort, target: target, port: port, events: links[0]
         ) { [unowned self] link in
             if link === self.links[0] { self.isGone = true }
         }
@@ -198,6 +254,7 @@ public final class MockPort: @unchecked Sendable {
 
     /// Loses the nexus.
     public func disconnect() {
+        if let transport { return transport.disconnect() }
         if let linked = linkedNexus {
             linkedNexus = nil
             let taken = links[0].lose(linked)
@@ -247,6 +304,10 @@ public final class MockPort: @unchecked Sendable {
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
+        if let transport {
+            transport.send(cdb, lun: lun, attribute: attribute, dataOut: dataOut, dataIn: dataIn, tag: tag)
+            return tag
+        }
         let index = free.removeLast()
         let task = pool[index]
         violations.require(task.isFree, "a task that had come back is not free")
@@ -300,6 +361,10 @@ public final class MockPort: @unchecked Sendable {
 
     /// Sends a task management function by number, known or not.
     public func manage(rawFunction: UInt8, lun: UInt64 = 0, tag: UInt64 = 0, cookie: UInt64 = 0, link: Int = 0) {
+        if let transport {
+            return transport.manage(
+                TaskManagementFunction(rawValue: rawFunction)!, lun: lun, tag: tag, cookie: cookie)
+        }
         var request = scsi_task_management_request()
         request.struct_size = UInt32(MemoryLayout<scsi_task_management_request>.size)
         request.function = rawFunction
@@ -329,11 +394,27 @@ public final class MockPort: @unchecked Sendable {
         }
         let completion = record(task, transfer)
         retire(transfer)
-        for completion in mutateCompletion?(completion) ?? [completion] {
-            completions.append(completion)
-            journal.entries.append(.completed(port: name, completion))
-            whenCompleted?(completion)
-        }
+        for completion in mutateCompletion?(completion) ?? [completion] { deliver(completion) }
+    }
+
+    /// A command has come back.
+    public func deliver(_ completion: Completion) {
+        ended.append(completion)
+        journal.append(.completed(port: name, completion))
+        whenCompleted?(completion)
+    }
+
+    /// A task management function was answered.
+    public func deliver(_ response: TaskManagementResponse, cookie: UInt64) {
+        answered.append((cookie: cookie, response: response))
+        journal.append(.answered(port: name, cookie: cookie, response))
+        whenAnswered?(cookie, response)
+    }
+
+    /// An event was reported.
+    public func deliver(eventKind: UInt8, code: UInt16, lun: UInt64) {
+        journal.append(.event(port: name, kind: eventKind, code: code, lun: lun))
+        whenReported?(code, lun)
     }
 
     private func record(_ task: TaskHandle, _ transfer: Transfer) -> Completion {
@@ -375,17 +456,13 @@ public final class MockPort: @unchecked Sendable {
 
     fileprivate func answered(_ cookie: UInt64, _ response: UInt8, _ additional: UInt32) {
         additionalResponse = additional
-        let response = TaskManagementResponse(rawValue: response)!
-        answers.append((cookie: cookie, response: response))
-        journal.entries.append(.answered(port: name, cookie: cookie, response))
-        whenAnswered?(cookie, response)
+        deliver(TaskManagementResponse(rawValue: response)!, cookie: cookie)
     }
 
     fileprivate func reported(_ event: scsi_target_event) {
         var lun = event.lun
         let field = unsafe withUnsafeBytes(of: &lun) { unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)) }
         let code = UInt16(event.additional_sense_code) << 8 | UInt16(event.additional_sense_code_qualifier)
-        journal.entries.append(.event(port: name, kind: event.kind, code: code, lun: field))
-        whenReported?(code, field)
+        deliver(eventKind: event.kind, code: code, lun: field)
     }
 }

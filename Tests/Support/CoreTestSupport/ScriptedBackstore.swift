@@ -13,7 +13,7 @@ public import SCSICore
 public struct BackstoreRequest: Equatable, CustomStringConvertible, Sendable {
     /// What it asks for.
     public enum Operation: UInt8, Sendable {
-        case read = 1, write, flush, discard, writeZeroes, prefetch, extents, anchor
+        case read = 1, write, flush, discard, writeZeroes, prefetch, extents, anchor, space
     }
 
     /// What it asks for.
@@ -29,7 +29,7 @@ public struct BackstoreRequest: Equatable, CustomStringConvertible, Sendable {
 
     /// "read 512+1024", "write fua 0+512".
     public var description: String {
-        if operation == .flush { return "flush" }
+        if operation == .flush || operation == .space { return "\(operation)" }
         let flags = (isAtomic ? " atomic" : "") + (isImmediate ? " immediate" : "") + (forcesUnitAccess ? " fua" : "")
         return "\(operation)\(flags) \(offset)+\(length)"
     }
@@ -78,6 +78,9 @@ public final class ScriptedBackstore {
     public var touchesMemoryLate = false
     /// Whether writes are stable on completion; else a flush or a write with FUA makes them so.
     public private(set) var unstable: Set<UInt64> = []
+
+    /// What the medium tells of its space, if the geometry says that it can.
+    public var space = scsi_backstore_space()
 
     private let violations: Violations
     private var blocks: [UInt64: [UInt8]] = [:]
@@ -167,6 +170,10 @@ public final class ScriptedBackstore {
         switch operation {
         case .flush: if limit == .max { unstable = [] }
         case .prefetch: break
+        case .space:
+            if limit == .max {
+                unsafe request.pointee.segments.pointee.iov_base.storeBytes(of: space, as: scsi_backstore_space.self)
+            }
         case .extents: if limit == .max { unsafe reportExtents(request, first, count) }
         case .read: unsafe read(request, first, count, limit)
         case .write: unsafe write(request, first, count, limit, stable)
@@ -272,14 +279,14 @@ public final class ScriptedBackstore {
         let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
         let block = UInt64(blockLength)
         violations.require(offset % block == 0 && length % block == 0, "a request that is not a whole number of blocks")
-        violations.require(operation == .flush || length > 0, "a request for nothing")
+        violations.require(operation == .flush || operation == .space || length > 0, "a request for nothing")
         let limit: UInt64
         switch operation {
         case .read, .write: limit = geometry.maximum_transfer
         case .discard: limit = geometry.maximum_discard
         case .writeZeroes: limit = geometry.maximum_write_zeroes
         case .anchor: limit = geometry.maximum_discard
-        case .flush, .prefetch, .extents, nil: limit = 0
+        case .flush, .prefetch, .extents, .space, nil: limit = 0
         }
         violations.require(limit == 0 || length <= limit, "\(length) bytes in a request, \(limit) is the maximum")
         var sum: UInt64 = 0
@@ -287,8 +294,8 @@ public final class ScriptedBackstore {
             unsafe sum += UInt64(request.pointee.segments[index].iov_len)
         }
         unsafe checkAtomic(request, operation)
-        if operation == .extents {
-            return unsafe violations.require(request.pointee.segment_count == 1, "EXTENTS without its one array")
+        if operation == .extents || operation == .space {
+            return unsafe violations.require(request.pointee.segment_count == 1, "a request without its one answer")
         }
         let expected = operation == .read || operation == .write ? length : 0
         violations.require(sum == expected, "segments of \(sum) bytes for a transfer of \(expected)")

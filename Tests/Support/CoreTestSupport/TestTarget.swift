@@ -6,7 +6,7 @@ import CBackstore
 public import SCSICore
 
 /// A target device to test: one unit at LUN 0 and initiators "A" and "B", each on a mock transport of its own.
-public final class TestTarget {
+open class TestTarget {
     /// The shard of everything here.
     public let shard = Shard()
     /// The target.
@@ -35,14 +35,24 @@ public final class TestTarget {
         init(_ first: ScriptedBackstore) { all = [first] }
     }
 
+    /// Whether the journal tells the order between what two ports see at the same moment.
+    open class var ordersPorts: Bool { true }
+
+    /// Whether a port whose nexus is lost sees its commands come back.
+    open class var givesBackAfterLoss: Bool { true }
+
+    /// Whether the transport can say what a clause is about: a function, or a number that is none.
+    open class func canSend(_ function: TaskManagementFunction?) -> Bool { true }
+
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
     /// ON unit attention condition that every new nexus has, `savesState` gives the unit a state store, and `kept` is
-    /// what that held when the power came.
+    /// what that held when the power came. `transport` gives A and B a transport; without one they call the target.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(
             name: 0x6001_4054_0000_0001 & 0x0fff_ffff_ffff_ffff | 0x3 << 60, serial: "SERIAL0001"),
-        savesState: Bool = false, kept: [UInt8]? = nil, configure: (ScriptedBackstore) -> Void = { _ in }
+        savesState: Bool = false, kept: [UInt8]? = nil, configure: (ScriptedBackstore) -> Void = { _ in },
+        transport: (MockPort) -> (any MockTransport)? = { _ in nil }
     ) {
         target = TargetDevice(name: 0x3001_4054_0000_00ff, shard: shard)
         backstore = ScriptedBackstore(blocks: blocks, blockLength: blockLength, violations: violations)
@@ -58,19 +68,25 @@ public final class TestTarget {
         b = MockPort(name: "B", target: target, journal: journal, violations: violations)
         for port in [a, b] {
             unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
+            port.transport = transport(port)
             port.connect()
         }
         if !attentive { for port in [a, b] { _ = run(CDB.requestSense(), dataIn: 18, on: port) } }
         journal.entries = []
     }
 
-    deinit {
+    /// Lets every command end.
+    public func comeToRest() {
         drain()
         // What an ACA condition blocks ends when that is cleared, and may establish another one by how it ends.
-        for port in [a, b, a, b] where port.nexus != nil {
+        for port in [a, b, a, b] where port.isConnected {
             for entry in target.logicalUnits { port.manage(.clearACA, lun: entry.lun.field) }
             drain()
         }
+    }
+
+    deinit {
+        comeToRest()
         a.checkRetiredMemory()
         b.checkRetiredMemory()
     }

@@ -52,6 +52,8 @@ public final class Chain {
     let table: Piece?
     /// What the device said it wrote, once it has used the chain.
     public fileprivate(set) var usedLength: UInt32?
+    /// The number of the chain among all that the device has used of the queue, once it has.
+    public fileprivate(set) var usedNumber = 0
     /// The device-writable bytes, once the device has used the chain.
     public fileprivate(set) var written: [UInt8] = []
 
@@ -82,17 +84,22 @@ public final class DriverQueue {
     public let index: Int
     /// The ring; tests may write into it.
     public let ring: SplitRing
+    /// The packed ring that is used instead, if that was negotiated.
+    public let packed: PackedRing?
     /// The eventfds: ours to the device, the device's to us, the device's when the ring is broken.
     public let kickDescriptor: Int32, callDescriptor: Int32, errorDescriptor: Int32
     private let memories: [SharedMemory]
     private var nextMemory = 0
+    private var usedCount = 0
     private var free: [UInt16]
     private var inFlight: [UInt16: Chain] = [:]
 
-    init(index: Int, size: Int, memories: [SharedMemory], usesEventIndex: Bool) {
+    init(index: Int, size: Int, memories: [SharedMemory], usesEventIndex: Bool, isPacked: Bool = false) {
         self.index = index
         self.memories = memories
         ring = SplitRing(size: size, memory: memories[0], usesEventIndex: usesEventIndex)
+        packed =
+            isPacked ? PackedRing(size: size, memory: memories[0], usesEventIndex: usesEventIndex) : nil
         free = (0..<UInt16(size)).reversed()
         kickDescriptor = eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))
         callDescriptor = eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))
@@ -126,7 +133,7 @@ public final class DriverQueue {
             layout.isIndirect
             ? indirectChain(pieces, readableLengths.count) : directChain(pieces, readableLengths.count)
         inFlight[chain.head] = chain
-        ring.makeAvailable(chain.head)
+        if packed == nil { ring.makeAvailable(chain.head) }
         return chain
     }
 
@@ -139,7 +146,7 @@ public final class DriverQueue {
 
     /// Shows what was enqueued and notifies the device if it wants that.
     public func publish() {
-        if ring.publish() { kick() }
+        if packed?.publish() ?? ring.publish() { kick() }
     }
 
     private func makePiece(_ length: Int) -> Chain.Piece {
@@ -160,7 +167,26 @@ public final class DriverQueue {
         (number >= readableCount ? DescriptorFlag.write : 0) | (number + 1 < count ? DescriptorFlag.next : 0)
     }
 
+    private func packedChain(
+        _ pieces: [Chain.Piece], _ readableCount: Int, _ buffers: [PackedBuffer], _ table: Chain.Piece?
+    )
+        -> Chain
+    {
+        let identifier = takeDescriptors(1)
+        packed!.add(buffers, identifier: identifier[0])
+        return Chain(
+            head: identifier[0], descriptors: identifier, pieces: pieces, readableCount: readableCount, table: table)
+    }
+
     private func directChain(_ pieces: [Chain.Piece], _ readableCount: Int) -> Chain {
+        if packed != nil {
+            let buffers = pieces.enumerated().map { number, piece in
+                PackedBuffer(
+                    address: piece.address, length: UInt32(piece.length),
+                    flags: number >= readableCount ? DescriptorFlag.write : 0)
+            }
+            return packedChain(pieces, readableCount, buffers, nil)
+        }
         let indices = takeDescriptors(pieces.count)
         for (number, piece) in pieces.enumerated() {
             ring.setDescriptor(
@@ -178,10 +204,16 @@ public final class DriverQueue {
         let table = Chain.Piece(memory: memory, address: memory.allocate(bytes), length: bytes)
         for (number, piece) in pieces.enumerated() {
             let next = number + 1 < pieces.count ? number + 1 : 0
+            let flags = Self.flags(number, readableCount, pieces.count)
             memory.write(
                 WireBytes.of(piece.address) + WireBytes.of(UInt32(piece.length))
-                    + WireBytes.of(Self.flags(number, readableCount, pieces.count), UInt16(next)),
+                    + (packed == nil ? WireBytes.of(flags, UInt16(next)) : WireBytes.of(UInt16(0), flags)),
                 at: table.address + UInt64(SplitRing.descriptorSize * number))
+        }
+        if packed != nil {
+            let buffer = PackedBuffer(
+                address: table.address, length: UInt32(bytes), flags: DescriptorFlag.indirect)
+            return packedChain(pieces, readableCount, [buffer], table)
         }
         let index = takeDescriptors(1)
         ring.setDescriptor(
@@ -194,7 +226,7 @@ public final class DriverQueue {
 
     /// Takes what the device has used. Throws if it used what was not its own, or wrote where it must not.
     public func collect() throws(InitiatorError) {
-        while let element = ring.nextUsed() {
+        while let element = packed == nil ? ring.nextUsed() : packed?.nextUsed() {
             guard element.head < UInt32(ring.size), let chain = inFlight.removeValue(forKey: UInt16(element.head))
             else {
                 throw .protocolViolation("it used chain \(element.head) of queue \(index), which is not in flight")
@@ -216,6 +248,8 @@ public final class DriverQueue {
         }
         chain.written = writable.flatMap { $0.memory.read($0.length, at: $0.address) }
         chain.usedLength = length
+        usedCount += 1
+        chain.usedNumber = usedCount
         release(chain)
     }
 
@@ -232,6 +266,7 @@ public final class DriverQueue {
         inFlight = [:]
         free = (0..<UInt16(ring.size)).reversed()
         ring.reset()
+        packed?.reset()
         drain(callDescriptor)
         drain(kickDescriptor)
         drain(errorDescriptor)
@@ -240,7 +275,7 @@ public final class DriverQueue {
     /// Waits until the device has used the chain, asleep on the call eventfd.
     public func wait(for chain: Chain) throws(InitiatorError) {
         while true {
-            ring.enableNotification()
+            enableNotification()
             try collect()
             if chain.isComplete { return }
             try Deadline.waitForInput(callDescriptor, "a completion on queue \(index)")
@@ -248,10 +283,18 @@ public final class DriverQueue {
         }
     }
 
+    /// Whether the device has used something that was not taken yet.
+    public var hasUsed: Bool { packed?.hasUsed ?? ring.hasUsed }
+
+    /// Asks the device to notify at its next used element.
+    public func enableNotification() {
+        if let packed { packed.enableNotification() } else { ring.enableNotification() }
+    }
+
     /// Waits until the device has used anything more.
     public func waitForUsed() throws(InitiatorError) {
-        ring.enableNotification()
-        while !ring.hasUsed {
+        enableNotification()
+        while !hasUsed {
             try Deadline.waitForInput(callDescriptor, "a completion on queue \(index)")
             drain(callDescriptor)
         }

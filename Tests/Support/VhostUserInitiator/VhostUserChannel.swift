@@ -42,6 +42,8 @@ public final class VhostUserChannel {
 
     /// The socket.
     public let descriptor: Int32
+    /// Descriptors that came with messages, the oldest first. Whoever takes one closes it.
+    public var receivedDescriptors: [Int32] = []
     /// What was sent so far.
     public private(set) var sent: [SentBytes] = []
 
@@ -53,7 +55,10 @@ public final class VhostUserChannel {
         if code != 0 { throw .systemCall("connecting to \(path)", errno: code) }
     }
 
-    deinit { close(descriptor) }
+    deinit {
+        for descriptor in receivedDescriptors { close(descriptor) }
+        close(descriptor)
+    }
 
     private static func connect(_ descriptor: Int32, _ path: String) -> Int32 {
         var address = sockaddr_un()
@@ -118,11 +123,14 @@ public final class VhostUserChannel {
         var received = 0
         while received < count {
             try Deadline.waitForInput(descriptor, "a message of \(count) bytes")
+            var descriptors = [Int32](repeating: -1, count: 8)
+            var descriptorCount: Int32 = 0
             let result = unsafe bytes.withUnsafeMutableBytes { buffer in
-                unsafe recv(
-                    descriptor, buffer.baseAddress.map { unsafe $0 + received }, count - received,
-                    Int32(MSG_DONTWAIT))
+                unsafe clinux_receive(
+                    descriptor, buffer.baseAddress.map { unsafe $0 + received }, count - received, &descriptors, 8,
+                    &descriptorCount)
             }
+            receivedDescriptors += descriptors[..<Int(descriptorCount)]
             if result < 0, errno == EINTR || errno == EAGAIN { continue }
             if result == 0 || errno == ECONNRESET && result < 0 { throw .disconnected }
             guard result > 0 else { throw .systemCall("recv", errno: errno) }

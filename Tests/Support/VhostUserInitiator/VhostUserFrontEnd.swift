@@ -55,6 +55,13 @@ public final class VhostUserFrontEnd {
     /// The queues that were set up.
     public private(set) var queues: [DriverQueue] = []
 
+    /// The memory of what is in flight: its descriptor, and what GET_INFLIGHT_FD said of it.
+    public private(set) var inflight: (descriptor: Int32, payload: [UInt8])?
+
+    deinit {
+        if let inflight { close(inflight.descriptor) }
+    }
+
     /// Connects, and no more.
     public init(path: String, options: Options = Options()) throws(InitiatorError) {
         self.options = options
@@ -80,6 +87,8 @@ public final class VhostUserFrontEnd {
     public func start() throws(InitiatorError) {
         try negotiate()
         try shareMemory()
+        if protocolFeatures & VhostUserProtocolBit.inflightSharedMemory != 0 { try makeInflight() }
+        try shareInflight()
         makeQueues()
         try startQueues()
     }
@@ -90,6 +99,7 @@ public final class VhostUserFrontEnd {
         channel = try VhostUserChannel(path: path)
         try negotiate()
         try shareMemory()
+        try shareInflight()
         try startQueues()
     }
 
@@ -192,7 +202,8 @@ public final class VhostUserFrontEnd {
         queues = (0..<options.queues).map { index in
             DriverQueue(
                 index: index, size: options.ringSize, memories: memories,
-                usesEventIndex: features & VirtioFeatureBit.eventIndex != 0)
+                usesEventIndex: features & VirtioFeatureBit.eventIndex != 0,
+                isPacked: features & VirtioFeatureBit.ringPacked != 0)
         }
     }
 
@@ -209,27 +220,64 @@ public final class VhostUserFrontEnd {
 
     /// Tells the back-end all about one queue. It begins where the driver has taken the last used element.
     public func start(_ queue: DriverQueue) throws(InitiatorError) {
-        try setUp(queue, base: queue.ring.usedIndex)
+        try setUp(queue, base: queue.packed?.base ?? UInt32(queue.ring.usedIndex))
         try tell(.setVringCall, WireBytes.of(UInt64(queue.index)), descriptors: [queue.callDescriptor])
         try tell(.setVringError, WireBytes.of(UInt64(queue.index)), descriptors: [queue.errorDescriptor])
         try tell(.setVringKick, WireBytes.of(UInt64(queue.index)), descriptors: [queue.kickDescriptor])
     }
 
     /// Size, base and addresses of one queue.
-    public func setUp(_ queue: DriverQueue, base: UInt16) throws(InitiatorError) {
+    public func setUp(_ queue: DriverQueue, base: UInt32) throws(InitiatorError) {
         try tell(.setVringNumber, WireBytes.of(UInt32(queue.index), UInt32(queue.ring.size)))
-        try tell(.setVringBase, WireBytes.of(UInt32(queue.index), UInt32(base)))
+        try tell(.setVringBase, WireBytes.of(UInt32(queue.index), base))
         try tell(.setVringAddress, addresses(queue))
     }
 
     /// The payload of SET_VRING_ADDR.
-    public func addresses(_ queue: DriverQueue) -> [UInt8] {
-        let ring = queue.ring
+    public func addresses(_ queue: DriverQueue, isLogged: Bool = false) -> [UInt8] {
         let memory = memories[0]
-        return WireBytes.of(UInt32(queue.index), 0)
+        let ring = queue.ring
+        let areas =
+            queue.packed.map { ($0.descriptorAddress, $0.deviceAddress, $0.driverAddress) }
+            ?? (ring.descriptorAddress, ring.usedAddress, ring.availableAddress)
+        return WireBytes.of(UInt32(queue.index), isLogged ? 1 : 0)
             + WireBytes.of(
-                memory.userAddress(of: ring.descriptorAddress), memory.userAddress(of: ring.usedAddress),
-                memory.userAddress(of: ring.availableAddress), 0)
+                memory.userAddress(of: areas.0), memory.userAddress(of: areas.1), memory.userAddress(of: areas.2),
+                isLogged ? areas.1 : 0)
+    }
+
+    // MARK: - Dirty logging
+
+    /// Hands the back-end a bitmap for all of the memory, and has it note its writes.
+    public func startLogging() throws(InitiatorError) -> SharedMemory {
+        let end = memories.map { $0.guestAddress + UInt64($0.size) }.max() ?? 0
+        let log = try SharedMemory(size: Int(end / 4096 / 8 + 1), guestAddress: 0)
+        try channel.send(
+            .setLogBase, WireBytes.of(UInt64(log.size), 0), descriptors: [log.descriptor])
+        _ = try reply(to: .setLogBase)
+        features |= VirtioFeatureBit.logAll
+        try tell(.setFeatures, WireBytes.of(features))
+        for queue in queues { try tell(.setVringAddress, addresses(queue, isLogged: true)) }
+        return log
+    }
+
+    // MARK: - What is in flight
+
+    /// Asks the back-end for a memory for its notes.
+    public func makeInflight() throws(InitiatorError) {
+        let request =
+            WireBytes.of(UInt64(0), 0) + WireBytes.of(UInt16(options.queues), UInt16(options.ringSize))
+        let reply = try ask(.getInflight, request)
+        guard reply.payload.count == request.count, let descriptor = channel.receivedDescriptors.popLast() else {
+            throw .protocolViolation("the reply to GET_INFLIGHT_FD has \(reply.payload.count) bytes, or no descriptor")
+        }
+        inflight = (descriptor, reply.payload)
+    }
+
+    /// Hands that memory to the back-end, whether it is the one that made it or its successor.
+    public func shareInflight() throws(InitiatorError) {
+        guard let inflight else { return }
+        try tell(.setInflight, inflight.payload, descriptors: [inflight.descriptor])
     }
 
     /// Enables or disables a queue. Without protocol features the message does not exist, and queues are always
@@ -241,14 +289,23 @@ public final class VhostUserFrontEnd {
 
     /// Stops a queue; returns the available index where the back-end stands.
     public func stop(_ queue: DriverQueue) throws(InitiatorError) -> UInt16 {
+        let base = try stopAnywhere(queue)
+        guard base <= 0xffff else {
+            throw .protocolViolation("GET_VRING_BASE of queue \(queue.index) answered \(base)")
+        }
+        return UInt16(base)
+    }
+
+    /// Stops a queue of either format; returns what SET_VRING_BASE takes.
+    public func stopAnywhere(_ queue: DriverQueue) throws(InitiatorError) -> UInt32 {
         let reply = try ask(.getVringBase, WireBytes.of(UInt32(queue.index), 0))
         guard reply.payload.count == 8, let index = WireBytes.read(UInt32.self, reply.payload, at: 0),
             let base = WireBytes.read(UInt32.self, reply.payload, at: 4)
         else { throw .protocolViolation("the reply to GET_VRING_BASE is not of 8 bytes") }
-        guard index == queue.index, base <= 0xffff else {
+        guard index == queue.index else {
             throw .protocolViolation("GET_VRING_BASE of queue \(queue.index) answered \(base) of queue \(index)")
         }
-        return UInt16(base)
+        return base
     }
 
     /// Bytes of the configuration space, through GET_CONFIG.

@@ -68,6 +68,8 @@ extension VhostUserRequest {
     public static let setInflight = Self(32, "SET_INFLIGHT_FD")
     /// Resets the device.
     public static let resetDevice = Self(34, "RESET_DEVICE")
+    /// A kick without an eventfd (INBAND_NOTIFICATIONS).
+    public static let vringKick = Self(35, "VRING_KICK")
     /// Memory regions that the back-end takes: a reply of 64 bits.
     public static let getMaximumMemorySlots = Self(36, "GET_MAX_MEM_SLOTS")
     /// One more memory region.
@@ -124,6 +126,8 @@ public enum VhostUserProtocolBit {
     public static let inflightSharedMemory: UInt64 = 1 << 12
     /// RESET_DEVICE.
     public static let resetDevice: UInt64 = 1 << 13
+    /// Notifications as messages.
+    public static let inbandNotifications: UInt64 = 1 << 14
     /// ADD_MEM_REG, REM_MEM_REG, GET_MAX_MEM_SLOTS.
     public static let configureMemorySlots: UInt64 = 1 << 15
     /// SET_STATUS, GET_STATUS.

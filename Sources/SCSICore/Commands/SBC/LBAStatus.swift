@@ -50,11 +50,12 @@ extension SBC {
     private static func lbaStatus(
         _ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit, _ body: (inout LBAStatusDescriptors) -> Void
     ) -> Outcome {
-        DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(10)) { writer in
+        var descriptors = LBAStatusDescriptors(address: cdb.uint64(2), end: unit.medium.blocks.value)
+        body(&descriptors)
+        // A backstore that told nothing, or the medium has become smaller meanwhile.
+        guard !descriptors.list.isEmpty else { return .failed(SenseData(.hardwareError, .internalTargetFailure)) }
+        return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(10)) { writer in
             writer.zeros(lbaStatusHeader)
-            var descriptors = LBAStatusDescriptors(address: cdb.uint64(2), end: unit.medium.blocks.value)
-            body(&descriptors)
-            precondition(!descriptors.list.isEmpty, "a backstore that tells nothing about its extents")
             for descriptor in descriptors.list {
                 writer.uint64(descriptor.address)
                 writer.uint32(descriptor.blocks)
@@ -81,7 +82,7 @@ private struct LBAStatusDescriptors {
     /// Adds a stretch in a state of scsi_backstore.h, whose values are those of PROVISIONING STATUS.
     mutating func add(_ state: Int, _ blocks: UInt64) {
         precondition(state <= SCSI_BACKSTORE_ANCHORED, "a backstore with a state that scsi_backstore.h does not have")
-        var left = min(blocks, end - address)
+        var left = min(blocks, end - min(address, end))
         while left > 0, list.count < Limits.lbaStatusDescriptors {
             let piece = UInt32(clamping: left)
             list.append((address: address, blocks: piece, status: UInt8(state)))

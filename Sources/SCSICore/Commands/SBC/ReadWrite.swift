@@ -76,7 +76,9 @@ enum SBC {
         return nil
     }
 
-    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist.
+    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist. IMMED is taken,
+    /// and status comes when the flush has ended all the same: a flush that fails after its status could be reported as
+    /// a deferred error only, when the initiator may have let go of what it would write again.
     static func synchronizeCache(_ task: TaskHandle, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
         let address = LogicalBlockAddress(task.address)
         guard unit.medium.contains(address, BlockCount(task.blocks)) else {

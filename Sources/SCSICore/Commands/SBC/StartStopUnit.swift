@@ -1,7 +1,7 @@
 // START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL.
 //
-// Called by: DeviceServer. Must not know: the task set, transports; what follows from a power condition or a medium that
-// is away (PowerConditions, RemovableMedium).
+// Called by: DeviceServer. Must not know: the task set, transports; what follows from a power condition or a medium
+// that is away (PowerConditions, RemovableMedium).
 
 import CTarget
 
@@ -44,8 +44,8 @@ private enum StartStopAction {
 }
 
 extension SBC {
-    /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first takes
-    /// no longer for it.
+    /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first
+    /// takes no longer for it.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of reservations.
         if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }

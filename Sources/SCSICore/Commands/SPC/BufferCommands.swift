@@ -41,7 +41,7 @@ extension SPC {
         }
     }
 
-    /// READ BUFFER, descriptor mode (03h): the capacity of a buffer, at any offset; zeros for a buffer that there is not.
+    /// READ BUFFER, descriptor mode (03h): a buffer's capacity, at any offset; zeros for a buffer that is not there.
     static func readBufferDescriptor(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let fields = BufferFields(cdb)
         return DeviceServer.parameterData(task, unit.shard, allocationLength: fields.length) { writer in

@@ -9,7 +9,7 @@ extension SPC {
     private static let diagnosticHeader = 4
     private static let supportedPages: UInt8 = 0x00
 
-    /// SEND DIAGNOSTIC (SPC-6 6.43): SELFTEST, or with PF a parameter list, which can only be the empty Supported
+    /// SEND DIAGNOSTIC (SPC-6): SELFTEST, or with PF a parameter list, which can only be the empty Supported
     /// Diagnostic Pages page.
     static func sendDiagnostic(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let length = Int(cdb.uint16(3))
@@ -29,7 +29,7 @@ extension SPC {
         return .done(.good)
     }
 
-    /// RECEIVE DIAGNOSTIC RESULTS (SPC-6 6.27). Without PCV it is the page that the last SEND DIAGNOSTIC asked for, and
+    /// RECEIVE DIAGNOSTIC RESULTS (SPC-6). Without PCV it is the page that the last SEND DIAGNOSTIC asked for, and
     /// there is only one.
     static func receiveDiagnosticResults(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         if cdb.bit(1, 0), cdb[2] != supportedPages { return .failed(.invalidField(inCDB: 2)) }

@@ -1,4 +1,4 @@
-// REPORT IDENTIFYING INFORMATION and SET IDENTIFYING INFORMATION: what people call a logical unit, kept over power loss.
+// REPORT IDENTIFYING INFORMATION and SET IDENTIFYING INFORMATION: what people call a unit, kept over power loss.
 //
 // Owns: the format of its section of the persistent state. Called by: DeviceServer, LogicalUnit (to restore),
 // PersistentState (to check). Must not know: where the state is kept.
@@ -8,7 +8,7 @@
 
 /// What is known of a unit beside its names.
 struct IdentifyingInformation: Equatable {
-    /// INFORMATION TYPE (SPC-6 6.32.1).
+    /// INFORMATION TYPE (SPC-6, REPORT IDENTIFYING INFORMATION).
     enum Kind: UInt8, CaseIterable {
         case peripheralDevice = 0b000_0000
         case text = 0b000_0010
@@ -55,7 +55,7 @@ struct IdentifyingInformation: Equatable {
 }
 
 extension SPC {
-    /// REPORT IDENTIFYING INFORMATION (SPC-6 6.32).
+    /// REPORT IDENTIFYING INFORMATION (SPC-6).
     static func reportIdentifyingInformation(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let type = cdb[10] >> 1
         let kind = IdentifyingInformation.Kind(rawValue: type)
@@ -77,7 +77,7 @@ extension SPC {
         }
     }
 
-    /// SET IDENTIFYING INFORMATION (SPC-6 6.44). It ends when the information is durable; the other nexuses learn of it.
+    /// SET IDENTIFYING INFORMATION (SPC-6). It ends when the information is durable; the other nexuses learn of it.
     static func setIdentifyingInformation(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         guard let kind = IdentifyingInformation.Kind(rawValue: cdb[10] >> 1) else {
             return .failed(.invalidField(inCDB: 10, bit: 7))

@@ -76,7 +76,7 @@ enum SPC {
         case .deviceIdentification: deviceIdentification(nexus, unit, &writer)
         case .extendedInquiry: extendedInquiry(unit, &writer)
         case .modePagePolicy:
-            // All mode pages and subpages are shared by all nexuses, and not by several units (SPC-6 7.7.9).
+            // All mode pages and subpages are shared by all nexuses, and not by several units (SPC-6).
             writer.bytes([0x3f, 0xff, 0x00, 0x00])
         case .ports: ports(unit, &writer)
         case .powerCondition:
@@ -126,7 +126,7 @@ enum SPC {
         writer.uint64(port.name)
     }
 
-    /// SCSI Ports (SPC-6 7.7.14): the target ports. Their initiator ports, which no transport here names, are none of
+    /// SCSI Ports (SPC-6): the target ports. Their initiator ports, which no transport here names, are none of
     /// the SCSI device's.
     private static func ports(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         for port in unit.target?.ports.all ?? [] {
@@ -176,7 +176,7 @@ enum SPC {
     private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)
-        writer.byte(0)
+        writer.byte(unit.hasProvisioningThresholds ? UInt8(unit.thresholdExponent) : 0)
         let anchors = unit.geometry.has(SCSI_BACKSTORE_CAN_ANCHOR)
         // LBPU, LBPWS, LBPWS10, LBPRZ 001b, ANC_SUP
         writer.byte(thin ? 0xe0 | (readsZeros ? 0x04 : 0) | (anchors ? 0x02 : 0) : 0)

@@ -2,6 +2,7 @@
 //
 // Called by: DeviceServer. Must not know: what the parameters mean (LogPages).
 
+import CBackstore
 import CTarget
 
 /// PC of LOG SENSE and LOG SELECT (SPC-6 6.9): which values of data counters. List parameters have only one.
@@ -37,6 +38,33 @@ extension SPC {
             return .failed(.invalidField(inCDB: 2, bit: 7))
         }
         guard pointer <= parameters.last!.code else { return .failed(.invalidField(inCDB: 5)) }
+        if code.page == 0x0c { return measureSpace(task, on: unit) }
+        return logParameters(task, cdb, code, on: unit)
+    }
+
+    /// Page 0Ch tells what the backstore says now.
+    private static func measureSpace(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        guard unit.shard.takeStaging(task) else { return .needsStaging }
+        let length = MemoryLayout<scsi_backstore_space>.size
+        unsafe UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<length])
+            .initializeMemory(as: UInt8.self, repeating: 0)
+        DeviceServer.fillStaging(
+            task, unit.shard, SCSI_BACKSTORE_SPACE, offset: ByteOffset(0), length: ByteCount(UInt64(length)))
+        unsafe task.request.pointee.length = 0
+        task.step = 1
+        return .submit
+    }
+
+    static func logSenseMeasured(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+        unit.spaceMeasured(unsafe unit.shard.staging(task).load(as: scsi_backstore_space.self))
+        return logParameters(task, cdb, LogPageCode(cdb[2] & 0x3f, cdb[3]), on: unit)
+    }
+
+    private static func logParameters(
+        _ task: TaskHandle, _ cdb: CDB, _ code: LogPageCode, on unit: LogicalUnit
+    ) -> Outcome {
+        let (values, pointer) = (LogValues(cdb), cdb.uint16(5))
+        let parameters = LogPages.parameters(code, of: unit)
         return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint16(7)) { writer in
             logHeader(code, &writer)
             for parameter in parameters where parameter.code >= pointer {

@@ -73,8 +73,8 @@ enum ErrorCounterPage: UInt8, CaseIterable {
         }
     }
 
-    /// The parameters that something here counts: errors corrected with possible delays (which is what trying again is),
-    /// total of rewrites or rereads that helped, total errors corrected, total bytes processed, total uncorrected
+    /// The parameters that something here counts: errors corrected with possible delays (which is what trying again
+    /// is), total of rewrites or rereads that helped, total errors corrected, total bytes processed, total uncorrected
     /// errors.
     static let codes: [UInt16] = [1, 2, 3, 5, 6]
     /// The one that each READ or WRITE changes; thresholds are for the others, so that none is looked at per command.
@@ -162,7 +162,8 @@ struct LogState {
 enum LogPages {
     /// The pages with parameters of a unit, sorted.
     static func codes(of unit: LogicalUnit) -> [LogPageCode] {
-        [0x02, 0x03, 0x05, 0x0d, 0x0e, 0x15, 0x19, 0x2f].map { LogPageCode($0) }
+        let pages: [UInt8] = [0x02, 0x03, 0x05] + (unit.hasProvisioningThresholds ? [0x0c] : [])
+        return (pages + [0x0d, 0x0e, 0x15, 0x18, 0x19, 0x2f]).map { LogPageCode($0) }
     }
 
     /// All that LOG SENSE answers: the pages with parameters and the lists of pages and of subpages.
@@ -176,9 +177,11 @@ enum LogPages {
     static func parameters(_ code: LogPageCode, of unit: LogicalUnit) -> [LogParameter] {
         if let page = ErrorCounterPage(rawValue: code.page) { return errorCounters(page, unit) }
         switch code.page {
+        case 0x0c: return logicalBlockProvisioning(unit)
         case 0x0d: return temperature
         case 0x0e: return startStopCycles(unit)
         case 0x15: return backgroundScan(unit)
+        case 0x18: return protocolSpecificPorts(unit)
         case 0x19: return generalStatistics(unit)
         case 0x2f: return informationalExceptions(unit)
         default: preconditionFailure("a log page without parameters")
@@ -192,12 +195,25 @@ enum LogPages {
         }
     }
 
-    /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There is
-    /// no reference temperature either.
+    /// Logical Block Provisioning (SBC-5 6.4.5): available and used LBA mapping resources in threshold sets, as
+    /// measured last; SCOPE: the unit's own, or shared with others.
+    private static func logicalBlockProvisioning(_ unit: LogicalUnit) -> [LogParameter] {
+        let measured = unit.measuredSpace
+        func parameter(_ code: UInt16, _ bytes: UInt64, scope: UInt8) -> LogParameter {
+            .list(code, Self.bytes(unit.thresholdSets(bytes)) + [scope, 0, 0, 0])
+        }
+        return [
+            parameter(1, measured?.available ?? 0, scope: measured?.isShared ?? false ? 0b10 : 0b01),
+            parameter(2, measured?.used ?? 0, scope: 0b01),
+        ]
+    }
+
+    /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There
+    /// is no reference temperature either.
     private static var temperature: [LogParameter] { [.list(0, [0, 0xff]), .list(1, [0, 0xff])] }
 
-    /// Start-Stop Cycle Counter (SPC-6 7.3.20): what was counted. There is no lifetime to compare it with, and no date of
-    /// manufacture.
+    /// Start-Stop Cycle Counter (SPC-6 7.3.20): what was counted. There is no lifetime to compare it with, and no date
+    /// of manufacture.
     private static func startStopCycles(_ unit: LogicalUnit) -> [LogParameter] {
         let statistics = unit.statistics
         return [.list(4, bytes(statistics.startStopCycles)), .list(6, bytes(statistics.loadUnloadCycles))]
@@ -208,6 +224,12 @@ enum LogPages {
     private static func backgroundScan(_ unit: LogicalUnit) -> [LogParameter] {
         let age = unit.shard.clock &- (unit.poweredOnAt ?? unit.shard.clock)
         return [.list(0, bytes(UInt32(clamping: age / 60_000_000_000)) + [0, 0, 0, 0, 0, 0, 0, 0])]
+    }
+
+    /// Protocol Specific Port (SPC-6 7.3.17): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither
+    /// virtio nor Xen has one of T10's, and so there is nothing specific to tell.
+    private static func protocolSpecificPorts(_ unit: LogicalUnit) -> [LogParameter] {
+        (unit.target?.ports.identifiers ?? 1...1).map { .list($0, [0x0f, 0, 0, 0]) }
     }
 
     /// General Statistics and Performance (SPC-6 7.3.11), in nanoseconds. The weighted fields are zero, as they are

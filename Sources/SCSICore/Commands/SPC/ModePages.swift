@@ -88,38 +88,52 @@ struct ModePages {
     private(set) var reportLogExceptions = false
     /// The Power Condition page as it is, for those who ask for the power condition.
     private(set) var powerCondition: [UInt8] = []
+    /// LBPERE.
+    private(set) var reportsThresholds = false
+    private(set) var thresholds: [ProvisioningThreshold] = []
     private(set) var informationalExceptions = InformationalExceptionsControl()
 
-    /// - Parameter volatileCache: Whether the backstore has a cache, so that WCE can be one.
-    init(volatileCache: Bool) {
+    /// - Parameters:
+    ///   - volatileCache: Whether the backstore has a cache, so that WCE can be one.
+    ///   - thresholds: Whether there are logical block provisioning thresholds.
+    init(volatileCache: Bool, thresholds: Bool) {
         let wce: UInt8 = volatileCache ? 0x04 : 0
+        let lbpere: UInt8 = thresholds ? 0x80 : 0
         // swift-format-ignore
         pages = [
-            // Read-Write Error Recovery (SBC-5 6.5.10): the medium below corrects what it can; nothing to choose.
-            ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                              changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to
+            // choose.
+            ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0],
+                              changeable: [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0]),
             // Verify Error Recovery (SBC-5 6.5.11): the same.
             ModePage(0x07, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the medium,
-            // and nothing is read ahead.
+            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the
+            // medium, and nothing is read ahead.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
             // SWP; TAS; busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
-                              changeable: [0xf5, 0xf6, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
+                              changeable: [0x35, 0x16, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
             // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
             // Power Condition (SPC-6 7.5.13): the conditions' timers, all disabled.
             ModePage(0x1a, 0, defaults:   Self.zeros(38),
                               changeable: [0x01, 0x0f] + Array(repeating: 0xff, count: 20) + Self.zeros(16)),
-            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is reported
-            // when it occurs, once (REPORT COUNT 1).
+            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is
+            // reported when it occurs, once (REPORT COUNT 1).
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
                               changeable: [0x0c, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]
+        if thresholds {
+            // Logical Block Provisioning (SBC-5 6.5.9): the threshold descriptors; a threshold is told to every nexus.
+            pages.append(
+                ModePage(
+                    0x1c, 2, defaults: Self.zeros(12) + ProvisioningThreshold.defaults,
+                    changeable: Self.zeros(12) + ProvisioningThreshold.changeable))
+        }
         refresh()
     }
 
@@ -169,10 +183,9 @@ struct ModePages {
         return nil
     }
 
-    /// The fields of the control mode page that are changeable and do not have all the values that their bits have.
+    /// The fields of the control mode page that do not have all the values that their changeable bits have.
     private static func invalidControl(_ values: [UInt8]) -> Int? {
-        if values[0] >> 5 > 1 { return 0 }
-        if values[1] >> 4 > 1 || QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
+        if QueueErrorManagement(rawValue: values[1] >> 1 & 3) == nil { return 1 }
         return UnitAttentionInterlock(rawValue: values[2] >> 4 & 3) == nil ? 2 : nil
     }
 
@@ -188,6 +201,10 @@ struct ModePages {
         queueErrorManagement = !bit(0x0a, byte: 1, 0x02) ? .none : bit(0x0a, byte: 1, 0x04) ? .abortNexus : .abortAll
         unitAttentionInterlock = !bit(0x0a, byte: 2, 0x20) ? .none : bit(0x0a, byte: 2, 0x10) ? .establish : .keep
         powerCondition = current(0x1a)!
+        reportsThresholds = bit(0x01, byte: 5, 0x80)
+        let descriptors = current(0x1c, 2)?.dropFirst(12) ?? []
+        thresholds = stride(from: descriptors.startIndex, to: descriptors.endIndex, by: ProvisioningThreshold.length)
+            .map { ProvisioningThreshold(descriptors[$0..<$0 + ProvisioningThreshold.length]) }
         informationalExceptions = InformationalExceptionsControl(current(0x1c)!)
     }
 

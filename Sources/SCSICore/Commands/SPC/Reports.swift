@@ -22,8 +22,8 @@ extension SPC {
         let outcome = DeviceServer.parameterData(task, unit.shard, allocationLength: cdb[4]) {
             sense.write(descriptorFormat: cdb.bit(1, 0), to: &$0)
         }
-        // Cleared once it is reported, and not by a command whose buffers are too short for the report, or that asks for
-        // nothing of it.
+        // Cleared once it is reported, and not by a command whose buffers are too short for the report, or that asks
+        // for nothing of it.
         if case .done = outcome, cdb[4] > 0, let condition { unit.report(condition, for: task.nexus) }
         return outcome
     }

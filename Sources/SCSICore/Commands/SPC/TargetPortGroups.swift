@@ -10,7 +10,7 @@ extension SPC {
     private static let activeOptimizedSupported: UInt8 = 0x01
     private static let extendedHeader: UInt8 = 1
 
-    /// REPORT TARGET PORT GROUPS (SPC-6 6.37), with the length only header or the extended one.
+    /// REPORT TARGET PORT GROUPS (SPC-6), with the length only header or the extended one.
     static func reportTargetPortGroups(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let format = cdb[1] >> 5
         return DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(6)) { writer in

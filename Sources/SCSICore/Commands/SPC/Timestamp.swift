@@ -6,7 +6,7 @@ import CTarget
 
 /// A unit's clock: milliseconds, from zero when the unit was created, or from what SET TIMESTAMP has set.
 struct UnitClock {
-    /// TIMESTAMP ORIGIN (SPC-6 5.3).
+    /// TIMESTAMP ORIGIN (SPC-6, device clocks).
     enum Origin: UInt8 {
         case powerOn = 0b000
         case setTimestamp = 0b010
@@ -32,7 +32,7 @@ struct UnitClock {
 extension SPC {
     private static let timestampParameters = 12
 
-    /// REPORT TIMESTAMP (SPC-6 6.38).
+    /// REPORT TIMESTAMP (SPC-6).
     static func reportTimestamp(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         DeviceServer.parameterData(task, unit.shard, allocationLength: cdb.uint32(6)) { writer in
             let timestamp = unit.clock.timestamp(now: unit.shard.clock)
@@ -45,7 +45,7 @@ extension SPC {
         }
     }
 
-    /// SET TIMESTAMP (SPC-6 6.47). The other nexuses learn that the clock has changed.
+    /// SET TIMESTAMP (SPC-6). The other nexuses learn that the clock has changed.
     static func setTimestamp(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let length = cdb.uint32(6)
         if length == 0 { return .done(.good) }

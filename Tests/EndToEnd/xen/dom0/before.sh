@@ -6,6 +6,8 @@ backstores:
   second: { type: ram, size: 32MiB }
 targets:
   $TARGET: { luns: { 0: first, 1: second } }
+vhost-user-scsi:
+  - { socket: /run/targetd/vm.sock, targets: { 0: $TARGET } }
 xen: { enabled: true }
 END
 serve

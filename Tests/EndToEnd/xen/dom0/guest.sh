@@ -90,6 +90,21 @@ need "the guest has seen the added disk" within 60 said third "a disk is added"
 check "hot remove from a guest" targetctl xen detach third 0:0:2:0
 need "the third guest ends" within 120 stopped third
 collect third
+
+need "a fourth guest" create fourth /guest-fourth.sh
+need "it gets the disk too" targetctl xen attach --no-wait fourth $TARGET:0,0:0:0:0
+xl unpause fourth
+need "its load runs too" within 120 said fourth "load runs"
+sleep 2
+need "it is saved under load" xl save fourth /dev/shm/saved
+check "nothing of it is left here" within 30 gone "/local/domain/0/backend/vscsi/$((third + 1))"
+need "it is restored, as another domain" xl restore -p /tmp/fourth.cfg /dev/shm/saved
+rm /dev/shm/saved
+need "it gets its disk again" targetctl xen attach --no-wait fourth $TARGET:0,0:0:0:0
+xl unpause fourth
+check "its front end takes the new ring" targetctl xen wait fourth
+need "the fourth guest ends" within 120 stopped fourth
+collect fourth
 kill -TERM $server
 wait $server
 result=$?

@@ -43,13 +43,13 @@ check "hot remove, by the p-dev" targetctl xen detach 0 $TARGET:1
 check "the removed disk is gone" within 20 test ! -e /dev/sdb
 check "so are its nodes" gone "$(back 0 0)/vscsi-devs/dev-1/state"
 
-sed "s/^xen:/  naa.60014054ac780584: { luns: { 0: late } }\nxen:/; s/^targets:/  late: { type: ram, size: 8MiB }\ntargets:/" \
+sed "s/^vhost-user-scsi:/  naa.60014054ac780584: { luns: { 0: late } }\nvhost-user-scsi:/; s/^targets:/  late: { type: ram, size: 8MiB }\ntargets:/" \
     /tmp/targetd.yaml > /tmp/more.yaml
 check "apply adds a target while guests are served" targetctl apply /tmp/more.yaml
 check "a guest gets a disk of it" targetctl xen attach 0 naa.60014054ac780584:0,0:0:5:0
 need "the guest finds it" within 20 test -b /dev/sdb
 check "apply takes the target away again" targetctl apply /tmp/targetd.yaml
-check "its disk answers no more" sh -c '! dd if=/dev/sdb of=/dev/null bs=4k count=1 iflag=direct'
+check "its disk answers no more" sh -c 'sg_turs /dev/sdb 2>&1 | grep -q DID_BAD_TARGET'
 check "apply brings it back" targetctl apply /tmp/more.yaml
 check "the disk answers again" within 20 sg_turs /dev/sdb
 check "it is detached" targetctl xen detach 0 0:0:5:0
@@ -62,17 +62,107 @@ sg_turs /dev/sda
 sg_turs /dev/sdb
 check "a reset by one initiator is a unit attention for the other" sh -c '
     sg_reset -N -d /dev/sdb && sg_requests /dev/sda 2>&1 | grep -qi "reset"'
-if sg_opcodes --opcode=0x5f,0 /dev/sda 2>&1 | grep -qi "not supported"; then
-    echo "SKIPPED: persistent reservations between two initiators: the core does not have them"
-else
-    check "the second vhost is another initiator of the same disk" sh -c '
-        sg_persist --out --register --param-sark=0x1 /dev/sda && sg_persist --out --reserve --param-rk=0x1 \
-            --prout-type=3 /dev/sda
-        sg_turs /dev/sdb
-        sg_raw -s 512 -i /tmp/random /dev/sdb 2a 00 00 00 00 00 00 00 01 00 2>&1 | grep -qi "reservation conflict"'
-fi
+check "the second vhost is another initiator of the same disk" sh -c '
+    sg_persist --out --register --param-sark=0x1 /dev/sda && sg_persist --out --reserve --param-rk=0x1 \
+        --prout-type=3 /dev/sda
+    sg_turs /dev/sdb
+    sg_raw -s 512 -i /tmp/random /dev/sdb 2a 00 00 00 00 00 00 00 01 00 2>&1 | grep -qi "reservation conflict"
+    status=$?
+    sg_persist --out --clear --param-rk=0x1 /dev/sda && [ $status = 0 ]'
 check "close by the back end's side" targetctl xen detach 0 --vhost 1
 check "no disk is left of it" within 20 test ! -e /dev/sdb
+
+# One disk for a Xen guest and for a front-end of vhost-user at once: the kernel's driver, and a program with no kernel.
+mkfifo /tmp/lines
+scsi-command /run/targetd/vm.sock < /tmp/lines > /tmp/answers 2>&1 &
+front_end=$!
+exec 3> /tmp/lines
+# other LINE: sends a command as the other initiator, and prints its answer
+other() {
+    before=$(wc -l < /tmp/answers)
+    echo "$1" >&3
+    within 60 sh -c "[ \$(wc -l < /tmp/answers) -gt $before ]"
+    tail -n 1 /tmp/answers
+}
+# answers PATTERN LINE: whether the other initiator gets such an answer
+answers() { other "$2" | tee /tmp/answer | grep -q "$1" || { cat /tmp/answer; return 1; }; }
+TUR=000000000000
+other $TUR > /dev/null
+need "a vhost-user front-end has the same disk" answers "status 00" $TUR
+sg_turs /dev/sda > /dev/null 2>&1
+check "a reset by the Xen guest is its unit attention" sh -c 'sg_reset -N -d /dev/sda'
+check "which it gets once" answers "status 02 key 6 asc 29" $TUR
+check "and not again" answers "status 00" $TUR
+sg_turs /dev/sda > /dev/null 2>&1
+check "the Xen guest reserves the disk" sh -c 'sg_persist --out --register --param-sark=0x1 /dev/sda &&
+    sg_persist --out --reserve --param-rk=0x1 --prout-type=3 /dev/sda'
+check "the front-end gets RESERVATION CONFLICT" answers "status 18" "28000000000000000100 in=512"
+check "it registers a key" answers "status 00" \
+    "5f000000000000001800 out=000000000000000000000000000000bb0000000000000000"
+check "and clears the reservation" answers "status 00" \
+    "5f030000000000001800 out=00000000000000bb00000000000000000000000000000000"
+check "RESERVATIONS PREEMPTED is the Xen guest's unit attention" sh -c 'sg_turs /dev/sda 2>&1 |
+    grep -qi "reservations preempted"'
+check "the front-end reads again" answers "status 00" "28000000000000000100 in=512"
+sg_raw -s 512 -i /dev/zero /dev/sda 2a 00 00 00 00 64 00 00 01 00 > /dev/null 2>&1
+echo "count 100 150" > /tmp/count
+scsi-command /dev/sg0 < /tmp/count > /tmp/counted 2>&1 &
+counter=$!
+check "both count in one block by COMPARE AND WRITE" answers "counted 150" "count 100 150"
+wait $counter
+check "the Xen guest too" grep "counted 150" /tmp/counted
+check "no update is lost: the sum is 300" answers "status 00 in 2c01000000000000" "28000000006400000100 in=512"
+grep -h retries /tmp/counted /tmp/answers
+exec 3>&-
+wait $front_end
+
+while read -r module; do
+    case $module in *scsi_debug*) insmod "$module" max_luns=2 ;; *) insmod "$module" ;; esac
+done < /modules.host-device
+within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 2 ]'
+# generic ADDRESS: its sg node
+generic() { echo "/dev/$(ls "/sys/bus/scsi/devices/$1/scsi_generic")"; }
+own=$(lsscsi | sed -n 's/^\[\([0-9:]*:0\)\].*scsi_debug.*/\1/p')
+# The number that Linux gives to vhost 2 as a SCSI host.
+host() { ls "/sys/bus/xen/devices/vscsi-2" | sed -n 's/^host//p'; }
+need "a SCSI device of this host is attached" targetctl xen attach 0 "$(disk "$own"),2:0:0:0"
+need "the guest finds it" within 20 sh -c '[ "$(lsscsi | grep -c scsi_debug)" = 3 ]'
+given=$(host):0:0:0
+check "p-dev is its address, p-devname what was said" sh -c '
+    [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-dev)" = '"$own"' ] &&
+    [ "$(xenstore-read '"$(back 0 2)"'/vscsi-devs/dev-0/p-devname)" = '"$(disk "$own")"' ]'
+check "REPORT LUNS of it shows exactly the map" sh -c 'sg_luns '"$(generic "$given")"' | grep -q "Lun list length = 8 "'
+check "what the guest writes is on the device" sh -c '
+    dd if=/tmp/random of='"$(disk "$given")"' bs=256k count=20 oflag=direct 2>&1 &&
+    dd if='"$(disk "$own")"' bs=1M count=5 iflag=direct 2> /dev/null | cmp -n 5242880 - /tmp/random'
+check "and fio verifies it" fio --name=v "--filename=$(disk "$given")" --direct=1 --ioengine=libaio --iodepth=32 \
+    --rw=randwrite --bsrange=512-300k --blockalign=512 --size=7M --verify=crc32c --do_verify=1 --verify_fatal=1
+check "sense data is the device's" sh -c '
+    sg_raw -r 512 '"$(generic "$given")"' 28 00 ff ff ff fe 00 00 01 00 2>&1 | grep -q "Logical block address out of range"'
+check "microcode is not downloaded through it, though the device would" sh -c '
+    sg_raw -s 512 -i /tmp/random '"$(generic "$own")"' 3b 05 00 00 00 00 00 02 00 00 > /dev/null 2>&1 || exit 1
+    sg_raw -s 512 -i /tmp/random '"$(generic "$given")"' 3b 05 00 00 00 00 00 02 00 00 2>&1 |
+        grep -q "Invalid command operation code"'
+check "sg_reset -d resets it" sh -c 'sg_reset -N -d '"$(generic "$given")"' &&
+    cat /proc/scsi/scsi_debug/* | grep "dev_resets=1"'
+sg_turs "$(generic "$given")" > /dev/null 2>&1
+echo 4 > /sys/bus/pseudo/drivers/scsi_debug/opts
+echo -1 > /sys/bus/pseudo/drivers/scsi_debug/every_nth
+check "a command that never ends is ended by its time-out" sh -c '
+    ! timeout 100 sg_raw -t 3 -r 512 '"$(generic "$given")"' 28 00 00 00 00 00 00 00 01 00'
+echo 0 > /sys/bus/pseudo/drivers/scsi_debug/opts
+echo 0 > /sys/bus/pseudo/drivers/scsi_debug/every_nth
+check "and the device goes on" within 30 sg_turs "$(generic "$given")"
+check "it is detached" targetctl xen detach 0 "$own"
+check "a whole target of this host is attached" targetctl xen attach 0 "$own,2:0:0:0,feature-host"
+within 20 test -e "/sys/bus/scsi/devices/$(host):0:0:0/scsi_generic"
+check "its units are two in REPORT LUNS" sh -c 'sg_luns '"$(generic "$(host):0:0:0")"' | grep -q "Lun list length = 16 "'
+echo "0 0 1" > "/sys/class/scsi_host/host$(host)/scan"
+check "the guest finds the second, for which xenstore has no device" within 20 test -b "$(disk "$(host):0:0:1")"
+check "they are detached together" targetctl xen detach 0 --vhost 2
+check "a SCSI device that is not there is refused" sh -c '
+    targetctl xen attach 0 9:9:9:9,2:0:0:0 2>&1 | grep -q "this host has no SCSI device 9:9:9:9"'
+targetctl xen detach 0 --vhost 2 --timeout 5
 
 check "libiscsi's suite: no failure" sh -c '
     timeout 200 iscsi-test-cu --dataloss --test=ALL /dev/sg0 > /tmp/suite 2>&1 || { grep -A5 FAILED /tmp/suite; false; }'

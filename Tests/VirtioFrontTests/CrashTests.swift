@@ -1,0 +1,196 @@
+// CrashTests: targetd is killed at random moments and started again, and no write is lost, doubled or corrupted.
+//
+// Called by: swift test, where targetd was built (TARGETD_EXECUTABLE, or beside the tests). TARGETD_KILLS says how
+// often, 8 times without it. Must not know: how targetd is written.
+
+import Glibc
+import Testing
+import VhostUserInitiator
+
+/// A targetd process with one file as its disk.
+private final class KilledDaemon {
+    let executable: String
+    let directory: String
+    var socket: String { directory + "/socket" }
+    private var process: pid_t = 0
+    private var errors: Int32 = -1
+
+    init(executable: String) throws {
+        self.executable = executable
+        // mkdtemp replaces the six letters.
+        var template = Array(("/tmp/targetd-crash-" + String(repeating: "X", count: 6)).utf8CString)
+        directory = unsafe String(cString: mkdtemp(&template)!)
+        try start()
+    }
+
+    deinit {
+        kill()
+        for name in ["disk", "socket"] { unsafe unlink(directory + "/" + name) }
+        unsafe rmdir(directory)
+    }
+
+    /// Starts it and waits until guests can attach.
+    func start() throws {
+        var ends: [Int32] = [-1, -1]
+        precondition(unsafe pipe(&ends) == 0)
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+        errors = ends[0]
+        var actions = unsafe posix_spawn_file_actions_t()
+        unsafe posix_spawn_file_actions_init(&actions)
+        unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
+        unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
+        let arguments = [
+            executable, "--file", directory + "/disk", "--size", "1MiB", "--vhost-user", socket, "--queues", "2",
+        ]
+        var pointers = unsafe arguments.map { unsafe strdup($0) } + [nil]
+        let code = unsafe posix_spawn(&process, executable, &actions, nil, &pointers, environ)
+        for index in unsafe pointers.indices { unsafe free(pointers[index]) }
+        unsafe posix_spawn_file_actions_destroy(&actions)
+        close(ends[1])
+        guard code == 0 else { throw InitiatorError.systemCall("posix_spawn of \(executable)", errno: code) }
+        var text: [UInt8] = []
+        let ready = Array("ready\n".utf8)
+        while !(text.count >= ready.count && text.suffix(ready.count).elementsEqual(ready)) {
+            var byte: UInt8 = 0
+            guard unsafe read(errors, &byte, 1) == 1 else {
+                throw InitiatorError.protocolViolation("it ended at start: \(String(decoding: text, as: UTF8.self))")
+            }
+            text.append(byte)
+        }
+    }
+
+    /// Ends it at once, and waits until it is gone.
+    func kill() {
+        guard process > 0 else { return }
+        _ = Glibc.kill(process, SIGKILL)
+        var status: Int32 = 0
+        while unsafe waitpid(process, &status, 0) < 0, errno == EINTR {}
+        process = 0
+        close(errors)
+    }
+}
+
+/// One writer: a request queue and blocks of its own.
+private final class Writer {
+    static let blocks = 64
+    static let depth = 16
+
+    let number: Int
+    let queue: DriverQueue
+    private var sequence: UInt64 = 0
+    /// The last write of each block that was acknowledged.
+    private var acknowledged: [UInt32: UInt64] = [:]
+    private var inFlight: [UInt32: (sequence: UInt64, request: SCSIInFlight)] = [:]
+    private(set) var completions = 0
+
+    init(number: Int, queue: DriverQueue) {
+        self.number = number
+        self.queue = queue
+    }
+
+    var isIdle: Bool { inFlight.isEmpty }
+
+    /// What a block holds: LBA, writer and sequence, over and over.
+    private func content(_ block: UInt32, _ sequence: UInt64) -> [UInt8] {
+        let words = WireBytes.of(UInt64(block), UInt64(number), sequence, ~sequence)
+        return (0..<16).flatMap { _ in words }
+    }
+
+    private func send(_ block: UInt32, _ sequence: UInt64) {
+        var command = write10(unit(0), block: block, content(block, sequence))
+        command.layout = ChainLayout(isIndirect: sequence % 3 == 0)
+        inFlight[block] = (sequence, queue.submit(command))
+    }
+
+    /// Keeps so many writes in flight, each to another block.
+    func fill(_ random: inout SystemRandomNumberGenerator) {
+        while inFlight.count < Self.depth {
+            let block = UInt32(number * Self.blocks + Int.random(in: 0..<Self.blocks, using: &random))
+            if inFlight[block] != nil { continue }
+            sequence += 1
+            send(block, sequence)
+        }
+    }
+
+    /// Takes what has ended; throws if anything was answered that was not in flight.
+    func collect() throws {
+        try queue.collect()
+        for (block, write) in inFlight where write.request.chain.isComplete {
+            let result = try write.request.result()
+            inFlight[block] = nil
+            if result.status == 2, result.senseKey == 6 {
+                // A unit attention of the new nexus: the command was not carried out.
+                send(block, write.sequence)
+            } else {
+                #expect(result.isGood)
+                acknowledged[block] = write.sequence
+                completions += 1
+            }
+        }
+    }
+
+    func drain() throws {
+        while !isIdle {
+            try collect()
+            if !isIdle { try queue.waitForUsed() }
+        }
+    }
+
+    /// Each block is as its last acknowledged write left it.
+    func verify() throws {
+        for (block, sequence) in acknowledged {
+            let result = try queue.runPastUnitAttentions(read10(unit(0), block: block, count: 1))
+            #expect(result.isGood && result.dataIn == content(block, sequence), "block \(block)")
+        }
+    }
+}
+
+@Suite struct CrashTests {
+    /// Where targetd is, if it was built.
+    private static let executable: String? = {
+        if let path = unsafe getenv("TARGETD_EXECUTABLE") { return unsafe String(cString: path) }
+        var bytes = [UInt8](repeating: 0, count: 4096)
+        let length = unsafe readlink("/proc/self/exe", &bytes, bytes.count)
+        let own = String(decoding: bytes.prefix(max(length, 0)), as: UTF8.self)
+        guard let slash = own.lastIndex(of: "/") else { return nil }
+        let path = own[...slash] + "targetd"
+        return unsafe access(String(path), X_OK) == 0 ? String(path) : nil
+    }()
+    private static let kills = unsafe getenv("TARGETD_KILLS").flatMap { unsafe Int(String(cString: $0)) } ?? 8
+
+    @Test(.enabled(if: executable != nil), arguments: [false, true])
+    func noWriteIsLostDoubledOrCorruptedByKillsAtRandomMoments(_ isPacked: Bool) throws {
+        let daemon = try KilledDaemon(executable: try #require(Self.executable))
+        var options = VhostUserFrontEnd.Options()
+        options.queues = 4
+        options.ringSize = 64
+        options.protocolFeatures |= VhostUserProtocolBit.inflightSharedMemory
+        if isPacked { options.features |= VirtioFeatureBit.ringPacked }
+        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: options)
+        try #require(frontEnd.inflight != nil)
+        let writers = (0..<2).map { Writer(number: $0, queue: frontEnd.queues[2 + $0]) }
+        var random = SystemRandomNumberGenerator()
+        var resent = 0
+        for round in 0..<(Self.kills + 1) / 2 {
+            let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
+            while writers[0].completions < goal {
+                for writer in writers { writer.fill(&random) }
+                try writers[0].queue.waitForUsed()
+                for writer in writers { try writer.collect() }
+            }
+            for writer in writers { writer.fill(&random) }
+            usleep(UInt32.random(in: 0..<1500, using: &random))
+            daemon.kill()
+            try daemon.start()
+            try frontEnd.reconnect()
+            resent += writers.reduce(0) { $0 + ($1.isIdle ? 0 : 1) }
+            if round % 10 == 9 {
+                for writer in writers { try writer.drain() }
+                for writer in writers { try writer.verify() }
+            }
+        }
+        for writer in writers { try writer.drain() }
+        for writer in writers { try writer.verify() }
+        #expect(resent > 0, "no kill found anything in flight: nothing was tested")
+    }
+}
