@@ -112,7 +112,8 @@ import VhostUserInitiator
     @Test func aDirectoryServesOneTargetd() throws {
         let first = try start()
         try #require(first.waitUntilReady())
-        let other = try folder.write("other.yaml", "state-directory: \(folder("state"))\n")
+        let text = configuration(stateDirectory: folder("state")).replacing(folder("1"), with: folder("2"))
+        let other = try folder.write("other.yaml", text)
         let end = try targetd("--config", other)
         #expect(end.status == ExitStatus.startFailed.rawValue)
         #expect(end.errors.contains("\(folder("state")): another targetd keeps its state here"))
