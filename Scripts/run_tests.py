@@ -175,7 +175,8 @@ def sanitize(results: report.Report, words: list[str]) -> None:
                        "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
         group = Commands(f"{word.capitalize()} sanitizer", [
             ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
-            ("tests find nothing", ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel", *chosen],
+            ("tests find nothing",
+             ["swift", "test", "--skip-build", *build, "--disable-xctest", "--no-parallel", *chosen],
              UNIT_SECONDS),
         ])  # fmt: skip
         results.run(group, everything(group))

@@ -119,7 +119,7 @@ public final class RAMBackstore {
         var answer = scsi_backstore_geometry()
         answer.capabilities = UInt32(
             SCSI_BACKSTORE_CAN_DISCARD | SCSI_BACKSTORE_CAN_WRITE_ZEROES | SCSI_BACKSTORE_DISCARD_READS_ZEROS
-                | SCSI_BACKSTORE_CAN_PREFETCH | SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_REPORT_SPACE)
+                | SCSI_BACKSTORE_CAN_REPORT_EXTENTS | SCSI_BACKSTORE_CAN_REPORT_SPACE)
         if !isReadOnly { answer.capabilities |= UInt32(SCSI_BACKSTORE_WRITABLE) }
         answer.size = size
         answer.logical_block_size = UInt32(logicalBlockSize)
@@ -142,7 +142,7 @@ public final class RAMBackstore {
             unsafe copy(request, toSegments: true)
         case SCSI_BACKSTORE_WRITE:
             if isReadOnly { error = EROFS } else { unsafe write(request) }
-        case SCSI_BACKSTORE_FLUSH, SCSI_BACKSTORE_PREFETCH:
+        case SCSI_BACKSTORE_FLUSH:
             break
         case SCSI_BACKSTORE_EXTENTS:
             unsafe reportExtents(request)

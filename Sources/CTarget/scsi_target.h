@@ -136,8 +136,8 @@ struct scsi_target_port_operations {
     uint32_t abi_version;
     void (*complete_task)(void *port, struct scsi_task *task);
     /* `additional_response` is SAM-6's Additional Response Information of QUERY ASYNCHRONOUS EVENT (7.10) if that was
-     * answered FUNCTION SUCCEEDED, else 0: bits 23-16 its byte 0 (UADE DEPTH, SENSE KEY), 15-8 ADDITIONAL SENSE CODE, 7-0
-     * its qualifier. */
+     * answered FUNCTION SUCCEEDED, else 0: bits 23-16 its byte 0 (UADE DEPTH, SENSE KEY), 15-8 ADDITIONAL SENSE CODE,
+     * 7-0 its qualifier. */
     void (*complete_task_management)(void *port, uint64_t cookie, uint8_t service_response,
                                      uint32_t additional_response);
     void (*report_event)(void *port, const struct scsi_target_event *event);

@@ -59,8 +59,8 @@ public struct ControlClient: Sendable {
         return try Self.parse(exchange(raw: Data((head + "\r\n").utf8) + (body ?? Data())))
     }
 
-    /// Asks for something that goes on, and hands out its lines as they come, until `body` returns `false` or the daemon
-    /// ends it.
+    /// Asks for something that goes on, and hands out its lines as they come, until `body` returns `false` or the
+    /// daemon ends it.
     ///
     /// - Returns: The answer, if it is another one than 200.
     public func follow(_ target: String, _ body: (String) throws -> Bool) throws -> Answer? {

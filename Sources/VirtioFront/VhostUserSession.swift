@@ -251,8 +251,8 @@ final class VhostUserSession {
         return nil
     }
 
-    /// SET_OWNER begins a session, also one on a connection that was used before: QEMU keeps its socket when a device is
-    /// unplugged and another one is plugged, and adds all regions of memory again.
+    /// SET_OWNER begins a session, also one on a connection that was used before: QEMU keeps its socket when a device
+    /// is unplugged and another one is plugged, and adds all regions of memory again.
     private func beginAnew() {
         guard rings.indices.allSatisfy({ device.queue($0) == nil }) else { return }
         retired.removeAll { $0.references == 0 }

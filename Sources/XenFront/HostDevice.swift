@@ -1,7 +1,7 @@
 // HostDevice: a SCSI device of this host, through its node of the driver sg.
 //
-// Owns: the file descriptor. Called by: PassthroughNexus, on the reactor's thread; tests have one of their own. Must not
-// know: rings, guests.
+// Owns: the file descriptor. Called by: PassthroughNexus, on the reactor's thread; tests have one of their own. Must
+// not know: rings, guests.
 
 import CLinux
 import CXen

@@ -13,7 +13,8 @@ enum PassthroughPolicy {
         // EXTENDED COPY, POPULATE TOKEN, WRITE USING TOKEN: the array would copy from and to units that it gives to
         // this host, not to the guest.
         case 0x83: return false
-        // MAINTENANCE OUT: SET TARGET PORT GROUPS, CHANGE ALIASES and others change the state of all units of the array.
+        // MAINTENANCE OUT: SET TARGET PORT GROUPS, CHANGE ALIASES and others change the state of all units of the
+        // array.
         case 0xa4: return false
         // WRITE BUFFER: microcode is the whole device's, which may have other units, and outlives the guest. Its data
         // and echo modes (0, 2, 0Ah) are harmless.

@@ -1,6 +1,7 @@
 // DeviceSpecification: a device as people name it to a toolstack, `pdev,vdev`, as in SUSE's xl.
 //
-// Owns: that notation, and how a path of this host becomes a SCSI address. Called by: targetctl. Must not know: xenstore.
+// Owns: that notation, and how a path of this host becomes a SCSI address. Called by: targetctl. Must not know:
+// xenstore.
 
 import Glibc
 

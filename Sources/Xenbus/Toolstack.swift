@@ -1,7 +1,7 @@
 // Toolstack: the third side of vscsi, which attaches devices to guests and takes them away: xl knows nothing of it.
 //
-// Owns: the nodes that a toolstack writes, and the order in which that is done. Called by: targetctl. Must not know: how
-// the back end works: they meet in xenstore only.
+// Owns: the nodes that a toolstack writes, and the order in which that is done. Called by: targetctl. Must not know:
+// how the back end works: they meet in xenstore only.
 
 /// Why the toolstack did not do something, in words for its user.
 package struct ToolstackError: Error, Equatable, Sendable {

@@ -1,7 +1,7 @@
 // Top: what goes on at each logical unit and each guest, live.
 //
-// Owns: the differences between two reports, and how they are shown. Called by: Targetctl. Must not know: how the daemon
-// counts.
+// Owns: the differences between two reports, and how they are shown. Called by: Targetctl. Must not know: how the
+// daemon counts.
 
 import ArgumentParser
 import ControlAPI

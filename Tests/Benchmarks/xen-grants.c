@@ -2,7 +2,8 @@
  * xen-grants: what it costs to move the pages of a request by grant copy and by mapping them, in dom0.
  *
  * Grants pages of this domain to itself. Prints, for each number of pages, the least nanoseconds of 200 rounds of: one
- * grant copy hypercall for all of them; mapping all of them, reading one byte of each cache line, and unmapping them. Decision 0005 uses it:
+ * grant copy hypercall for all of them; mapping all of them, reading one byte of each cache line, and unmapping them.
+ * Decision 0009 uses it:
  *     cc -O2 -D__XEN_INTERFACE_VERSION__=0x00040e00 -o xen-grants xen-grants.c -lxengnttab
  */
 #include <stdint.h>

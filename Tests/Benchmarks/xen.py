@@ -40,7 +40,8 @@ def measure(turns: int, seconds: int) -> list[tuple[str, str, str, int, float, f
         texts = {"/library.sh": text("dom0", "library.sh"),
                  "/guest-load.sh": f"SECONDS_PER_ROW={seconds}\n" + text("domu", "load.sh")}  # fmt: skip
         outcome = xenmachine.run(
-            f"TURNS={turns} SECONDS_PER_ROW={seconds}\n" + text("dom0", "benchmark.sh"), programs, seconds=3600, domu=True, texts=texts,
+            f"TURNS={turns} SECONDS_PER_ROW={seconds}\n" + text("dom0", "benchmark.sh"), programs,
+            seconds=3600, domu=True, texts=texts,
             progress=lambda line: print(line, flush=True))
     if outcome.status != 0:
         sys.exit(f"the run failed:\n{outcome.console[-3000:]}")
@@ -65,10 +66,12 @@ def main() -> int:
     print("\n| row | targetd I/O/s | LIO I/O/s | ratio | targetd dom0 us per I/O | LIO dom0 us per I/O | ratio |")
     print("|---|---|---|---|---|---|---|")
     for operation, size in [("read", "4k"), ("write", "4k"), ("read", "256k"), ("write", "256k")]:
-        chosen = {server: [row for row in rows if row[:3] == (server, operation, size)] for server in ["targetd", "lio"]}
+        chosen = {server: [row for row in rows if row[:3] == (server, operation, size)]
+                  for server in ["targetd", "lio"]}  # fmt: skip
         speed = {s: statistics.median(r[3] / r[4] for r in found) for s, found in chosen.items()}
         cost = {s: statistics.median(r[5] / max(1, r[3]) * 1e6 for r in found) for s, found in chosen.items()}
-        print(f"| {operation} {size} | {speed['targetd']:.0f} | {speed['lio']:.0f} | {speed['targetd'] / speed['lio']:.2f} "
+        print(f"| {operation} {size} | {speed['targetd']:.0f} | {speed['lio']:.0f}"
+              f" | {speed['targetd'] / speed['lio']:.2f} "
               f"| {cost['targetd']:.0f} | {cost['lio']:.0f} | {cost['targetd'] / cost['lio']:.2f} |")  # fmt: skip
     return 0
 

@@ -338,8 +338,8 @@ struct SmallWorldShapes {
     }()
 
     /// Runs `body` for each shape of `count` commands with a function. Up to three commands meet every value of TST,
-    /// QERR, TAS and NACA, and end in every order, interleaved with arrivals; four meet the default values and NACA, and
-    /// all arrive before the first ends.
+    /// QERR, TAS and NACA, and end in every order, interleaved with arrivals; four meet the default values and NACA,
+    /// and all arrive before the first ends.
     static func forEach(_ count: Int, _ function: TaskManagementFunction, _ body: (SmallWorldShape) -> Void) {
         for control in count < 4 ? controls : [ModelControl()] {
             for attributes in attributes(count) {
@@ -365,8 +365,8 @@ struct SmallWorldShapes {
 
 @Suite("Small worlds", .serialized)
 struct SmallWorldTests {
-    /// One shape in so many is run, by the number of commands. TARGETD_SMALL_WORLD=1 runs all of them, =20 at least one in
-    /// twenty.
+    /// One shape in so many is run, by the number of commands. TARGETD_SMALL_WORLD=1 runs all of them, =20 at least
+    /// one in twenty.
     private static let shares = [1: 1, 2: 11, 3: 1709, 4: 4001]
 
     private static func share(_ count: Int) -> Int {

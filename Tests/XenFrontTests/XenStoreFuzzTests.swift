@@ -1,5 +1,5 @@
-// XenStoreFuzzTests: xenstore full of nonsense: a guest writes what it likes into its nodes, and a toolstack is mad. What
-// the control plane does about it ends, harms no other vhost, and never does the impossible.
+// XenStoreFuzzTests: xenstore full of nonsense: a guest writes what it likes into its nodes, and a toolstack is mad.
+// What the control plane does about it ends, harms no other vhost, and never does the impossible.
 //
 // Must not know: which nonsense is special.
 

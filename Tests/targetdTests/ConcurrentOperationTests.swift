@@ -22,7 +22,8 @@ private struct Generator: RandomNumberGenerator {
     }
 }
 
-/// One client with objects of its own: a target, media, a socket. What it believes to be there is its part of the model.
+/// One client with objects of its own: a target, media, a socket. What it believes to be there is its part of the
+/// model.
 private struct Client {
     let number: Int
     let control: ControlClient

@@ -1,5 +1,5 @@
-// XenConfigurationTests: what `xen:` takes, what follows from it for the rest of the file, and when the Xen front starts
-// and stops. Must not know: Xen.
+// XenConfigurationTests: what `xen:` takes, what follows from it for the rest of the file, and when the Xen front
+// starts and stops. Must not know: Xen.
 
 import ControlAPI
 import Logging

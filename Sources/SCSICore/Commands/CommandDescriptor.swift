@@ -26,6 +26,16 @@ enum ExtentField: UInt8 {
     case compareAndWrite
     /// WRITE ATOMIC: as in a CDB of 16 bytes, but with two bytes for the number of blocks.
     case writeAtomic
+
+    /// The byte with the GROUP NUMBER field; `nil` if there is none.
+    var groupNumberByte: Int? {
+        switch self {
+        case .none, .six: nil
+        case .ten: 6
+        case .twelve: 10
+        case .sixteen, .compareAndWrite, .writeAtomic: 14
+        }
+    }
 }
 
 /// What a command does to the medium, for the hazard matrix in Serialization.
@@ -58,10 +68,9 @@ struct CommandFlags: OptionSet {
     /// (SAM-6 5.9.4).
     static let passesACA = Self(rawValue: 1 << 15)
 
-    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of
-    // commands that are allowed then; SPC-2 5.5.1). What has none of these conflicts
-    // with a reservation that does not admit the nexus. Commands of which the CDB decides have all that apply, and their
-    // handlers ask `LogicalUnit.isRestricted`.
+    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of commands that are allowed then;
+    // SPC-2 5.5.1). What has none of these conflicts with a reservation that does not admit the nexus. Commands of
+    // which the CDB decides have all that apply, and their handlers ask `LogicalUnit.isRestricted`.
 
     /// Allowed under a persistent reservation of any type.
     static let allowedUnderAny = Self(rawValue: 1 << 8)

@@ -123,7 +123,10 @@ final class CommandTable {
         for (offset, byte) in usage.enumerated() {
             // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
             let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
-            let bits = UInt64(isControl ? byte | TaskHandle.nacaBit : byte) << (UInt64(offset & 7) * 8)
+            var used = isControl ? byte | TaskHandle.nacaBit : byte
+            // GROUP NUMBER (SBC-3 4.22) is taken and has no effect: GROUP_SUP is zero.
+            if offset == extent.groupNumberByte { used |= 0x1f }
+            let bits = UInt64(used) << (UInt64(offset & 7) * 8)
             if offset < 8 { words.0 |= bits } else { words.1 |= bits }
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.

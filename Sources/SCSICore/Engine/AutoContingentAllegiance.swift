@@ -1,15 +1,16 @@
 // AutoContingentAllegiance: what a CHECK CONDITION does to the other commands of its task set: the ACA condition
 // (SAM-6 5.9) and QErr (SPC-6 7.5.10); and the unit attention conditions of UA_INTLCK_CTRL.
 //
-// Called by: LogicalUnit (a command has ended), TaskManager (CLEAR ACA). Must not know: which command it was, transports.
+// Called by: LogicalUnit (a command has ended), TaskManager (CLEAR ACA). Must not know: which command it was,
+// transports.
 
 extension LogicalUnit {
     /// A command of the unit ends with CHECK CONDITION: it is out of the task set and not given back yet.
     ///
     /// - Returns: Whether other commands were marked to end with it.
     func checkConditionReported(_ task: TaskHandle) -> Bool {
-        // SAM-6 5.9.5: a command that was to recover from an ACA condition clears it by failing, and establishes another
-        // one if it asks for that.
+        // SAM-6 5.9.5: a command that was to recover from an ACA condition clears it by failing, and establishes
+        // another one if it asks for that.
         if task.attribute == .aca { unsafe tasks.pointee.clearACA(task.nexus) }
         if task.hasNACA { unsafe tasks.pointee.establishACA(task.nexus) }
         let faulted = task.nexus

@@ -7,9 +7,10 @@
 import CBackstore
 
 extension LogicalUnit {
-    /// Changes the name, the serial number, the texts and the write protection that the unit was created with; the other
-    /// fields of `new` are not looked at. New INQUIRY data are told by INQUIRY DATA HAS CHANGED, write protection that
-    /// comes or goes by MODE PARAMETERS CHANGED, because it is a bit of the mode parameter header (SBC-5 6.5.1).
+    /// Changes the name, the serial number, the texts and the write protection that the unit was created with; the
+    /// other fields of `new` are not looked at. New INQUIRY data are told by INQUIRY DATA HAS CHANGED, write
+    /// protection that comes or goes by MODE PARAMETERS CHANGED, because it is a bit of the mode parameter header
+    /// (SBC-5 6.5.1).
     public func reconfigure(_ new: LogicalUnitConfiguration) {
         let old = configuration
         var configuration = old
@@ -20,6 +21,7 @@ extension LogicalUnit {
         configuration.revision = new.revision
         configuration.readOnly = new.readOnly
         replaceConfiguration(configuration)
+        setReadOnly(new.readOnly)
         let isSame =
             old.name == new.name && old.serial == new.serial && old.vendor == new.vendor && old.product == new.product
             && old.revision == new.revision
@@ -52,8 +54,8 @@ extension scsi_backstore_geometry {
 }
 
 extension TargetDevice {
-    /// A hard reset (SAM-6 6.3.2), for a transport that has such an event: ends all commands of all nexuses on all units
-    /// without a status, and resets each unit. Each nexus is told by SCSI BUS RESET OCCURRED.
+    /// A hard reset (SAM-6 6.3.2), for a transport that has such an event: ends all commands of all nexuses on all
+    /// units without a status, and resets each unit. Each nexus is told by SCSI BUS RESET OCCURRED.
     public func hardReset() {
         let units = allUnits
         for unit in units { unit.mark { _ in .reset } }

@@ -409,8 +409,8 @@ public final class LogicalUnit {
     /// The condition that REQUEST SENSE or a refused command reports next.
     func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
 
-    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key, additional
-    /// sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
+    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key,
+    /// additional sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
     func asynchronousEvent(for nexus: UInt16) -> UInt32? {
         let set = unsafe pending[Int(nexus)]
         guard let condition = set.first else { return nil }

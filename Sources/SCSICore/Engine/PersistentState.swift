@@ -1,4 +1,5 @@
-// PersistentState: what of a logical unit survives power loss, and how a change of it becomes durable before it happens.
+// PersistentState: what of a logical unit survives power loss, and how a change of it becomes durable before it
+// happens.
 //
 // Owns: the state that was last saved, the one save in flight, the commands that wait for it. Called by: LogicalUnit
 // and, through `LogicalUnit.save`, the commands that change what is kept. Must not know: what the sections mean.

@@ -1,4 +1,5 @@
-// ReservationTransfer: a logical unit's reservations for others than initiators: shown, taken to another target, cleared.
+// ReservationTransfer: a logical unit's reservations for others than initiators: shown, taken to another target,
+// cleared.
 //
 // Called by: the control plane and embedders, on the unit's thread. Must not know: how the bytes travel.
 
@@ -78,8 +79,8 @@ extension LogicalUnit {
         replace(done) { _ in (table, []) }
     }
 
-    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.7.11.6): each registrant is told
-    /// RESERVATIONS PREEMPTED. For an operator whose initiators are gone for good.
+    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.7.11.6): each registrant is
+    /// told RESERVATIONS PREEMPTED. For an operator whose initiators are gone for good.
     ///
     /// - Parameter done: Called once, on this thread, maybe before this returns; `nil`: done.
     public func clearReservations(done: @escaping (ReservationTransferError?) -> Void) {

@@ -76,8 +76,8 @@ extension LogicalUnit {
         }
     }
 
-    /// An I_T nexus loss, or the reset of a nexus, clears its ACA condition (SAM-6 5.9.5) and ends the SPC-2 reservation
-    /// that it holds (SPC-2 5.5.1). Persistent reservations stay.
+    /// An I_T nexus loss, or the reset of a nexus, clears its ACA condition (SAM-6 5.9.5) and ends the SPC-2
+    /// reservation that it holds (SPC-2 5.5.1). Persistent reservations stay.
     func nexusLost(_ nexus: UInt16) {
         clearACA(nexus)
         if reservations.reserved == nexus { reservations.setReserved(nil, on: target) }

@@ -135,8 +135,8 @@ struct TaskSet: ~Copyable {
                 stopWaiting(task)
                 return task
             }
-            // Nothing younger than an ORDERED task is enabled before it, save HEAD OF QUEUE, and what an ACA condition had
-            // blocked.
+            // Nothing younger than an ORDERED task is enabled before it, save HEAD OF QUEUE, and what an ACA
+            // condition had blocked.
             if isOrdinary, blocked == 0, headOfQueue == 0, task.attribute == .ordered { return nil }
             cursor = task.next
         }
@@ -170,8 +170,8 @@ struct TaskSet: ~Copyable {
     }
 
     /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
-    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE (but for what
-    /// `interrupts` says), ACA, and what another nexus may do in spite of an ACA condition.
+    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE (but for
+    /// what `interrupts` says), ACA, and what another nexus may do in spite of an ACA condition.
     private func mayRun(_ task: TaskHandle) -> Bool {
         switch task.attribute {
         case .headOfQueue: return !interrupts(task)
@@ -185,9 +185,9 @@ struct TaskSet: ~Copyable {
         }
     }
 
-    /// Whether a HEAD OF QUEUE task would come between the steps of a command that is at work on the same blocks and must
-    /// not be interrupted, or such a command would be interrupted by what is at work. It waits for that, and for nothing
-    /// that waits itself.
+    /// Whether a HEAD OF QUEUE task would come between the steps of a command that is at work on the same blocks and
+    /// must not be interrupted, or such a command would be interrupted by what is at work. It waits for that, and for
+    /// nothing that waits itself.
     private func interrupts(_ task: TaskHandle) -> Bool {
         guard let row = task.row, filter.mayConflict(row.serialization, task.address, task.blocks) else { return false }
         let isWhole = row.flags.contains(.uninterrupted)

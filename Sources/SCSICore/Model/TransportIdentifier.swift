@@ -2,9 +2,9 @@
 //
 // Called by: TargetDevice (names), the PERSISTENT RESERVE commands. Must not know: transports.
 //
-// No SCSI standard defines a TransportID for virtio-scsi or vscsiif. An initiator port has the format of SAS here (SPC-4
-// 7.5.4), as the targets in Linux give their virtual ports: 24 bytes with a SAS address, which every tool can show.
-// The address is derived from the name that the front gives the port, so it is the same after each restart.
+// No SCSI standard defines a TransportID for virtio-scsi or vscsiif. An initiator port has the format of SAS here
+// (SPC-4 7.5.4), as the targets in Linux give their virtual ports: 24 bytes with a SAS address, which every tool can
+// show. The address is derived from the name that the front gives the port, so it is the same after each restart.
 
 /// A TransportID of an initiator port.
 enum TransportIdentifier {

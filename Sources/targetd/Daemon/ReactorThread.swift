@@ -70,7 +70,8 @@ final class ReactorThread: @unchecked Sendable {
         close(descriptor)
     }
 
-    /// Gives the core its clock, before a turn's completions are seen, and lets the tasks that wait for memory or for a backstore try again.
+    /// Gives the core its clock, before a turn's completions are seen, and lets the tasks that wait for memory or for
+    /// a backstore try again.
     private func driveShard() {
         unsafe reactor.onTurn(
             { context in

@@ -130,7 +130,7 @@ class Commands(GuestGroup):
     def modes(self):
         for control in range(4):
             output = self._tool(f"sg_modes -a -a --control={control} {{sg}}")
-            for page in ["0x8", "0xa"]:
+            for page in ["Caching", "Control", "Power condition", "Informational exceptions control"]:
                 require(page in output, output)
         # Byte 2 bit 2 of the control page is D_SENSE (SPC-6 7.5.10).
         original = self._page("0xa", 0)
@@ -162,6 +162,7 @@ class Commands(GuestGroup):
     @case("sg_ident: information is kept for each unit, and seen through every path")
     def identifying_information(self):
         self._tool("printf 'rack 7, slot 3' | sg_ident --set {sg}")
+        self._settle("ram@1")
         require("rack 7, slot 3" in self._tool("sg_ident --ascii {sg}", device="ram@1"), "not seen on the other path")
         require("rack" not in self._tool("sg_ident --ascii {sg}", device="file"), "seen on another unit")
         self._tool("sg_ident --clear {sg}")
@@ -181,7 +182,8 @@ class Commands(GuestGroup):
     def diagnostics(self):
         self.guest.check("yes echo | dd of=/run/data bs=256 count=1")
         self._tool("sg_write_buffer --mode=0xa --in=/run/data {sg}")
-        self._tool("sg_read_buffer --mode=0xa --length=256 --raw {sg} | cmp - /run/data")
+        # sg_read_buffer 1.46 sends an allocation length of zero in this mode.
+        self._tool("sg_raw --binary --request=256 {sg} 3c 0a 00 00 00 00 00 01 00 00 2> /dev/null | cmp - /run/data")
         self._tool("sg_write_buffer --mode=2 --id=0 --in=/run/data {sg}")
         self._tool("sg_read_buffer --mode=2 --id=0 --length=256 --raw {sg} | cmp - /run/data")
         self._tool("sg_read_buffer --mode=3 {sg}")

@@ -19,7 +19,8 @@ from .guests import GuestGroup
 PACKED_BIT = 34
 VERIFY = (
     "fio --name=verify --filename={block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k --size=8M"
-    " --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal > /run/fio.{name} 2>&1 || {{ cat /run/fio.{name}; exit 1; }}"
+    " --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal > /run/fio.{name} 2>&1"
+    " || {{ cat /run/fio.{name}; exit 1; }}"
 )
 
 
@@ -65,7 +66,8 @@ class VirtioGroup(GuestGroup):
     def wait(self, condition: str, what: str, seconds: int = 120) -> None:
         """Waits in the guest until a shell condition holds."""
         result = self.guest.run(
-            f"count=0; until {condition}; do usleep 50000; count=$((count + 1)); [ $count -lt {seconds * 20} ] || exit 1; done",
+            f"count=0; until {condition}; do usleep 50000; count=$((count + 1));"
+            f" [ $count -lt {seconds * 20} ] || exit 1; done",
             seconds=seconds + 60)
         require(result.status == 0, f"{what} did not happen:\n{self.guest.run('lsscsi; dmesg | tail -20').output}")
 
@@ -127,7 +129,9 @@ class HotPlug(VirtioGroup):
     def remove(self):
         self.target.disks[:] = [disk for disk in self.target.disks if disk.target == 0 and disk.name != "late"]
         self.apply()
-        self.wait("! ls -d /sys/bus/scsi/devices/0:0:0:16684 /sys/bus/scsi/devices/0:0:7:* > /dev/null 2>&1", "the units' end")
+        self.wait(
+            "! ls -d /sys/bus/scsi/devices/0:0:0:16684 /sys/bus/scsi/devices/0:0:7:* > /dev/null 2>&1",
+            "the units' end")
         self.devices = self._find_devices()
 
     @case("a resize is seen at once")
@@ -149,7 +153,8 @@ class HotPlug(VirtioGroup):
 
     @case("the device is unplugged and plugged again, and the units are back")
     def replug(self):
-        device = self.guest.check("basename $(dirname $(readlink -f /sys/bus/virtio/drivers/virtio_scsi/virtio*))").strip()
+        device = self.guest.check(
+            "basename $(dirname $(readlink -f /sys/bus/virtio/drivers/virtio_scsi/virtio*))").strip()
         words = next(word for word in self.hba_arguments() if word.startswith("vhost-user-scsi-pci"))
         properties = dict(pair.split("=", 1) for pair in words.split(",")[1:])
         self.guest.monitor("device_del", id=properties["id"])
@@ -194,7 +199,8 @@ class ManyUnits(VirtioGroup):
     def found(self):
         require(len(self.devices) == 500, f"{len(self.devices)} units were found")
         block = self.devices["unit499"].block
-        self.guest.check(f"dd if=/dev/urandom of={block} bs=64k count=16 oflag=direct && dd if={block} of=/dev/null bs=64k")
+        self.guest.check(
+            f"dd if=/dev/urandom of={block} bs=64k count=16 oflag=direct && dd if={block} of=/dev/null bs=64k")
 
 
 class Migration(VirtioGroup):
@@ -218,7 +224,8 @@ class Migration(VirtioGroup):
         block = self.devices["shared"].block
         self.guest.check(
             f"fio --name=moving --filename={block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k"
-            " --verify=crc32c --verify_fatal=1 --do_verify=1 --size=32M --time_based --runtime=40 > /run/moving 2>&1 &\n"
+            " --verify=crc32c --verify_fatal=1 --do_verify=1 --size=32M --time_based --runtime=40"
+            " > /run/moving 2>&1 &\n"
             f"statistics=/sys/block/$(basename {block})/stat; before=$(cat $statistics)\n"
             'while [ "$before" = "$(cat $statistics)" ]; do usleep 10000; done')
         other = os.path.join(self.directory, "second")
@@ -252,6 +259,7 @@ class Migration(VirtioGroup):
         require(state["status"] == "completed", f"the migration failed: {state}")
         self.guest, old = guest, self.guest
         self.second_guest = old
-        result = self.guest.check("wait; until ! pidof fio > /dev/null; do usleep 100000; done; cat /run/moving", seconds=300)
+        result = self.guest.check(
+            "wait; until ! pidof fio > /dev/null; do usleep 100000; done; cat /run/moving", seconds=300)
         require("err= 0" in result, f"fio found something:\n{result}")
         require(not self.kernel_errors(), self.kernel_errors())

@@ -1,6 +1,6 @@
 # xen: disks for guests of the Xen hypervisor: the daemon in dom0, Linux's xen-scsifront in dom0 and in PV guests.
 #
-# Owns: these cases, each of which is one script in dom0 (xen/dom0). Called by: run.py. Must not know: how Xen is booted.
+# Owns: these cases, each of them one script in dom0 (xen/dom0). Called by: run.py. Must not know: how Xen is booted.
 
 """Real Xen, real xenstored, real grants and event channels, in QEMU; each script prints its checks as they are made."""
 

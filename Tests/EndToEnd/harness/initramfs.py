@@ -2,7 +2,7 @@
 #
 # Owns: nothing that stays. Called by: image, xen/xenimage. Must not know: what machine it is for.
 
-"""Debian's kernel and packages, unpacked but not installed, and archives that a kernel takes as its first file system."""
+"""Debian's kernel and packages, unpacked but not installed, and archives that a kernel takes as first file system."""
 
 import hashlib
 import io

@@ -1,7 +1,7 @@
 // SAM-6 5.9: auto contingent allegiance, seen from two I_T nexuses.
 //
-// How to read: A's command with NACA fails, and A is the faulted nexus. `pending` is what the medium has been asked for.
-// READ(10) of a block whose number is 5000 fails at once: LOGICAL BLOCK ADDRESS OUT OF RANGE.
+// How to read: A's command with NACA fails, and A is the faulted nexus. `pending` is what the medium has been asked
+// for. READ(10) of a block whose number is 5000 fails at once: LOGICAL BLOCK ADDRESS OUT OF RANGE.
 
 import CBackstore
 import CoreTestSupport

@@ -1,7 +1,7 @@
 // scsi-command: SCSI commands from standard input, one a line, sent to a vhost-user socket or to an sg node.
 //
 //   scsi-command /run/vm.sock|/dev/sg0
-//   <CDB in hexadecimal> [in=<bytes>] [out=<data in hexadecimal>]     prints "status 02 key 6 asc 2900", data after "in"
+//   <CDB in hexadecimal> [in=<bytes>] [out=<data in hexadecimal>]   prints "status 02 key 6 asc 2900", data after "in"
 //   count <LBA> <times>      adds 1 to the number in a block, by COMPARE AND WRITE; prints "counted", and the retries
 //
 // Called by: the end-to-end tests of Xen guests. Must not know: what they show.

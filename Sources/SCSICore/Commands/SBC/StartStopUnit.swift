@@ -47,7 +47,8 @@ extension SBC {
     /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first
     /// takes no longer for it.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of reservations.
+        // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
+        // reservations.
         if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         guard let action = StartStopAction(cdb) else { return .failed(invalidCondition(cdb)) }
         switch action {
