@@ -140,7 +140,8 @@ let package = Package(
         .testTarget(
             name: "XenFrontTests",
             dependencies: [
-                "XenFront", "Xenbus", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen", "CIOVector",
+                "XenFront", "Xenbus", "SCSICore", "CoreTestSupport", "Reactor", "CTarget", "CLinux", "CXen",
+                "CIOVector",
             ],
             swiftSettings: settings),
     ]
