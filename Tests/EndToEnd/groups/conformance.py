@@ -38,13 +38,14 @@ class Conformance(GuestGroup):
 
     title = "libiscsi's conformance suite, iscsi-test-cu"
     ordered = True
-    disks = [Disk("suite", "ram", 128, lun=0)]
+    queues = [1, 1]
+    disks = [Disk("suite", "ram", 128, lun=0, also=(1,))]
 
-    @case("iscsi-test-cu -d -v --test=ALL /dev/sg0 runs to its end")
+    @case("iscsi-test-cu -d -v --test=ALL, on two paths, runs to its end")
     def run(self):
-        device = self.device("suite")
+        paths = " ".join(device.generic for device in self.devices.values())
         listed = self.guest.check("iscsi-test-cu --list | grep -c '^ALL[.].*[.]'").strip()
-        result = self.guest.run(f"iscsi-test-cu -d -v --test=ALL {device.generic}", seconds=SUITE_SECONDS)
+        result = self.guest.run(f"iscsi-test-cu -d -v --test=ALL {paths}", seconds=SUITE_SECONDS)
         self.tests = cunit.parse(result.output)
         self.output = result.output
         require("Run Summary" in result.output and len(self.tests) == int(listed),
