@@ -18,6 +18,9 @@ from . import conformance
 
 SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "xen")
 SECONDS = 900
+# SBC-3 5.10: PRE-FETCH ends with CONDITION MET if the medium has a cache and the blocks are in it, as on this file.
+# libiscsi takes every status of SG_IO but GOOD and CHECK CONDITION for an error.
+CONDITION_MET = ["Prefetch10.Simple", "Prefetch10.Flags", "Prefetch16.Simple", "Prefetch16.Flags"]
 
 
 def text(*path: str) -> str:
@@ -74,7 +77,7 @@ class Xen(Group):
 
     @case("front and back end in dom0: disks, hot add and remove, reset, conformance, daemons killed under load")
     def loopback(self) -> str:
-        excepted = "\n".join(conformance.read_exceptions()) + "\n"
+        excepted = "\n".join([*conformance.read_exceptions(), *CONDITION_MET]) + "\n"
         return self._run("loopback", [], {"/before": text("dom0", "before.sh"), "/excepted": excepted})
 
     @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, save and restore")
