@@ -21,7 +21,6 @@ extension LogicalUnit {
         configuration.revision = new.revision
         configuration.readOnly = new.readOnly
         replaceConfiguration(configuration)
-        setReadOnly(new.readOnly)
         let isSame =
             old.name == new.name && old.serial == new.serial && old.vendor == new.vendor && old.product == new.product
             && old.revision == new.revision

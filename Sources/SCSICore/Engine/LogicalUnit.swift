@@ -134,8 +134,6 @@ public final class LogicalUnit {
     /// Whether writes are refused: by configuration, by the backstore, or by the SWP bit of the control mode page.
     public var isWriteProtected: Bool { writeProtected }
     private(set) var writeProtected = false
-    /// Whether the operator wants it so; what it was created with, until `setReadOnly`.
-    private var readOnly: Bool
     /// Whether completed writes may be volatile, so that FUA and flushes mean something.
     private(set) var cachesWrites = false
     /// Whether each write must be stable before its status: WCE is zero and the backstore has a cache.
@@ -221,7 +219,6 @@ public final class LogicalUnit {
             ?? IdentifyingInformation()
         clock = UnitClock(now: shard.clock)
         self.configuration = configuration
-        readOnly = configuration.readOnly
         taskSetBounds = TaskSetBounds(configuration.maximumTasks)
         self.backstore = backstore
         self.shard = shard
@@ -295,7 +292,7 @@ public final class LogicalUnit {
     /// Derives what each command asks from what seldom changes.
     private func refresh() {
         writeProtected =
-            readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
+            configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
         mustWriteThrough = cachesWrites && !modePages.writeCacheEnable
         let own = geometry.maximum_transfer
@@ -345,11 +342,8 @@ public final class LogicalUnit {
     /// Protects the medium against writes of all initiators, or lets them write again as far as the backstore can.
     /// Initiators learn of it by MODE PARAMETERS CHANGED: the WP bit is in what MODE SENSE returns.
     public func setReadOnly(_ isReadOnly: Bool) {
-        guard isReadOnly != readOnly else { return }
-        readOnly = isReadOnly
-        let before = writeProtected
-        refresh()
-        if writeProtected != before { establish(.modeParametersChanged, exceptFor: nil) }
+        configuration.readOnly = isReadOnly
+        refreshAnnounced()
     }
 
     // MARK: The target's side

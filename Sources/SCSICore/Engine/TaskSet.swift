@@ -125,9 +125,14 @@ struct TaskSet: ~Copyable {
         if task.state == .blocked { blocked -= 1 }
     }
 
-    /// The oldest task that waited and need not any more; it does not count as waiting from now on.
+    /// The oldest task that waited and need not any more; it does not count as waiting from now on. Those whose response
+    /// an ACA condition has withheld are before all others: one of them may establish the next condition.
     mutating func nextEnabled() -> TaskHandle? {
         guard waiting > 0 else { return nil }
+        if blocked > 0, let task = firstWithheld() {
+            stopWaiting(task)
+            return task
+        }
         let isOrdinary = ordinaryLimit > 0
         var cursor = first
         while let task = cursor {
@@ -143,9 +148,19 @@ struct TaskSet: ~Copyable {
         return nil
     }
 
+    /// The oldest task that has only its response to give and may give it.
+    private func firstWithheld() -> TaskHandle? {
+        var cursor = first
+        while let task = cursor {
+            if task.state == .blocked, task.waitsFor == .response, !isBlocked(task) { return task }
+            cursor = task.next
+        }
+        return nil
+    }
+
     private func mayGoOn(_ task: TaskHandle) -> Bool {
         switch task.state {
-        case .blocked: !isBlocked(task) && (task.waitsFor == .response || !meetsOtherSets(task))
+        case .blocked: !isBlocked(task) && !meetsOtherSets(task)
         case .dormant: task.waitsFor == .order && !isBlocked(task) && mayRun(task)
         default: false
         }
