@@ -460,9 +460,7 @@ public final class MockPort: @unchecked Sendable {
     }
 
     fileprivate func reported(_ event: scsi_target_event) {
-        var lun = event.lun
-        let field = unsafe withUnsafeBytes(of: &lun) { unsafe UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)) }
         let code = UInt16(event.additional_sense_code) << 8 | UInt16(event.additional_sense_code_qualifier)
-        deliver(eventKind: event.kind, code: code, lun: field)
+        deliver(eventKind: event.kind, code: code, lun: LUN.field(event.lun))
     }
 }
