@@ -125,8 +125,8 @@ struct TaskSet: ~Copyable {
         if task.state == .blocked { blocked -= 1 }
     }
 
-    /// The oldest task that waited and need not any more; it does not count as waiting from now on. Those whose response
-    /// an ACA condition has withheld are before all others: one of them may establish the next condition.
+    /// The oldest task that waited and need not any more; it does not count as waiting from now on. Those whose
+    /// response an ACA condition has withheld are before all others: one of them may establish the next condition.
     mutating func nextEnabled() -> TaskHandle? {
         guard waiting > 0 else { return nil }
         if blocked > 0, let task = firstWithheld() {
