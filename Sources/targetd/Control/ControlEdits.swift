@@ -88,6 +88,22 @@ extension ControlRouter {
                 },
             ]),
         Route(
+            path: "/v1/targets/{name}/luns/{lun}/reservations",
+            operations: [
+                "GET": { router, call throws(Failure) in .init(try await router.daemon.reservations(try call.unit)) },
+                "DELETE": { router, call throws(Failure) in
+                    .init(try await router.daemon.clearReservations(try call.unit))
+                },
+            ]),
+        Route(
+            path: "/v1/targets/{name}/luns/{lun}/reservations/state",
+            operations: [
+                "GET": { router, call throws(Failure) in
+                    .init(try await router.daemon.exportReservations(try call.unit))
+                },
+                "PUT": { router, call throws(Failure) in try await router.importReservations(call) },
+            ]),
+        Route(
             path: "/v1/fronts/{socket}",
             operations: [
                 "GET": { router, call throws(Failure) in
@@ -214,6 +230,16 @@ extension ControlRouter {
     private func protectUnit(_ call: Call) async throws(Failure) -> ControlResponse {
         let isReadOnly = try JSONBody(call.body, ["read-only"], "{\"read-only\": true}").boolean("read-only")
         return try await change(isReadOnly ? "protect" : "unprotect", try call.unit) { $0.readOnly = isReadOnly }
+    }
+
+    private func importReservations(_ call: Call) async throws(Failure) -> ControlResponse {
+        let body = try JSONBody(
+            call.body, ["name", "state"], "what GET of this path gives: {\"name\": \"naa.…\", \"state\": \"…\"}")
+        let name = try body.string("name")
+        guard let state = Data(base64Encoded: try body.string("state")) else {
+            throw Failure(.invalidRequest, "state is not in Base64: send what GET of this path gives.")
+        }
+        return .init(try await daemon.importReservations(try call.unit, name: name, state: Array(state)))
     }
 
     // MARK: Fronts
