@@ -27,6 +27,9 @@ public struct ReservationStatus: Equatable, Sendable {
     public let generation: UInt32
     /// APTPL: whether all this survives power loss.
     public let persists: Bool
+    /// The initiator port that holds the reservation of RESERVE(6) or (10), which a reset of the unit ends (SPC-2 5.5.1);
+    /// `nil`: none.
+    public let reservedBy: String?
 }
 
 /// Why reservations could not be taken over or cleared. Nothing has changed then.
@@ -50,7 +53,8 @@ extension LogicalUnit {
                 ReservationStatus.Registrant(
                     initiatorPort: $0.nexus.initiatorPort, name: target?.initiatorPortName($0.nexus),
                     targetPort: $0.nexus.targetPort, key: $0.key, isHolder: table.isHolder($0.nexus))
-            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists)
+            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists,
+            reservedBy: reservations.reserved.map { target?.initiatorPortName(index: $0) ?? "" })
     }
 
     /// The registrations and the persistent reservation as bytes, for `importReservations` of the unit with the same
