@@ -96,6 +96,7 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .preventAllowMediumRemoval: SBC.allowAfterFlush(task, on: unit)
         case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
         case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
@@ -105,7 +106,7 @@ enum DeviceServer {
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
             .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
             .release:

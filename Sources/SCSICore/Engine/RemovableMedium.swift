@@ -72,6 +72,9 @@ extension LogicalUnit {
         if prevents { preventing |= 1 << UInt64(nexus) } else { preventing &= ~(1 << UInt64(nexus)) }
     }
 
+    /// Whether this nexus prevents it.
+    func prevents(_ nexus: UInt16) -> Bool { preventing & 1 << UInt64(nexus) != 0 }
+
     // MARK: Initiators
 
     /// START STOP UNIT ejects. The data is in the backstore; commands under way end as they end.

@@ -139,7 +139,7 @@ struct ReservationTable: Equatable {
     func clear(_ nexus: NexusName, key: UInt64) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
         let (table, notices) = cleared(exceptFor: nexus)
-        return .changed(table, notices, preempted: [])
+        return .changed(table, notices, preempted: registrations.map(\.nexus))
     }
 
     /// The same without a nexus that asks for it: what an operator does.

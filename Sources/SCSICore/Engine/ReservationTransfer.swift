@@ -79,28 +79,30 @@ extension LogicalUnit {
         replace(done) { _ in (table, []) }
     }
 
-    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.7.11.6): each registrant is
-    /// told RESERVATIONS PREEMPTED. For an operator whose initiators are gone for good.
+    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.13.11.2.7): each registrant is
+    /// told RESERVATIONS PREEMPTED, and does not prevent the removal of the medium any more. For an operator whose
+    /// initiators are gone for good.
     ///
     /// - Parameter done: Called once, on this thread, maybe before this returns; `nil`: done.
     public func clearReservations(done: @escaping (ReservationTransferError?) -> Void) {
-        replace(done) { $0.cleared() }
+        replace(done, allowingRemoval: true) { $0.cleared() }
     }
 
     private func replace(
-        _ done: @escaping (ReservationTransferError?) -> Void,
+        _ done: @escaping (ReservationTransferError?) -> Void, allowingRemoval: Bool = false,
         by make: @escaping (ReservationTable) -> (ReservationTable, [ReservationNotice])
     ) {
         persistentState.whenIdle { [self] in
             if reservations.reserved != nil { return done(.reserved) }
             let old = reservations.table
             let (table, notices) = make(old)
+            let released = allowingRemoval ? old.registrations.map(\.nexus) : []
             guard table.persists || old.persists else {
-                install(table, telling: notices)
+                install(table, telling: notices, allowingRemovalFor: released)
                 return done(nil)
             }
             persistentState.stage(.persistentReservations, version: 1, table.persists ? table.encoded : nil) { [self] in
-                install(table, telling: notices)
+                install(table, telling: notices, allowingRemovalFor: released)
             }
             persistentState.begin { done($0 == 0 ? nil : .notSaved($0)) }
         }

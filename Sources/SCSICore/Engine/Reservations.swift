@@ -58,21 +58,28 @@ extension LogicalUnit {
     func isRestricted(_ nexus: UInt16) -> Bool { !restriction(nexus).isEmpty }
 
     /// Makes what a service has given take effect, and tells the nexuses concerned.
-    func install(_ table: ReservationTable, telling notices: [ReservationNotice]) {
+    ///
+    /// - Parameter released: Nexuses that do not prevent the removal of the medium any more.
+    func install(
+        _ table: ReservationTable, telling notices: [ReservationNotice], allowingRemovalFor released: [NexusName] = []
+    ) {
         reservations.install(table, on: target)
+        for index in released.flatMap({ target?.nexusIndices($0) ?? [] }) { prevent(false, by: index) }
         for notice in notices {
             for index in target?.nexusIndices(notice.nexus) ?? [] { establish(notice.condition, for: index) }
         }
     }
 
     /// Saves the table if APTPL asks for it, or has asked for the one before; then it takes effect.
-    func change(_ table: ReservationTable, telling notices: [ReservationNotice]) -> Outcome {
+    func change(
+        _ table: ReservationTable, telling notices: [ReservationNotice], allowingRemovalFor released: [NexusName]
+    ) -> Outcome {
         guard table.persists || reservations.table.persists else {
-            install(table, telling: notices)
+            install(table, telling: notices, allowingRemovalFor: released)
             return .done(.good)
         }
         return save(.persistentReservations, table.persists ? table.encoded : nil) { [self] in
-            install(table, telling: notices)
+            install(table, telling: notices, allowingRemovalFor: released)
         }
     }
 

@@ -103,7 +103,18 @@ extension SBC {
     static func preventAllowMediumRemoval(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SPC-6 table 37: only to allow is allowed in the presence of reservations.
         if cdb.bit(4, 0), unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
-        unit.prevent(cdb.bit(4, 0), by: task.nexus)
+        guard !cdb.bit(4, 0), unit.prevents(task.nexus), unit.cachesWrites, unit.readiness == .ready else {
+            unit.prevent(cdb.bit(4, 0), by: task.nexus)
+            return .done(.good)
+        }
+        // What is cached is made stable before the prevention ends.
+        task.step = 1
+        DeviceServer.fillFlush(task)
+        return .submit
+    }
+
+    static func allowAfterFlush(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        unit.prevent(false, by: task.nexus)
         return .done(.good)
     }
 }

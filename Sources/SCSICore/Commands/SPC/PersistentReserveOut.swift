@@ -42,9 +42,19 @@ extension SPC {
         case .failed(let sense): return .failed(sense)
         case .changed(let table, let notices, let preempted):
             if service == .preemptAndAbort { prepareAbort(task, of: preempted, on: unit) }
-            let outcome = unit.change(table, telling: notices)
+            let outcome = unit.change(
+                table, telling: notices, allowingRemovalFor: allowsRemoval(service) ? preempted : [])
             guard service == .preemptAndAbort, case .done = outcome else { return outcome }
             return abortPreempted(task, on: unit)
+        }
+    }
+
+    /// Whether the nexuses whose registrations go do not prevent the removal of the medium any more, because they may
+    /// not be there to allow it (SPC-4 5.13.11.2.6, SBC-5 5.15).
+    private static func allowsRemoval(_ service: ReservationService) -> Bool {
+        switch service {
+        case .preemptAndAbort, .clear: true
+        case .register, .reserve, .release, .preempt, .registerAndIgnoreExistingKey, .registerAndMove: false
         }
     }
 
