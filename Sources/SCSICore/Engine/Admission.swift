@@ -40,7 +40,7 @@ enum Admission {
         if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
             return .unitAttention(condition)
         }
-        if state.readiness != .ready, flags.contains(.needsMedium) { return .refused(state.readiness.sense) }
+        if state.readiness != .ready, !state.readiness.admits(flags) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))
         }

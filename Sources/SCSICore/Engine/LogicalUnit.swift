@@ -205,13 +205,16 @@ public final class LogicalUnit {
     ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
     ///     (PTPL_C, PS).
     public init(
+    ///   - reservationsLost: Whether something was saved that cannot be read, so that nobody knows which persistent
+    ///     reservation there was: then `state` is `nil`, and initiators are refused until one of them replaces it.
         configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
-        store: UnitStateStore? = nil
+        store: UnitStateStore? = nil, reservationsLost: Bool = false
     ) {
         let state = state ?? UnitState(name: configuration.name)
+        precondition(!reservationsLost || state == nil && store != nil, "lost reservations that nobody has kept")
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
-        reservations = Reservations(persistentState.reservations)
+        reservations = Reservations(persistentState.reservations, areLost: reservationsLost)
         unsafe restrictions = reservations.restrictions
         // What the bytes are was checked when the state was read.
         identifyingInformation =
@@ -237,6 +240,7 @@ public final class LogicalUnit {
         unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
         shard.add(self)
+        refreshReadiness()
     }
 
     deinit {

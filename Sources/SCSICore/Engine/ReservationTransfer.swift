@@ -27,6 +27,9 @@ public struct ReservationStatus: Equatable, Sendable {
     public let generation: UInt32
     /// APTPL: whether all this survives power loss.
     public let persists: Bool
+    /// Whether they cannot be read: commands are refused until an initiator replaces them (REPLACE LOST RESERVATION),
+    /// or `clearReservations` or `importReservations` does.
+    public let areLost: Bool
 }
 
 /// Why reservations could not be taken over or cleared. Nothing has changed then.
@@ -50,7 +53,8 @@ extension LogicalUnit {
                 ReservationStatus.Registrant(
                     initiatorPort: $0.nexus.initiatorPort, name: target?.initiatorPortName($0.nexus),
                     targetPort: $0.nexus.targetPort, key: $0.key, isHolder: table.isHolder($0.nexus))
-            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists)
+            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists,
+            areLost: reservations.areLost)
     }
 
     /// The registrations and the persistent reservation as bytes, for `importReservations` of the unit with the same
@@ -97,7 +101,7 @@ extension LogicalUnit {
             let old = reservations.table
             let (table, notices) = make(old)
             let released = allowingRemoval ? old.registrations.map(\.nexus) : []
-            guard table.persists || old.persists else {
+            guard reservations.mustBeSaved(before: table) else {
                 install(table, telling: notices, allowingRemovalFor: released)
                 return done(nil)
             }

@@ -50,6 +50,8 @@ extension SBC {
         // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
         // reservations.
         if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
+        // SPC-4 5.13.5.2: the same while nobody knows which reservation there was.
+        if cdb[4] & 0xf1 != 0x01, unit.reservations.areLost { return .failed(unit.readiness.sense) }
         guard let action = StartStopAction(cdb) else { return .failed(invalidCondition(cdb)) }
         switch action {
         case .eject where unit.isRemovalPrevented: return .failed(SenseData(.illegalRequest, .mediumRemovalPrevented))
