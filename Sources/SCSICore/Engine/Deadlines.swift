@@ -120,7 +120,7 @@ extension LogicalUnit {
             if task.state == .transferring { unsafe backstore.cancel(unsafe task.request) } else { waits = true }
         }
         unsafe deadlines.pointee.earliest = earliest
-        let nextRetry = retryFailed()
+        let nextRetry = min(retryFailed(), retryFlush())
         unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, nextRetry)
         if waits { endDormant(.failed(.commandTimeout)) { $0.hasExpired } }
     }

@@ -44,8 +44,8 @@ private enum StartStopAction {
 }
 
 extension SBC {
-    /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first
-    /// takes no longer for it.
+    /// START STOP UNIT (SBC-4 5.31). Everything is done at once but the flush. With IMMED the unit changes its condition,
+    /// the status comes, and the flush goes on; an error of it is a deferred one.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
         // reservations.
@@ -62,6 +62,10 @@ extension SBC {
         default: break
         }
         if action.flushes, !cdb.bit(4, 2), unit.cachesWrites, unit.readiness == .ready {
+            if cdb.bit(1, 0) {
+                unit.flushLater()
+                return perform(action, on: unit)
+            }
             task.step = 1
             DeviceServer.fillFlush(task)
             return .submit
