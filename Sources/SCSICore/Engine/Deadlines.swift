@@ -119,7 +119,7 @@ extension LogicalUnit {
             }
         }
         unsafe deadlines.pointee.earliest = earliest
-        let nextRetry = retryFailed()
+        let nextRetry = min(retryFailed(), retryFlush())
         unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, nextRetry)
         if waits { expireWaiting(now) }
     }

@@ -158,8 +158,13 @@ final class ReactorObjects {
         }
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
-            store: stateFile?.handle)
+            store: stateFile?.handle, reservationsLost: stateFile?.loss != nil)
         let log = logger
+        if let loss = stateFile?.loss {
+            log.error(
+                "the state of a disk is lost, and commands to it are refused",
+                metadata: ["target": "\(name)", "lun": "\(number)", "file": "\(loss)"])
+        }
         unit.whenStopped = { cause in
             guard case .mediumError(let code) = cause else { return }
             log.error(
