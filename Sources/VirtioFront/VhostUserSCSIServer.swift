@@ -1,6 +1,7 @@
-// VhostUserSCSIServer: a listening socket at which one front-end at a time finds a virtio-scsi device.
+// VhostUserSCSIServer: a socket through which one front-end at a time finds a virtio-scsi device.
 //
-// Owns: the socket and its file, the current session, and devices whose front-end is gone but whose requests are not.
+// Owns: the socket and its file, or the attempts to reach the front-end's; the current session, and devices whose
+// front-end is gone but whose requests are not.
 // Called by: the daemon, embedders, the reactor. Must not know: messages, rings.
 
 import CLinux
@@ -20,7 +21,7 @@ public final class VhostUserSCSIServer {
 
     /// What a device is made of.
     public struct Configuration {
-        /// Where the socket is made; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
+        /// Where the socket is made, or found in client mode; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
         /// started the process has passed in: a socket that listens, or one that is connected to a front-end.
         public var socketPath: String
         /// Request queues that a guest may use, 1 to 126.
@@ -30,6 +31,8 @@ public final class VhostUserSCSIServer {
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
 
+        /// Who makes the socket.
+        public var mode = Mode.server
         /// What is offered beyond what every front-end gets.
         public var options = Options()
 
@@ -42,6 +45,14 @@ public final class VhostUserSCSIServer {
             self.targets = targets
             self.initiatorPort = initiatorPort
         }
+    }
+
+    /// Which side makes the socket.
+    public enum Mode: String, Sendable, Equatable, CaseIterable {
+        /// We listen, and front-ends connect.
+        case server
+        /// The front-end listens, and we connect, again and again until it is there and whenever it comes back.
+        case client
     }
 
     /// What is offered only to front-ends of which the operator knows that they do it right.
@@ -106,6 +117,10 @@ public final class VhostUserSCSIServer {
     private var configuration: Configuration
     private let reactor: Reactor
     private let report: (Event) -> Void
+    /// How long after a failed attempt, or the end of a connection, the next attempt to connect comes, in nanoseconds:
+    /// soon for a guest that starts, seldom beside what else a reactor does.
+    private static let connectInterval: UInt64 = 200_000_000
+
     private var listener: Int32 = -1
     private var listenerToken: DescriptorToken?
     /// Kept for the moment when there is no other.
@@ -116,6 +131,10 @@ public final class VhostUserSCSIServer {
     private var ended: [VhostUserSession] = []
     private var source: WorkSourceToken?
     private var whenStopped: (() -> Void)?
+    /// The next attempt to connect, in client mode.
+    private var attempt: TimerToken?
+    /// Why the last attempt failed, said once.
+    private var connectError: Int32 = 0
     private var lifetime = VirtioFrontStatistics()
 
     /// A server that does not listen yet.
@@ -151,8 +170,14 @@ public final class VhostUserSCSIServer {
     // MARK: Start and stop
 
     /// Makes the socket and listens. The file of a dead process is replaced. A descriptor that was passed in is used as
-    /// it is: one that listens as our own would be, one that is connected for that one front-end.
+    /// it is: one that listens as our own would be, one that is connected for that one front-end. In client mode begins
+    /// to try to connect; it is no error if nobody listens yet.
     public func start() throws(StartError) {
+        if configuration.mode == .client {
+            _ = try address()
+            addSource()
+            return connect()
+        }
         var connected: Int32?
         if let descriptor = Self.passedIn(configuration.socketPath) {
             let passed = try adopt(descriptor)
@@ -195,6 +220,48 @@ public final class VhostUserSCSIServer {
         return (copy, clinux_socket_option(copy, SO_ACCEPTCONN) == 1)
     }
 
+    // MARK: Client mode
+
+    /// One attempt to reach the front-end. It does not wait: a Unix socket connects at once or not at all.
+    private func connect() {
+        attempt = nil
+        guard whenStopped == nil, session == nil, ended.isEmpty else { return }
+        let flags = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        let socket = socket(AF_UNIX, flags, 0)
+        guard socket >= 0 else { return connectFailed(errno) }
+        guard var address = try? address() else { preconditionFailure("the path was checked at the start") }
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let result = unsafe withUnsafePointer(to: &address) {
+            unsafe Glibc.connect(socket, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+        }
+        guard result == 0 else {
+            let code = errno
+            close(socket)
+            return connectFailed(code)
+        }
+        connectError = 0
+        begin(socket)
+    }
+
+    private func connectFailed(_ code: Int32) {
+        // That nobody listens yet, or that their queue is full, is what we wait for.
+        if code != connectError, ![ENOENT, ECONNREFUSED, EAGAIN].contains(code) {
+            let why = unsafe String(cString: strerror(code))
+            report(.fault("Cannot connect to the front-end at \(configuration.socketPath): \(why); trying on."))
+        }
+        connectError = code
+        connectLater()
+    }
+
+    /// Tries again after a while, and not at once: a front-end that takes connections only to end them would keep us.
+    private func connectLater() {
+        guard configuration.mode == .client, whenStopped == nil, attempt == nil else { return }
+        attempt = unsafe reactor.setTimer(
+            at: reactor.now + Self.connectInterval,
+            { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0).takeUnretainedValue().connect() },
+            Unmanaged.passUnretained(self).toOpaque())
+    }
+
     private func removeSource() {
         if let source { reactor.remove(source) }
         source = nil
@@ -219,6 +286,8 @@ public final class VhostUserSCSIServer {
     public func stop(_ stopped: @escaping () -> Void) {
         whenStopped = stopped
         closeListener()
+        if let attempt { reactor.cancel(attempt) }
+        attempt = nil
         session?.finish()
         checkStopped()
     }
@@ -226,7 +295,10 @@ public final class VhostUserSCSIServer {
     private func checkStopped() {
         if !ended.isEmpty {
             ended.removeAll { $0.device.isDrained }
-            if ended.isEmpty, let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
+            if ended.isEmpty {
+                if let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
+                connectLater()
+            }
         }
         guard ended.isEmpty, session == nil, let stopped = whenStopped else { return }
         whenStopped = nil
@@ -256,7 +328,7 @@ public final class VhostUserSCSIServer {
         var address = try address()
         let length = socklen_t(MemoryLayout<sockaddr_un>.size)
         let connected = unsafe withUnsafePointer(to: &address) {
-            unsafe connect(probe, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+            unsafe Glibc.connect(probe, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
         }
         if connected == 0 || errno != ECONNREFUSED { throw .inUse(path) }
         unsafe unlink(path)
@@ -356,6 +428,7 @@ public final class VhostUserSCSIServer {
             if let listenerToken { reactor.change(listenerToken, events: 0) }
         }
         report(.disconnected(reason: reason))
+        if ended.isEmpty { connectLater() }
         checkStopped()
     }
 

@@ -101,7 +101,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets, limits"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, limits, config-space, ring-reset"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -394,6 +394,17 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
             ])
         #expect(read.configuration == expected)
         #expect(problems(goodConfiguration) == [])
+    }
+
+    @Test func whatASocketOffersAndWhoMakesItIsRead() {
+        let read = ConfigurationReader.read(
+            goodConfiguration.replacing("queues: 4", with: "mode: client, config-space: true, ring-reset: true"),
+            name: "f.yaml")
+        #expect(read.problems.isEmpty)
+        let front = read.configuration.vhostUserFronts.first
+        #expect(front?.mode == .client)
+        #expect(front?.offersConfigurationSpace == true)
+        #expect(front?.offersRingReset == true)
     }
 
     @Test(arguments: ["127.0.0.1:9464", "[::1]:1", "0.0.0.0:65535"])

@@ -139,7 +139,9 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         configuration.vhostUserFronts.append(
             VhostUserFrontConfiguration(
                 socket: "/run/s\(index)", queues: .random(in: 1...8, using: &generator),
-                targets: [.random(in: 0...255, using: &generator): target]))
+                targets: [.random(in: 0...255, using: &generator): target],
+                mode: VhostUserFrontConfiguration.Mode.allCases.randomElement(using: &generator)!,
+                offersConfigurationSpace: .random(using: &generator), offersRingReset: .random(using: &generator)))
     }
     return configuration
 }

@@ -220,9 +220,7 @@ struct ConfigurationReader {
     }
 
     private mutating func readFront(_ node: Node, at key: String) -> VhostUserFrontConfiguration? {
-        guard let fields = mapping(node, at: key, allowed: ["socket", "queues", "targets", "limits"]) else {
-            return nil
-        }
+        guard let fields = mapping(node, at: key, allowed: Self.frontKeys) else { return nil }
         let queues = integer(fields, "queues", in: ConfigurationLimits.queues)
         let limits = limits(fields)
         var targets: [Int: NAAName] = [:]
@@ -241,11 +239,19 @@ struct ConfigurationReader {
                 return reader.report(key, "target number \(number) is given twice at this socket")
             }
         }
+        let mode = choice(fields, "mode", of: VhostUserFrontConfiguration.Mode.allCases.map(\.rawValue))
+        let offersConfigurationSpace = boolean(fields, "config-space") ?? false
+        let offersRingReset = boolean(fields, "ring-reset") ?? false
         guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
             let socket = path(fields, "socket"), hasTargets
         else { return nil }
-        return VhostUserFrontConfiguration(socket: socket, queues: queues ?? 1, targets: targets, limits: limits)
+        return VhostUserFrontConfiguration(
+            socket: socket, queues: queues ?? 1, targets: targets, limits: limits,
+            mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server,
+            offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset)
     }
+
+    private static let frontKeys = ["socket", "mode", "queues", "targets", "limits", "config-space", "ring-reset"]
 
     private mutating func limits(_ fields: Fields) -> LimitsConfiguration {
         guard let node = fields["limits"], !node.isEmpty else { return LimitsConfiguration() }

@@ -103,9 +103,12 @@ struct ConfigurationWriter {
         for front in fronts {
             let targets = front.targets.sorted { $0.key < $1.key }.map { ("\($0.key)", "\($0.value)") }
             var fields = [("socket", Self.quoted(front.socket))]
+            if front.mode != .server { fields.append(("mode", front.mode.rawValue)) }
             if front.queues != 1 { fields.append(("queues", "\(front.queues)")) }
             fields.append(("targets", Self.flow(targets)))
             if let limits = Self.limits(front.limits) { fields.append(("limits", limits)) }
+            if front.offersConfigurationSpace { fields.append(("config-space", "true")) }
+            if front.offersRingReset { fields.append(("ring-reset", "true")) }
             lines.append("  - \(Self.flow(fields))")
         }
     }

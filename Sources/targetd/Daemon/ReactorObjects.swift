@@ -282,12 +282,16 @@ final class ReactorObjects {
         }
         if !front.limits.isEmpty { limit(front.socket, to: front.limits, for: Array(served.values)) }
         let log = EventLog(logger, socket: front.socket, hub: events)
+        var configuration = VhostUserSCSIServer.Configuration(
+            socketPath: front.socket, requestQueues: front.queues, targets: served,
+            // One guest at a time has the socket, so the socket's name is that of the initiator.
+            initiatorPort: Self.initiatorPort(front.socket))
+        configuration.mode = front.mode == .client ? .client : .server
+        configuration.options.offersConfiguration = front.offersConfigurationSpace
+        configuration.options.offersRingReset = front.offersRingReset
         let server = VhostUserSCSIServer(
-            configuration: VhostUserSCSIServer.Configuration(
-                socketPath: front.socket, requestQueues: front.queues, targets: served,
-                // One guest at a time has the socket, so the socket's name is that of the initiator.
-                initiatorPort: Self.initiatorPort(front.socket)),
-            reactor: reactor, report: { [unowned self] in log.report($0, now: reactor.now) })
+            configuration: configuration, reactor: reactor,
+            report: { [unowned self] in log.report($0, now: reactor.now) })
         do {
             try server.start()
         } catch {
