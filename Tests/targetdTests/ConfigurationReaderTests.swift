@@ -85,7 +85,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "buffered: true", "bufered: true",
-        "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: type, block-size, read-only, path, size, buffered"
+        "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: type, block-size, read-only, path, size, buffered, shared"
     ),
     (
         "size: 1GiB", "size: 1GiB, path: /x",

@@ -119,6 +119,7 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         configuration.backstores[name] = BackstoreConfiguration(
             medium: medium, blockSize: [nil, 512, 4096].randomElement(using: &generator)!,
             readOnly: .random(using: &generator))
+        if case .file = medium { configuration.backstores[name]!.isShared = .random(using: &generator) }
         var unit = LogicalUnitSettings(backstore: name, readOnly: .random(using: &generator))
         if Bool.random(using: &generator) { unit.name = NAAName(0x3000_0000_0000_0000 + UInt64(index)) }
         if Bool.random(using: &generator) { unit.serial = "S\(index)" }

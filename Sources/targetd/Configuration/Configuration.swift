@@ -75,6 +75,8 @@ struct BackstoreConfiguration: Equatable, Sendable {
     var blockSize: UInt32?
     /// Opened for reading only.
     var readOnly = false
+    /// A file that another daemon may have open, if it is told so too.
+    var isShared = false
 
     /// The path of a file or block device.
     var path: String? {

@@ -88,7 +88,7 @@ struct ConfigurationReader {
 
     private mutating func readBackstore(_ node: Node, at key: String) -> BackstoreConfiguration? {
         let common = ["type", "block-size", "read-only"]
-        let own = ["ram": ["size"], "file": ["path", "size", "buffered"], "block-device": ["path", "buffered"]]
+        let own = ["ram": ["size"], "file": ["path", "size", "buffered", "shared"], "block-device": ["path", "buffered"]]
         guard let all = mapping(node, at: key, allowed: nil) else { return nil }
         guard all["type"] != nil else {
             report(key, "has no type: add type: ram, file or block-device")
@@ -101,7 +101,9 @@ struct ConfigurationReader {
         let blockSize = integer(fields, "block-size", of: ConfigurationLimits.blockSizes.map(Int.init))
         let readOnly = boolean(fields, "read-only") ?? false
         guard let medium = readMedium(type, fields) else { return nil }
-        return BackstoreConfiguration(medium: medium, blockSize: blockSize.map(UInt32.init), readOnly: readOnly)
+        return BackstoreConfiguration(
+            medium: medium, blockSize: blockSize.map(UInt32.init), readOnly: readOnly,
+            isShared: boolean(fields, "shared") ?? false)
     }
 
     private mutating func readMedium(_ type: String, _ fields: Fields) -> BackstoreConfiguration.Medium? {

@@ -64,6 +64,7 @@ struct ConfigurationWriter {
         }
         if let blockSize = backstore.blockSize { fields.append(("block-size", "\(blockSize)")) }
         if backstore.readOnly { fields.append(("read-only", "true")) }
+        if backstore.isShared { fields.append(("shared", "true")) }
         return fields
     }
 

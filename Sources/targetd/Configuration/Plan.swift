@@ -300,7 +300,9 @@ extension LogicalUnitSettings {
 
 extension BackstoreConfiguration {
     /// Whether everything but the medium is the same.
-    fileprivate func isOpenedAs(_ other: Self) -> Bool { blockSize == other.blockSize && readOnly == other.readOnly }
+    fileprivate func isOpenedAs(_ other: Self) -> Bool {
+        blockSize == other.blockSize && readOnly == other.readOnly && isShared == other.isShared
+    }
 }
 
 extension BackstoreConfiguration.Medium {

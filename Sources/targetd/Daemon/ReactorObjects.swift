@@ -461,6 +461,7 @@ enum OpenBackstore {
             options.logicalBlockSize = Int(configuration.blockSize ?? 512)
             options.direct = !buffered
             options.readOnly = configuration.readOnly
+            options.isShared = configuration.isShared
             self = .file(try FileBackstore(options, reactor: reactor))
         case .blockDevice(let path, let buffered):
             var options = BlockDeviceBackstore.Options(path: path)
