@@ -31,6 +31,9 @@ public final class VhostUserSCSIServer {
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
 
+        /// The reactors over which the request queues are dealt out, and all that own targets of the device; the server's
+        /// own must be one of them, and all must run. `nil`: the server's reactor serves all queues and owns all targets.
+        public var spread: [ShardReactor]?
         /// Who makes the socket.
         public var mode = Mode.server
         /// What is offered beyond what every front-end gets.
@@ -148,7 +151,7 @@ public final class VhostUserSCSIServer {
     }
 
     /// What the device has done since the server was made.
-    public var statistics: VirtioFrontStatistics { session?.device.statistics ?? lifetime }
+    public var statistics: VirtioFrontStatistics { session?.device.totalStatistics ?? lifetime }
 
     /// Whether a front-end is connected.
     public var isConnected: Bool { session != nil }
@@ -294,6 +297,7 @@ public final class VhostUserSCSIServer {
 
     private func checkStopped() {
         if !ended.isEmpty {
+            for session in ended where session.device.isDrained { session.device.close() }
             ended.removeAll { $0.device.isDrained }
             if ended.isEmpty {
                 if let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
@@ -397,12 +401,19 @@ public final class VhostUserSCSIServer {
         report(.fault("A front-end was refused because the process has no file descriptors left; raise their limit."))
     }
 
+    /// The reactors, our own first.
+    private var spread: [ShardReactor]? {
+        configuration.spread.map { all in
+            all.filter { $0.reactor === reactor } + all.filter { $0.reactor !== reactor }
+        }
+    }
+
     private func begin(_ socket: Int32) {
         lifetime.connections += 1
         let queues = configuration.requestQueues + VirtioSCSIDevice.firstRequestQueue
         let device = VirtioSCSIDevice(
             targets: configuration.targets, initiatorPort: configuration.initiatorPort, queueCapacity: queues,
-            reactor: reactor, statistics: lifetime,
+            reactor: reactor, spread: spread, statistics: lifetime,
             onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
         let session = VhostUserSession(
             socket: socket, reactor: reactor, queueCapacity: queues, device: device, options: configuration.options,
@@ -420,8 +431,10 @@ public final class VhostUserSCSIServer {
     private func sessionEnded(_ reason: String?) {
         guard let session else { return }
         self.session = nil
-        lifetime = session.device.statistics
-        if !session.device.isDrained {
+        lifetime = session.device.totalStatistics
+        if session.device.isDrained {
+            session.device.close()
+        } else {
             ended.append(session)
             // The next front-end may be the same guest, which sends again what was in flight: a write of the old
             // connection must not come behind those of the new one. It waits in the listener's queue.

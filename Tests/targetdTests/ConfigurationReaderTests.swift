@@ -101,7 +101,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, limits, config-space, ring-reset"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, limits, spread, config-space, ring-reset"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -398,11 +398,12 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
 
     @Test func whatASocketOffersAndWhoMakesItIsRead() {
         let read = ConfigurationReader.read(
-            goodConfiguration.replacing("queues: 4", with: "mode: client, config-space: true, ring-reset: true"),
+            goodConfiguration.replacing("queues: 4", with: "mode: client, spread: true, config-space: true, ring-reset: true"),
             name: "f.yaml")
         #expect(read.problems.isEmpty)
         let front = read.configuration.vhostUserFronts.first
         #expect(front?.mode == .client)
+        #expect(front?.isSpread == true)
         #expect(front?.offersConfigurationSpace == true)
         #expect(front?.offersRingReset == true)
     }

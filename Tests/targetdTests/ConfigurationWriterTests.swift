@@ -142,6 +142,7 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
                 socket: "/run/s\(index)", queues: .random(in: 1...8, using: &generator),
                 targets: [.random(in: 0...255, using: &generator): target],
                 mode: VhostUserFrontConfiguration.Mode.allCases.randomElement(using: &generator)!,
+                isSpread: .random(using: &generator),
                 offersConfigurationSpace: .random(using: &generator), offersRingReset: .random(using: &generator)))
     }
     return configuration

@@ -142,6 +142,8 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var limits = LimitsConfiguration()
     /// Who makes the socket.
     var mode = Mode.server
+    /// Whether its queues are dealt out over all reactors, and its targets need not be on its own.
+    var isSpread = false
     /// Whether the front-end is offered the configuration space.
     var offersConfigurationSpace = false
     /// Whether the front-end is offered the reset of single rings.

@@ -242,6 +242,7 @@ struct ConfigurationReader {
             }
         }
         let mode = choice(fields, "mode", of: VhostUserFrontConfiguration.Mode.allCases.map(\.rawValue))
+        let isSpread = boolean(fields, "spread") ?? false
         let offersConfigurationSpace = boolean(fields, "config-space") ?? false
         let offersRingReset = boolean(fields, "ring-reset") ?? false
         guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
@@ -249,11 +250,13 @@ struct ConfigurationReader {
         else { return nil }
         return VhostUserFrontConfiguration(
             socket: socket, queues: queues ?? 1, targets: targets, limits: limits,
-            mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server,
+            mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server, isSpread: isSpread,
             offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset)
     }
 
-    private static let frontKeys = ["socket", "mode", "queues", "targets", "limits", "config-space", "ring-reset"]
+    private static let frontKeys = [
+        "socket", "mode", "queues", "targets", "limits", "spread", "config-space", "ring-reset",
+    ]
 
     private mutating func limits(_ fields: Fields) -> LimitsConfiguration {
         guard let node = fields["limits"], !node.isEmpty else { return LimitsConfiguration() }

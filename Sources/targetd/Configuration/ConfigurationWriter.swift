@@ -108,6 +108,7 @@ struct ConfigurationWriter {
             if front.queues != 1 { fields.append(("queues", "\(front.queues)")) }
             fields.append(("targets", Self.flow(targets)))
             if let limits = Self.limits(front.limits) { fields.append(("limits", limits)) }
+            if front.isSpread { fields.append(("spread", "true")) }
             if front.offersConfigurationSpace { fields.append(("config-space", "true")) }
             if front.offersRingReset { fields.append(("ring-reset", "true")) }
             lines.append("  - \(Self.flow(fields))")
