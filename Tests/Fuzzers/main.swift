@@ -9,7 +9,7 @@ import Glibc
 typealias Fuzzer = (FuzzInput) -> Void
 
 private let fuzzers: [String: Fuzzer] = [
-    "scsi": CommandFuzzer.run
+    "scsi": CommandFuzzer.run, "rings": RingFuzzer.run, "messages": MessageFuzzer.run,
 ]
 
 /// libFuzzer's callback can carry no context.
