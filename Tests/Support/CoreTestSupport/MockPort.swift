@@ -249,7 +249,9 @@ public final class MockPort: @unchecked Sendable {
         linksGone = 0
         linkedNexus = gate.establishNexus(
             initiatorPort: name, targetPort: targetPort, target: target, port: port, events: links[0]
-        ) { [unowned self] _ in self.linksGone += 1 }
+        ) { [unowned self] link in
+            if self.links.contains(where: { $0 === link }) { self.linksGone += 1 }
+        }
     }
 
     /// Loses the nexus.
