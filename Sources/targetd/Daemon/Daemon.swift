@@ -73,7 +73,8 @@ actor Daemon {
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), events: events,
+                    index: index, isAlone: configuration.reactors == 1,
+                    configuration: Reactor.Configuration(configuration), events: events,
                     stateDirectory: stateDirectory, logger: logger)
                 try thread.start()
                 threads.append(thread)
@@ -293,10 +294,18 @@ actor Daemon {
             error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
             if error == nil { await xen?.publish(target, on: thread(after.targets[target])) }
         case .attachTarget(let name, let number, let socket):
-            await thread(after.sockets[socket]).perform { $0.attachTarget(name, number: number, socket: socket) }
+            let target = await target(name, after)
+            await thread(after.sockets[socket]).perform {
+                $0.attachTarget(target, name, number: number, socket: socket)
+            }
         case .addSocket(let path):
             let front = new.configuration.front(path)!
-            error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+            var targets: [Int: TargetReference] = [:]
+            for (number, name) in front.targets { targets[number] = await target(name, after) }
+            let all = front.isSpread ? threads.compactMap(\.shardReactor) : []
+            error = await thread(after.sockets[path]).perform { [targets] in
+                $0.addSocket(front, targets: targets, spread: all.isEmpty ? nil : all)
+            }
         case .swapMedium(let number, let target, _):
             let backstore = new.configuration.targets[target]!.logicalUnits[number]!.backstore
             error = await thread(after.targets[target]).performAndWait { [isForced] in
@@ -337,6 +346,14 @@ actor Daemon {
     private func stopXen() async {
         await xen?.stop()
         xen = nil
+    }
+
+    /// A target, from the reactor that owns it.
+    private func target(_ name: NAAName, _ placement: Placement) async -> TargetReference {
+        await thread(placement.targets[name]).perform { objects in
+            guard let target = objects.servedTargets[name] else { preconditionFailure("no target \(name)") }
+            return TargetReference(target: target)
+        }
     }
 
     private func thread(_ index: Int?) -> ReactorThread {
@@ -426,6 +443,8 @@ actor Daemon {
         await enter()
         defer { leave() }
         var errors: [ChangeError] = []
+        // A guest of one reactor may wait for a unit of another.
+        for thread in threads { await thread.perform { $0.liftLimits() } }
         // The files of the sockets are removed at once, however long the rest takes.
         for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
         // Xen guests' rings are let go of while there is still what they use.
