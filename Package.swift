@@ -154,7 +154,8 @@ if let only = Context.environment["TARGETD_TEST_TARGET"] {
     while needed.count != before {
         before = needed.count
         for target in package.targets where needed.contains(target.name) {
-            needed.formUnion(target.dependencies.compactMap { if case .byNameItem(let name, _) = $0 { name } else { nil } })
+            needed.formUnion(
+                target.dependencies.compactMap { if case .byNameItem(let name, _) = $0 { name } else { nil } })
         }
     }
     package.targets.removeAll { !needed.contains($0.name) }

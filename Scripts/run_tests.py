@@ -158,12 +158,14 @@ SANITIZED = {
 }
 # The same of the daemon as a whole, built with all that it needs, which takes its time: the target, and its suite.
 DAEMON_TARGET, DAEMON_SUITE = "targetdTests", "ConcurrentOperationTests"
+# What is run without a name. The others are run before a release, and after changes to threads or memory.
+SANITIZED_ALWAYS = ["thread", "daemon-address"]
 
 
 def sanitize(results: report.Report, words: list[str]) -> None:
-    """Tests under ThreadSanitizer, or under another sanitizer that is named. Each has a build of its own."""
+    """Tests under the sanitizers that are named, or under those of every run. Each has a build of its own."""
     known = [*SANITIZED, *(f"daemon-{sanitizer}" for sanitizer in SANITIZED)]
-    for word in words or ["thread"]:
+    for word in words or SANITIZED_ALWAYS:
         if word not in known:
             raise SystemExit(f"no sanitizer is called '{word}': there are {', '.join(known)}")
         sanitizer = word.removeprefix("daemon-")
@@ -327,7 +329,7 @@ PARTS = {
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
     "fuzz": (fuzz, "hostile input from libFuzzer; names after it choose, and a number of minutes after those"),
-    "sanitize": (sanitize, "threads under ThreadSanitizer; or 'address' (the core), 'daemon-thread', 'daemon-address'"),
+    "sanitize": (sanitize, "'thread' (the core), 'daemon-address'; or by name 'address' (the core), 'daemon-thread'"),
 }
 
 

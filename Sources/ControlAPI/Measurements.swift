@@ -92,6 +92,10 @@ public struct InitiatorReport: Codable, Equatable, Sendable {
     public var bytesWritten: UInt64
     /// Unit attention conditions that were reported.
     public var unitAttentions: UInt64
+    /// How long the oldest of its commands has been there, in nanoseconds; 0 if there is none.
+    public var oldestNanoseconds: UInt64 = 0
+    /// How long its commands took: read, write, other; empty for those that the target has forgotten.
+    public var latencies: [LatencyReport] = []
 
     /// A report of these values.
     public init(

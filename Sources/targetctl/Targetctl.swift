@@ -203,7 +203,12 @@ struct Save: ParsableCommand {
     @OptionGroup var common: CommonOptions
 
     func run() throws {
-        print(String(decoding: try common.ask("GET", "/v1/configuration"), as: UTF8.self), terminator: "")
+        let text = String(decoding: try common.ask("GET", "/v1/configuration"), as: UTF8.self)
+        if common.json {
+            print(String(decoding: JSON.encode(["configuration": text]), as: UTF8.self))
+        } else {
+            print(text, terminator: "")
+        }
     }
 }
 
@@ -223,10 +228,14 @@ struct Resize: ParsableCommand {
 }
 
 struct Metrics: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Print all counters in Prometheus' text format.")
+    static let configuration = CommandConfiguration(
+        abstract: "Print all counters in Prometheus' text format, or with --json those of logical units and guests.")
     @OptionGroup var common: CommonOptions
 
     func run() throws {
+        if common.json {
+            return print(String(decoding: try common.ask("GET", "/v1/statistics"), as: UTF8.self))
+        }
         print(String(decoding: try common.ask("GET", "/metrics"), as: UTF8.self), terminator: "")
     }
 }

@@ -34,7 +34,11 @@ struct Activity: Encodable, Equatable {
         var commands: Double
         var bytesRead: Double
         var bytesWritten: Double
+        /// Half, and 99 of 100, of its READ and WRITE commands took less; absent if there were none.
+        var medianNanoseconds: UInt64?
+        var percentile99Nanoseconds: UInt64?
         var inFlight: Int
+        var oldestNanoseconds: UInt64
         /// Commands that ended with anything else than GOOD, in a second.
         var notGood: Double
     }
@@ -51,6 +55,7 @@ struct Activity: Encodable, Equatable {
         let before = Dictionary(
             old.units.map { (Self.key($0), $0) }, uniquingKeysWith: { first, _ in first })
         var guests: [String: Guest] = [:]
+        var latencies: [String: Latencies] = [:]
         units = new.units.map { unit in
             let earlier = before[Self.key(unit)]
             for initiator in unit.initiators where !initiator.initiator.isEmpty {
@@ -59,7 +64,7 @@ struct Activity: Encodable, Equatable {
                     guests[initiator.initiator]
                     ?? Guest(
                         initiator: initiator.initiator, commands: 0, bytesRead: 0, bytesWritten: 0, inFlight: 0,
-                        notGood: 0)
+                        oldestNanoseconds: 0, notGood: 0)
                 let per = { (value: (InitiatorReport) -> UInt64) in
                     Self.difference(value(initiator), past.map(value)) / seconds
                 }
@@ -67,11 +72,18 @@ struct Activity: Encodable, Equatable {
                 guest.notGood += per { $0.commands.reduce(0) { $0 + ($1.status == "good" ? 0 : $1.count) } }
                 guest.bytesRead += per(\.bytesRead)
                 guest.bytesWritten += per(\.bytesWritten)
+                guest.oldestNanoseconds = max(guest.oldestNanoseconds, initiator.oldestNanoseconds)
+                latencies[initiator.initiator, default: Latencies()].add(
+                    initiator.latencies, since: past?.latencies ?? [])
                 guests[initiator.initiator] = guest
             }
             return Self.unit(unit, earlier, seconds)
         }
         for nexus in new.nexuses { guests[nexus.initiator]?.inFlight += nexus.inFlight }
+        for (initiator, latencies) in latencies {
+            guests[initiator]?.medianNanoseconds = latencies.bound(0.5)
+            guests[initiator]?.percentile99Nanoseconds = latencies.bound(0.99)
+        }
         self.guests = guests.values.sorted { $0.initiator < $1.initiator }
     }
 
@@ -89,35 +101,15 @@ struct Activity: Encodable, Equatable {
         func rate(_ value: (UnitStatistics) -> UInt64) -> Double {
             difference(value(unit), earlier.map(value)) / seconds
         }
-        let (median, high) = percentiles(unit, earlier)
+        var latencies = Latencies()
+        latencies.add(unit.latencies, since: earlier?.latencies ?? [])
         return Unit(
             target: unit.target, lun: unit.lun, backstore: unit.backstore, reads: rate { count($0, "read") },
             writes: rate { count($0, "write") }, bytesRead: rate { $0.initiators.reduce(0) { $0 + $1.bytesRead } },
-            bytesWritten: rate { $0.initiators.reduce(0) { $0 + $1.bytesWritten } }, medianNanoseconds: median,
-            percentile99Nanoseconds: high, inFlight: unit.inFlight, oldestNanoseconds: unit.oldestNanoseconds)
-    }
-
-    /// The median and the 99th percentile of READ and WRITE.
-    private static func percentiles(_ unit: UnitStatistics, _ earlier: UnitStatistics?) -> (UInt64?, UInt64?) {
-        func buckets(_ report: UnitStatistics?) -> [UInt64: UInt64] {
-            (report?.latencies ?? []).filter { $0.operation != "other" }.flatMap(\.buckets)
-                .reduce(into: [:]) { $0[$1.to, default: 0] += $1.count }
-        }
-        let past = buckets(earlier)
-        let counts = buckets(unit).map { bound, count in
-            (bound: bound, count: UInt64(difference(count, past[bound])))
-        }.sorted { $0.bound < $1.bound }
-        let total = counts.reduce(0) { $0 + $1.count }
-        guard total > 0 else { return (nil, nil) }
-        func bound(_ fraction: Double) -> UInt64? {
-            var rest = UInt64((Double(total) * fraction).rounded(.up))
-            for (bound, count) in counts {
-                if count >= rest { return bound }
-                rest -= count
-            }
-            return counts.last?.bound
-        }
-        return (bound(0.5), bound(0.99))
+            bytesWritten: rate { $0.initiators.reduce(0) { $0 + $1.bytesWritten } },
+            medianNanoseconds: latencies.bound(0.5),
+            percentile99Nanoseconds: latencies.bound(0.99), inFlight: unit.inFlight,
+            oldestNanoseconds: unit.oldestNanoseconds)
     }
 
     /// Two tables.
@@ -136,14 +128,48 @@ struct Activity: Encodable, Equatable {
                 ]
             }, right: [1, 3, 4, 5, 6, 7, 8, 9, 10])
         let guests = Text.table(
-            ["GUEST", "COMMANDS/s", "READ B/s", "WRITE B/s", "IN FLIGHT", "NOT GOOD/s"],
+            [
+                "GUEST", "COMMANDS/s", "READ B/s", "WRITE B/s", "P50", "P99", "IN FLIGHT", "OLDEST", "NOT GOOD/s",
+            ],
             self.guests.map { guest in
                 [
                     guest.initiator, Text.rate(guest.commands), Text.rate(guest.bytesRead, base: 1024),
-                    Text.rate(guest.bytesWritten, base: 1024), "\(guest.inFlight)", Text.rate(guest.notGood),
+                    Text.rate(guest.bytesWritten, base: 1024), guest.medianNanoseconds.map(Text.time) ?? "-",
+                    guest.percentile99Nanoseconds.map(Text.time) ?? "-", "\(guest.inFlight)",
+                    guest.inFlight == 0 ? "-" : Text.time(guest.oldestNanoseconds), Text.rate(guest.notGood),
                 ]
-            }, right: [1, 2, 3, 4, 5])
+            }, right: [1, 2, 3, 4, 5, 6, 7, 8])
         return units + "\n\n" + guests
+    }
+}
+
+/// How long READ and WRITE commands took between two reports.
+private struct Latencies {
+    /// Commands by the end of their bucket.
+    private var counts: [UInt64: UInt64] = [:]
+
+    mutating func add(_ new: [LatencyReport], since old: [LatencyReport]) {
+        let (now, before) = (Self.buckets(new), Self.buckets(old))
+        for (bound, count) in now {
+            let past = before[bound] ?? 0
+            counts[bound, default: 0] += count < past ? count : count - past
+        }
+    }
+
+    private static func buckets(_ reports: [LatencyReport]) -> [UInt64: UInt64] {
+        reports.filter { $0.operation != "other" }.flatMap(\.buckets)
+            .reduce(into: [:]) { $0[$1.to, default: 0] += $1.count }
+    }
+
+    /// What so large a part of the commands took less than; `nil` if there were none.
+    func bound(_ fraction: Double) -> UInt64? {
+        let total = counts.values.reduce(0, +)
+        var rest = UInt64((Double(total) * fraction).rounded(.up))
+        for (bound, count) in counts.sorted(by: { $0.key < $1.key }) where count > 0 {
+            if count >= rest { return bound }
+            rest -= count
+        }
+        return nil
     }
 }
 

@@ -3,6 +3,7 @@
 // Owns: these commands. Called by: the system. Must not know: the daemon: both meet in xenstore only.
 
 import ArgumentParser
+import ControlAPI
 import Foundation
 import Xenbus
 
@@ -187,6 +188,7 @@ struct XenList: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "list", abstract: "List the vhosts and devices of one guest, or of all.")
     @Argument(help: "The guest: its number or its name.") var domain: String?
+    @Flag(help: "Print it in JSON.") var json = false
     @OptionGroup var xen: XenOptions
 
     func run() throws {
@@ -195,7 +197,36 @@ struct XenList: ParsableCommand {
             let guest = try domain.map { name throws(ToolstackError) in try toolstack.domain(name) }
             return try toolstack.vhosts(of: guest)
         }
-        print(Text.vhosts(vhosts))
+        print(json ? String(decoding: JSON.encode(vhosts.map(Self.report)), as: UTF8.self) : Text.vhosts(vhosts))
+    }
+
+    /// One vhost as xenstore has it.
+    private struct Report: Encodable {
+        struct Device: Encodable {
+            var name: String
+            var physicalDevice: String
+            var virtualDevice: String
+            var state: String
+            var error: String?
+        }
+
+        var domain: Int
+        var vhost: Int
+        var backendState: String
+        var frontendState: String
+        var error: String?
+        var devices: [Device]
+    }
+
+    private static func report(_ vhost: VhostIdentifier, _ nodes: VhostNodes) -> Report {
+        Report(
+            domain: Int(vhost.domain), vhost: Int(vhost.number), backendState: "\(nodes.backendState ?? .unknown)",
+            frontendState: nodes.frontendState.map { "\($0)" } ?? "absent", error: nodes.error,
+            devices: nodes.devices.map {
+                Report.Device(
+                    name: $0.name, physicalDevice: $0.physicalDevice, virtualDevice: $0.virtualDevice,
+                    state: "\($0.state)", error: $0.error)
+            })
     }
 }
 

@@ -57,6 +57,27 @@ struct MeasurementTests {
         #expect(world.unit.oldestReceivedAt == nil)
     }
 
+    @Test("Latency and the oldest command are told of each nexus, and of the unit as their sum")
+    func latencyByNexus() throws {
+        world.shard.now = 1_000_000
+        _ = world.a.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        world.shard.now = 2_000_000
+        _ = world.b.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        #expect(world.unit.oldestReceivedAt(nexus: 0) == 1_000_000)
+        #expect(world.unit.oldestReceivedAt(nexus: 1) == 2_000_000)
+        world.shard.now = 3_500_000
+        world.drain()
+        let (a, b) = (
+            try #require(world.unit.latency(.read, nexus: 0)), try #require(world.unit.latency(.read, nexus: 1))
+        )
+        #expect((a.count, a.sum) == (1, 2_500_000))
+        #expect((b.count, b.sum) == (1, 1_500_000))
+        #expect(world.unit.latency(.read) == a + b)
+        #expect(world.unit.latency(.read).sum == 4_000_000)
+        #expect(world.unit.oldestReceivedAt(nexus: 0) == nil && world.unit.oldestReceivedAt(nexus: 1) == nil)
+        #expect(world.unit.latency(.read, nexus: 2) == nil)
+    }
+
     @Test("Aborted commands end without a status, and functions count at their nexus")
     func aborted() throws {
         let tag = world.a.send(CDB.read(.ten, 0, 1), dataIn: 512)

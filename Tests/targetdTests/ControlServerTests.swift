@@ -102,6 +102,33 @@ import Testing
         }
     }
 
+    @Test func clientThatDoesNotTakeItsAnswerLosesItAndHoldsNobodyUp() async throws {
+        var limits = ControlLimits()
+        limits.transferSeconds = 0.05
+        let size = 64 << 20
+        try await serve(
+            limits,
+            respond: { request in
+                ControlResponse(text: String(repeating: "x", count: request.target == "/long" ? size : 1), type: "t/t")
+            }
+        ) { _ throws in
+            let slow = try client.connect()
+            defer { close(slow) }
+            try ControlClient.send(Data("GET /long HTTP/1.1\r\nHost: x\r\n\r\n".utf8), to: slow)
+            #expect(try client.exchange("GET", "/short").status == 200)
+            // The server's end, and not the next bytes, is what is waited for: POLLRDHUP.
+            var end = pollfd(fd: slow, events: 0x2000, revents: 0)
+            #expect(unsafe poll(&end, 1, -1) == 1)
+            var (bytes, total) = ([UInt8](repeating: 0, count: 1 << 16), 0)
+            while true {
+                let count = unsafe recv(slow, &bytes, bytes.count, 0)
+                if count <= 0 { break }
+                total += count
+            }
+            #expect(total > 0 && total < size)
+        }
+    }
+
     @Test func silentClientsTakeNobodysPlace() async throws {
         var limits = ControlLimits()
         limits.connections = 4

@@ -39,6 +39,8 @@ final class RunningDaemon {
     let process = Process()
     private let output = Pipe()
     private let errors = Pipe()
+    /// What it said on standard error before guests could attach.
+    private(set) var errorsUntilReady = ""
 
     /// Starts targetd.
     init(_ arguments: [String], environment: [String: String] = [:], executable: URL = built("targetd")) throws {
@@ -76,11 +78,10 @@ final class RunningDaemon {
 
     /// Reads standard error up to the line that says that guests can attach. `false`: it ended before.
     func waitUntilReady() -> Bool {
-        var text = ""
-        while !text.contains("ready\n") {
+        while !errorsUntilReady.contains("ready\n") {
             let data = errors.fileHandleForReading.availableData
             if data.isEmpty { return false }
-            text += String(decoding: data, as: UTF8.self)
+            errorsUntilReady += String(decoding: data, as: UTF8.self)
         }
         return true
     }

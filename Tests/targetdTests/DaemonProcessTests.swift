@@ -127,6 +127,24 @@ import Testing
         #expect(daemon.finish().status == 0)
     }
 
+    @Test(.enabled(if: getuid() == 0, "only root can become somebody else"))
+    func limitThatCannotBeRaisedIsNamed() throws {
+        // Where another user may read it, and make its socket.
+        try FileManager.default.copyItem(
+            at: RunningDaemon.built("targetd"), to: URL(fileURLWithPath: folder("targetd")))
+        #expect(unsafe chmod(folder.path, 0o777) == 0)
+        let daemon = try RunningDaemon(
+            [
+                "--nofile=300:300", "/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                folder("targetd"), "--ram", "1MiB", "--vhost-user", folder("9"),
+            ], executable: URL(fileURLWithPath: "/usr/bin/prlimit"))
+        #expect(daemon.waitUntilReady())
+        daemon.signal(SIGTERM)
+        #expect(daemon.finish().status == 0)
+        let expected = /\d+ open files may be needed, but only 300 are allowed: raise LimitNOFILE= of the service/
+        #expect(try expected.firstMatch(in: daemon.errorsUntilReady) != nil, "\(daemon.errorsUntilReady)")
+    }
+
     @Test func journalGetsPrioritiesAndNoTimes() throws {
         let daemon = try start(environment: ["JOURNAL_STREAM": "8:1"])
         #expect(daemon.waitUntilReady())

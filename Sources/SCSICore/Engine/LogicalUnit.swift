@@ -146,6 +146,10 @@ public final class LogicalUnit {
     public func latency(_ kind: CommandClass) -> LatencyStatistics { measurements.latency(kind) }
     /// What an initiator has done, by its index in `TargetDevice.nexuses`; `nil`: nothing.
     public func commands(nexus: Int) -> CommandStatistics? { measurements.commands(nexus: nexus) }
+    /// How long the commands of a class took that an initiator sent; `nil`: it has sent nothing.
+    public func latency(_ kind: CommandClass, nexus: Int) -> LatencyStatistics? {
+        measurements.latency(kind, nexus: nexus)
+    }
     /// What initiators did that the target has forgotten, because others took their places.
     public var forgottenCommands: CommandStatistics { measurements.forgotten }
 
@@ -292,6 +296,15 @@ public final class LogicalUnit {
 
     /// When the oldest of them arrived, in nanoseconds of the shard's clock.
     public var oldestReceivedAt: UInt64? { unsafe tasks.pointee.first?.receivedAt }
+    /// The same of those that one initiator has sent.
+    public func oldestReceivedAt(nexus: Int) -> UInt64? {
+        var cursor = unsafe tasks.pointee.first
+        while let task = cursor {
+            if Int(task.nexus) == nexus { return task.receivedAt }
+            cursor = task.next
+        }
+        return nil
+    }
 
     /// Size of the medium in bytes.
     public var size: UInt64 { medium.bytes(medium.blocks).value }

@@ -63,6 +63,11 @@ public struct LatencyStatistics: Sendable, Equatable {
 
     /// Commands in all buckets.
     public var count: UInt64 { buckets.reduce(0, +) }
+
+    /// What two have done together.
+    public static func + (a: LatencyStatistics, b: LatencyStatistics) -> LatencyStatistics {
+        LatencyStatistics(sum: a.sum &+ b.sum, buckets: zip(a.buckets, b.buckets).map(&+))
+    }
 }
 
 /// The buckets of latency: four for each doubling, so that what is read from them is at most a quarter off.
@@ -96,7 +101,10 @@ enum NexusCounters {
     static var bytesRead: Int { 30 }
     static var bytesWritten: Int { 31 }
     static var unitAttentions: Int { 32 }
-    static var words: Int { 33 }
+    /// Buckets of each class, then the sum of each class.
+    static var latencies: Int { 33 }
+    static var latencySums: Int { latencies + CommandClass.allCases.count * LatencyHistogram.count }
+    static var words: Int { latencySums + CommandClass.allCases.count }
 }
 
 /// The counters of one logical unit. A handle of pointers, so that counting costs no exclusivity check; the unit frees
@@ -107,25 +115,22 @@ struct Measurements {
     private let nexuses: UnsafeMutablePointer<UnsafeMutablePointer<UInt64>?>
     /// What initiators did whose places in the nexus table others have now.
     private let retired: UnsafeMutablePointer<UInt64>
-    /// Buckets of each class, then the sum of each class.
-    private let latencies: UnsafeMutablePointer<UInt64>
 
-    private static var classes: Int { 3 }
-    private static var sums: Int { classes * LatencyHistogram.count }
+    /// Where the sums are, in a form that costs a command nothing.
+    private static var sums: Int { 33 + 3 * LatencyHistogram.count }
 
     init() {
         precondition(NexusCounters.commandWords == NexusCounters.bytesRead)
+        precondition(Self.sums == NexusCounters.latencySums)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe nexuses.initialize(repeating: nil, count: Limits.nexusesPerTarget)
         unsafe retired = Self.zeros(NexusCounters.words)
-        unsafe latencies = Self.zeros(Self.sums + Self.classes)
     }
 
     func deallocate() {
         for index in 0..<Limits.nexusesPerTarget { unsafe nexuses[index]?.deallocate() }
         unsafe nexuses.deallocate()
         unsafe retired.deallocate()
-        unsafe latencies.deallocate()
     }
 
     private static func zeros(_ count: Int) -> UnsafeMutablePointer<UInt64> {
@@ -156,8 +161,9 @@ struct Measurements {
         let end = isGood ? CommandEnd.good : Self.end(task)
         unsafe counters[kind.rawValue &* 10 &+ end.rawValue] &+= 1
         let time = now &- task.receivedAt
-        unsafe latencies[kind.rawValue &* LatencyHistogram.count &+ LatencyHistogram.bucket(time)] &+= 1
-        unsafe latencies[Self.sums &+ kind.rawValue] &+= time
+        let bucket = kind.rawValue &* LatencyHistogram.count &+ LatencyHistogram.bucket(time)
+        unsafe counters[NexusCounters.latencies &+ bucket] &+= 1
+        unsafe counters[Self.sums &+ kind.rawValue] &+= time
     }
 
     /// Counts a command that was refused when it arrived.
@@ -245,10 +251,23 @@ struct Measurements {
         return result
     }
 
+    /// Of all initiators, those that are forgotten too.
     func latency(_ kind: CommandClass) -> LatencyStatistics {
-        let first = kind.rawValue * LatencyHistogram.count
+        (0..<Limits.nexusesPerTarget).reduce(unsafe Self.latency(kind, retired)) { sum, index in
+            latency(kind, nexus: index).map { sum + $0 } ?? sum
+        }
+    }
+
+    /// Of one nexus, if it has done anything.
+    func latency(_ kind: CommandClass, nexus: Int) -> LatencyStatistics? {
+        guard let counters = unsafe nexuses[nexus] else { return nil }
+        return unsafe Self.latency(kind, counters)
+    }
+
+    private static func latency(_ kind: CommandClass, _ words: UnsafeMutablePointer<UInt64>) -> LatencyStatistics {
+        let first = NexusCounters.latencies + kind.rawValue * LatencyHistogram.count
         return unsafe LatencyStatistics(
-            sum: latencies[Self.sums + kind.rawValue],
-            buckets: (first..<first + LatencyHistogram.count).map { unsafe latencies[$0] })
+            sum: words[sums + kind.rawValue],
+            buckets: (first..<first + LatencyHistogram.count).map { unsafe words[$0] })
     }
 }

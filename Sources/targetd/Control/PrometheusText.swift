@@ -19,6 +19,7 @@ struct PrometheusText {
         writer.writeFronts(status.fronts)
         writer.writeLatencies(statistics.units)
         writer.writeInitiators(statistics.units)
+        writer.writeGuests(statistics)
         writer.writeNexuses(statistics.nexuses)
         return writer.text
     }
@@ -106,24 +107,52 @@ struct PrometheusText {
         fractions("lun_oldest_in_flight_seconds", "gauge", "Age of the oldest command that has not ended.", units) {
             (Self.labels($0), $0.oldestNanoseconds)
         }
-        let name = "targetd_lun_latency_seconds"
         heading("lun_latency_seconds", "histogram", "Time from a command's arrival to its response.")
         for unit in units {
             for latency in unit.latencies {
-                let labels = Self.labels(unit) + [("operation", latency.operation)]
-                var rest = latency.buckets[...]
-                var count: UInt64 = 0
-                for bound in Self.bounds {
-                    while let bucket = rest.first, bucket.to <= bound {
-                        count += bucket.count
-                        rest = rest.dropFirst()
-                    }
-                    sample("\(name)_bucket", labels + [("le", Self.seconds(bound))], "\(count)")
-                }
-                count += rest.reduce(0) { $0 + $1.count }
-                sample("\(name)_bucket", labels + [("le", "+Inf")], "\(count)")
-                sample("\(name)_sum", labels, Self.seconds(latency.sumNanoseconds))
-                sample("\(name)_count", labels, "\(count)")
+                histogram(
+                    "lun_latency_seconds", Self.labels(unit) + [("operation", latency.operation)], latency.buckets,
+                    latency.sumNanoseconds)
+            }
+        }
+    }
+
+    /// The samples of a histogram. The buckets may be in any order, and some may be the same.
+    private mutating func histogram(
+        _ name: String, _ labels: [(String, String)], _ buckets: [LatencyBucket], _ sum: UInt64
+    ) {
+        let total = buckets.reduce(0) { $0 + $1.count }
+        for bound in Self.bounds {
+            let count = buckets.reduce(0) { $0 + ($1.to <= bound ? $1.count : 0) }
+            sample("targetd_\(name)_bucket", labels + [("le", Self.seconds(bound))], "\(count)")
+        }
+        sample("targetd_\(name)_bucket", labels + [("le", "+Inf")], "\(total)")
+        sample("targetd_\(name)_sum", labels, Self.seconds(sum))
+        sample("targetd_\(name)_count", labels, "\(total)")
+    }
+
+    /// What a guest sees of all of its units together.
+    private mutating func writeGuests(_ statistics: StatisticsReport) {
+        let all = statistics.units.flatMap(\.initiators).filter { !$0.initiator.isEmpty }
+        let guests = Dictionary(grouping: all, by: \.initiator).sorted { $0.key < $1.key }
+        let inFlight = Dictionary(grouping: statistics.nexuses, by: \.initiator)
+        family("guest_in_flight", "gauge", "Commands of an initiator received and not completed.", guests) { name, _ in
+            ([("initiator", name)], (inFlight[name] ?? []).reduce(0) { $0 + UInt64($1.inFlight) })
+        }
+        fractions(
+            "guest_oldest_in_flight_seconds", "gauge", "Age of the oldest command of an initiator that has not ended.",
+            guests
+        ) { name, reports in
+            ([("initiator", name)], reports.map(\.oldestNanoseconds).max() ?? 0)
+        }
+        heading(
+            "guest_latency_seconds", "histogram", "Time from a command's arrival to its response, by initiator.")
+        for (name, reports) in guests {
+            let latencies = Dictionary(grouping: reports.flatMap(\.latencies), by: \.operation)
+            for (operation, latencies) in latencies.sorted(by: { $0.key < $1.key }) {
+                histogram(
+                    "guest_latency_seconds", [("initiator", name), ("operation", operation)],
+                    latencies.flatMap(\.buckets), latencies.reduce(0) { $0 + $1.sumNanoseconds })
             }
         }
     }

@@ -22,7 +22,15 @@ extension ReactorObjects {
                 report.oldestNanoseconds = unit.oldestReceivedAt.map { reactor.now - min($0, reactor.now) } ?? 0
                 report.latencies = CommandClass.allCases.map { LatencyReport($0, unit.latency($0)) }
                 report.initiators = nexusStatus.compactMap { nexus in
-                    unit.commands(nexus: nexus.index).map { InitiatorReport(nexus.initiatorPort, $0) }
+                    unit.commands(nexus: nexus.index).map { commands in
+                        var initiator = InitiatorReport(nexus.initiatorPort, commands)
+                        initiator.oldestNanoseconds =
+                            unit.oldestReceivedAt(nexus: nexus.index).map { reactor.now - min($0, reactor.now) } ?? 0
+                        initiator.latencies = CommandClass.allCases.compactMap { kind in
+                            unit.latency(kind, nexus: nexus.index).map { LatencyReport(kind, $0) }
+                        }
+                        return initiator
+                    }
                 }
                 let forgotten = InitiatorReport("", unit.forgottenCommands)
                 if !forgotten.commands.isEmpty { report.initiators.append(forgotten) }

@@ -30,6 +30,7 @@ class GuestGroup(report.Group):
 
     disks: list[targets.Disk] = []
     queues = [1]
+    emulator: list[str] | None = None  # another QEMU than the system's
     front = ""  # more keys of each socket
     general = ""  # more lines of the daemon's file
 
@@ -57,9 +58,13 @@ class GuestGroup(report.Group):
     def prepare_media(self) -> None:
         """Before the target starts: contents that its media are to have."""
 
+    def arguments(self) -> list[str]:
+        """QEMU's arguments for the disks."""
+        return self.target.arguments()
+
     def boot(self) -> None:
         """Boots a guest and waits for its disks."""
-        self.guest = Guest(self.directory, self.target.arguments(), processors=max(2, *self.queues))
+        self.guest = Guest(self.directory, self.arguments(), max(2, *self.queues), self.emulator)
         self.devices = self._find_devices()
 
     def finish(self) -> None:

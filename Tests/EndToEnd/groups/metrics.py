@@ -102,6 +102,15 @@ class Metrics(Group):
             require(of("bucket")[-1].labels["le"] == "+Inf" and buckets[-1] == count.value > 0, f"{operation}: {count}")
             require(total.value > 0 or operation == "other", f"{operation} took no time")
 
+    @case("a guest's latencies are those of its commands at all units")
+    def guest_latencies(self):
+        found = self._samples()
+        for operation in ["read", "write"]:
+            counts = {name: [s for s in found[f"targetd_{name}_latency_seconds_count"] if s.labels["operation"] == operation]
+                      for name in ["guest", "lun"]}  # fmt: skip
+            (guest,), (unit,) = counts["guest"], counts["lun"]
+            require(guest.labels["initiator"].endswith("hba0.sock") and guest.value == unit.value > 0, f"{counts}")
+
     @case("reactors, fronts and nexuses tell what they did")
     def others(self):
         found = self._samples()

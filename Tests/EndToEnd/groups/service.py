@@ -137,7 +137,7 @@ class Service(Group):
         daemon = processes.start([targets.Daemon.executable, "--config", path], log)
         try:
             targets.wait_until(lambda: os.path.exists(control), daemon, log, "everything is served")
-            seconds = time.monotonic() - begin
+            seconds, work = time.monotonic() - begin, self._processor_seconds(daemon.pid)
             status = self._answer("status", "--json")
             require(len(status["fronts"]) == SOCKETS, f"{len(status['fronts'])} sockets")
             require(sum(len(t["luns"]) for t in status["targets"]) == SOCKETS * UNITS, "logical units are missing")
@@ -151,7 +151,7 @@ class Service(Group):
             require(done["changes"] == wanted, f"{done['changes']}")
             after = self._answer("status", "--json")
             require(before == {f["socket"]: f["connections"] for f in after["fronts"]}, "sockets were touched")
-            return (f"served after {seconds:.2f} s; {resident >> 10} KiB resident, "
+            return (f"served after {seconds:.2f} s, of which {work:.2f} s of processor time; {resident >> 10} KiB resident, "
                     f"{(resident - empty) / (SOCKETS * UNITS - 1) / 1024:.0f} KiB for each logical unit")  # fmt: skip
         finally:
             processes.stop(daemon, 60)
@@ -168,6 +168,13 @@ class Service(Group):
             return self._rss(daemon.pid)
         finally:
             processes.stop(daemon, 60)
+
+    @staticmethod
+    def _processor_seconds(process: int) -> float:
+        """What its threads have worked, which a busy machine does not make longer."""
+        with open(f"/proc/{process}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     @staticmethod
     def _rss(process: int) -> int:

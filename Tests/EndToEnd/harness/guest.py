@@ -52,11 +52,15 @@ class Result:
 class Guest:
     """A running machine. Use as a context manager, or call `close`."""
 
-    def __init__(self, directory: str, devices: list[str], processors: int = 2) -> None:
+    def __init__(
+        self, directory: str, devices: list[str], processors: int = 2, emulator: list[str] | None = None
+    ) -> None:
         """Boots; returns when the agent answers.
 
-        `directory` takes the machine's sockets and logs. `devices` are QEMU's arguments for the disks.
+        `directory` takes the machine's sockets and logs. `devices` are QEMU's arguments for the disks. `emulator` is
+        another QEMU than the system's, with options of its own.
         """
+        self._emulator = emulator or ["qemu-system-x86_64"]
         self.directory = directory
         self.console = os.path.join(directory, "console.log")
         self.log = os.path.join(directory, "qemu.log")
@@ -84,7 +88,7 @@ class Guest:
     def _command(self, devices: list[str], processors: int) -> list[str]:
         built = image.build()
         return [
-            "qemu-system-x86_64",
+            *self._emulator,
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max",
             "-smp", str(processors), "-m", str(MEMORY),
