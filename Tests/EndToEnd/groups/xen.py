@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 
 from harness import targets
+from harness.initramfs import libraries
 from harness.report import Group, Skipped, case, require
 from xen import xenmachine
 
@@ -60,11 +61,14 @@ class Xen(Group):
         return found
 
     def _run(self, script: str, guests: list[str], texts: dict[str, str] | None = None) -> str:
-        files = {"/library.sh": text("dom0", "library.sh"), **(texts or {})}
+        programs = self._programs()
+        needed = "".join(f"{name}: {library}\n" for name, path in programs.items() for library in libraries(path))
+        files = {"/library.sh": text("dom0", "library.sh"), "/guests.sh": text("dom0", "guests.sh"),
+                 "/libraries": needed, **(texts or {})}  # fmt: skip
         for guest in guests:
             files[f"/guest-{guest}.sh"] = text("domu", f"{guest}.sh")
         outcome = xenmachine.run(
-            text("dom0", f"{script}.sh"), self._programs(), seconds=SECONDS, domu=bool(guests), texts=files,
+            text("dom0", f"{script}.sh"), programs, seconds=SECONDS, domu=bool(guests), texts=files, counted=True,
             progress=lambda line: print(f"       {line}", flush=True))
         passed = len(re.findall("^ok ", outcome.output, re.MULTILINE))
         if outcome.status is None:
@@ -83,3 +87,15 @@ class Xen(Group):
     @case("PV guests: several vhosts, daemons killed under load, destroy and re-create, save and restore")
     def guest(self) -> str:
         return self._run("guest", ["first", "second", "third", "fourth"])
+
+    @case("xenstored dies under a disk in use, and comes back empty")
+    def xenstored(self) -> str:
+        return self._run("xenstored", [])
+
+    @case("one disk for a PV guest and a vhost-user front-end: unit attentions, reservations, COMPARE AND WRITE")
+    def both(self) -> str:
+        return self._run("both", ["commands"])
+
+    @case("a driver domain: targetd in one PV guest serves another, dies under load, outlives its guests")
+    def driver(self) -> str:
+        return self._run("driver", ["commands", "driven", "second"])

@@ -1,7 +1,8 @@
-# benchmark: a guest's disk in memory, served by targetd and by the kernel's own xen-scsiback with LIO, in turns.
+# benchmark: two disks of a guest in memory, one served by targetd, one by the kernel's own xen-scsiback with LIO.
 #
-# Prints a line for each row of each turn: server, operation, bytes, KiB, milliseconds, seconds of dom0's processor.
+# Prints a line for each row of each round: server, operation, bytes, KiB, milliseconds, seconds of dom0's processor.
 . /library.sh
+. /guests.sh
 
 configure << END
 backstores: { disk: { type: ram, size: 64MiB } }
@@ -25,56 +26,34 @@ lio() {
 
 # processor: seconds that dom0 has used
 processor() { xl list 0 | awk 'NR == 2 { print $NF }'; }
-log() { tr -d '\r' < /var/log/xen/console/guest-load.log; }
-lines() { log | grep -c "^@$1"; }
+lines() { log load | grep -c "^@$1"; }
 more() { [ "$(lines "$1")" -gt "$2" ]; }
 
-# measure SERVER: one turn
+# measure: one row, of whichever server the guest has chosen
 measure() {
-    for row in 1 2 3 4; do
-        more begin $begun || within 60 more begin $begun
-        begun=$((begun + 1))
-        before=$(processor)
-        # Looking for the end takes more of the processor than serving the disk: not before it can be there.
-        sleep $((SECONDS_PER_ROW + 4))
-        until more end $ended; do sleep 1; done
-        ended=$((ended + 1))
-        after=$(processor)
-        echo "@@row $1 $(log | grep "^@end" | tail -1 | cut -d" " -f2-) $(echo "$after $before" | awk '{ print $1 - $2 }')"
-    done
+    more begin $measured || within 60 more begin $measured
+    before=$(processor)
+    # Looking for the end takes more of the processor than serving the disk: not before it can be there.
+    sleep $((SECONDS_PER_ROW + 4))
+    until more end $measured; do sleep 1; done
+    measured=$((measured + 1))
+    after=$(processor)
+    moved=$(log load | grep "^@end" | sed -n "${measured}p" | cut -d" " -f2-)
+    echo "@@row $moved $(echo "$after $before" | awk '{ print $1 - $2 }')"
 }
 
-mkdir -p /tmp/overlay
-cp /guest-load.sh /tmp/overlay/script
-cp /library.sh /tmp/overlay/library.sh
-(cat /domu/initramfs; cd /tmp/overlay && find . | cpio -o -H newc 2> /dev/null) > /tmp/load.initramfs
-cat > /tmp/load.cfg << END
-name = "load"
-type = "pv"
-memory = 384
-vcpus = 1
-kernel = "/domu/kernel"
-ramdisk = "/tmp/load.initramfs"
-extra = "console=hvc0 rdinit=/init mitigations=off clocksource=xen tsc=unstable"
-END
-xenconsoled --log=guest --log-dir=/var/log/xen/console --pid-file=/run/xenconsoled.pid
 lio
+need "a guest" create load /guest-load.sh
+xl unpause load
+# The kernel's back end binds every vhost that there is while this is 1, and targetd leaves alone what is bound.
+echo 1 > /sys/bus/xen-backend/drivers_autoprobe
+need "LIO's disk" targetctl xen attach load naa.6001405000000001:0,0:0:0:0 --timeout 120
 echo 0 > /sys/bus/xen-backend/drivers_autoprobe
-need "a guest" xl create -q /tmp/load.cfg
-begun=0 ended=0
-for turn in $(seq "$TURNS"); do
-    serve
-    need "targetd's disk" targetctl xen attach load $TARGET:0,0:0:0:0 --timeout 120
-    measure targetd
-    need "it is taken away" targetctl xen detach load 0:0:0:0
-    kill -TERM $server
-    wait $server
-    echo 1 > /sys/bus/xen-backend/drivers_autoprobe
-    need "LIO's disk" targetctl xen attach load naa.6001405000000001:0,0:0:0:0 --timeout 120
-    measure lio
-    need "it is taken away too" targetctl xen detach load 0:0:0:0
-    echo 0 > /sys/bus/xen-backend/drivers_autoprobe
-done
+serve
+need "targetd's disk" targetctl xen attach load $TARGET:0,1:0:0:0 --timeout 120
+check "LIO's is left alone" grep -q "served by the kernel's driver" /tmp/target.log
+measured=0
+for row in $(seq $((ROUNDS * 9))); do measure; done
 xl destroy load
 [ $failures = 0 ] || report
 echo "$failures failures"

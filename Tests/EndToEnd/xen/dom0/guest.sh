@@ -1,6 +1,7 @@
 # guest: PV guests, several vhosts, a daemon that comes late and dies under load, a guest that is destroyed and made
 # again.
 . /library.sh
+. /guests.sh
 
 configure << END
 backstores:
@@ -11,42 +12,8 @@ targets:
   $TARGET: { luns: { 0: first, 1: second } }
   naa.60014054ac780583: { luns: { 0: third } }
 xen:
+reactors: 2
 END
-
-# create NAME SCRIPT: a paused guest that will run the script
-create() {
-    rm -rf /tmp/overlay
-    mkdir -p /tmp/overlay
-    cp "$2" /tmp/overlay/script
-    cp /library.sh /tmp/overlay/library.sh
-    (cat /domu/initramfs; cd /tmp/overlay && find . | cpio -o -H newc 2> /dev/null) > "/tmp/$1.initramfs"
-    cat > "/tmp/$1.cfg" << END
-name = "$1"
-type = "pv"
-memory = 384
-vcpus = 1
-kernel = "/domu/kernel"
-ramdisk = "/tmp/$1.initramfs"
-extra = "console=hvc0 rdinit=/init mitigations=off clocksource=xen tsc=unstable"
-on_poweroff = "destroy"
-on_crash = "destroy"
-on_reboot = "destroy"
-END
-    xl create -p -q "/tmp/$1.cfg" || return 1
-    rm "/tmp/$1.initramfs"
-}
-
-log() { tr -d '\r' < "/var/log/xen/console/guest-$1.log"; }
-said() { log "$1" | grep -q "$2"; }
-stopped() { ! xl domid "$1" > /dev/null 2>&1; }
-
-# collect NAME: the guest's own checks become ours
-collect() {
-    log "$1" | grep -A8 -E "^(not )?ok |^    |^@@status" | sed "s/^\(not ok\|ok\) /\1 $1: /; s/^@@.*//"
-    said "$1" "^@@status 0" || failures=$((failures + 1))
-}
-
-xenconsoled --log=guest --log-dir=/var/log/xen/console --pid-file=/run/xenconsoled.pid
 
 need "a paused guest" create first /guest-first.sh
 first=$(xl domid first)
@@ -85,6 +52,8 @@ third=$(xl domid third)
 need "it gets the disk that the second had" targetctl xen attach --no-wait third $TARGET:0,0:0:0:0
 xl unpause third
 check "it comes up" targetctl xen wait third
+check "a target of another reactor is refused, and why" sh -c '
+    targetctl xen attach third naa.60014054ac780583:0,0:0:3:0 2>&1 | grep -q "another reactor.*vhost of its own"'
 check "hot add to a guest" targetctl xen attach third $TARGET:1,0:0:2:0
 need "the guest has seen the added disk" within 60 said third "a disk is added"
 check "hot remove from a guest" targetctl xen detach third 0:0:2:0

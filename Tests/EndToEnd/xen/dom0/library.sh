@@ -31,6 +31,9 @@ report() {
     dmesg | tail -30
     xenstore-ls -f /local/domain/0/backend
     xenstore-ls -f /local/domain/0/device
+    for guest in /var/log/xen/console/guest-*; do
+        [ ! -e "$guest" ] || { echo "--- $guest"; tail -15 "$guest"; }
+    done
 }
 
 finish() {
