@@ -179,7 +179,9 @@ final class TestDaemon: Sendable {
 
     /// Waits until no front-end is connected to a server and nothing that one had sent is in flight.
     func waitForDisconnection(_ index: Int = 0) throws(InitiatorError) {
-        try eventually("the server to see the end of the connection", onServers: true) { !$0.servers[index].isConnected }
+        try eventually("the server to see the end of the connection", onServers: true) {
+            !$0.servers[index].isConnected
+        }
     }
 
     /// The faults that a server reported, and the reasons for which it ended connections.
