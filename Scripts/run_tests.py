@@ -24,6 +24,7 @@ from harness import processes, report, targets  # noqa: E402
 LINT_SECONDS = 300
 BUILD_SECONDS = 1800
 UNIT_SECONDS = 1200
+FUZZ_SECONDS = 600
 
 
 class CommandFailed(Exception):
@@ -155,8 +156,8 @@ SANITIZED = {
     "thread": {"SCSICoreTests": ["ShardLinkTests.swift", "ShardThreadTests.swift"]},
     "address": {"SCSICoreTests": None, "SimulationTests": None},
 }
-# The same of the daemon as a whole, built with all that it needs, which takes its time: the suites that are run.
-SANITIZED_DAEMON = "ConcurrentOperationTests"
+# The same of the daemon as a whole, built with all that it needs, which takes its time: the target, and its suite.
+DAEMON_TARGET, DAEMON_SUITE = "targetdTests", "ConcurrentOperationTests"
 
 
 def sanitize(results: report.Report, words: list[str]) -> None:
@@ -166,13 +167,15 @@ def sanitize(results: report.Report, words: list[str]) -> None:
         if word not in known:
             raise SystemExit(f"no sanitizer is called '{word}': there are {', '.join(known)}")
         sanitizer = word.removeprefix("daemon-")
-        package = core_package(sanitizer, SANITIZED[sanitizer]) if word == sanitizer else ROOT
-        chosen = [] if word == sanitizer else ["--filter", SANITIZED_DAEMON]
+        if word == sanitizer:
+            package, chosen, only = core_package(sanitizer, SANITIZED[sanitizer]), [], {}
+        else:
+            package, chosen, only = ROOT, ["--filter", DAEMON_SUITE], {"TARGETD_TEST_TARGET": DAEMON_TARGET}
         build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{word}"),
                  f"--sanitize={sanitizer}"]  # fmt: skip
         # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
         os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
-                       "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
+                       "TSAN_OPTIONS": "halt_on_error=1"} | only  # fmt: skip
         group = Commands(f"{word.capitalize()} sanitizer", [
             ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
             ("tests find nothing",
@@ -180,16 +183,13 @@ def sanitize(results: report.Report, words: list[str]) -> None:
              UNIT_SECONDS),
         ])  # fmt: skip
         results.run(group, everything(group))
+        for name in only:
+            del os.environ[name]
 
 
 def core_package(name: str, tests: dict[str, list[str] | None]) -> str:
     """A package of the core and some of its tests: a sanitized build of all would take ten times as long."""
-    folder = os.path.join(ROOT, ".build", f"{name}-package")
-    os.makedirs(folder, exist_ok=True)
-    for name in ["Sources", "Tests"]:
-        link = os.path.join(folder, name)
-        if not os.path.islink(link):
-            os.symlink(os.path.join(ROOT, name), link)
+    folder = linked_folder(name)
     with open(os.path.join(ROOT, "Package.swift")) as file:
         text = file.read()
     settings = text[text.index("let settings"):text.index("let package")]
@@ -214,10 +214,109 @@ let package = Package(
     ]
 )
 """
+    write_manifest(folder, manifest)
+    return folder
+
+
+def linked_folder(name: str) -> str:
+    """A folder for a package that has our sources by links."""
+    folder = os.path.join(ROOT, ".build", f"{name}-package")
+    os.makedirs(folder, exist_ok=True)
+    for part in ["Sources", "Tests"]:
+        link = os.path.join(folder, part)
+        if not os.path.islink(link):
+            os.symlink(os.path.join(ROOT, part), link)
+    return folder
+
+
+def write_manifest(folder: str, manifest: str) -> None:
+    """Writes a package's manifest, if it is another than before: a new one has everything built anew."""
     path = os.path.join(folder, "Package.swift")
     if not os.path.exists(path) or open(path).read() != manifest:
         with open(path, "w") as file:
             file.write(manifest)
+
+
+# The fuzzers by name, and how many inputs the short run gives each beside its corpus.
+FUZZERS = {
+    "scsi": 20_000,
+}
+FUZZ_BUILD = ["-c", "release", "--sanitize=address"] + [
+    word for flag in [
+        "-sanitize=fuzzer", "-enable-testing",
+        # The messages of what goes wrong stay in a release build.
+        "-assert-config", "Debug",
+        # gold cannot read what the sanitizers add.
+        "-use-ld=lld",
+    ] for word in ["-Xswiftc", flag]
+]  # fmt: skip
+
+
+def fuzz(results: report.Report, words: list[str]) -> None:
+    """Each fuzzer on its corpus and on as many new inputs as FUZZERS says; for long with 'NAME MINUTES'."""
+    minutes = float(words.pop()) if words and re.fullmatch(r"[0-9.]+", words[-1]) else 0
+    for word in words:
+        if word not in FUZZERS:
+            raise SystemExit(f"no fuzzer is called '{word}': there are {', '.join(FUZZERS)}")
+    package = fuzz_package()
+    scratch = os.path.join(ROOT, ".build", "fuzz")
+    build = ["--package-path", package, "--scratch-path", scratch, "--product", "fuzz", *FUZZ_BUILD]
+    cases = [("build", ["swift", "build", *build], BUILD_SECONDS)]
+    for name in words or FUZZERS:
+        found = os.path.join(scratch, "findings", name)
+        new = os.path.join(scratch, "corpus", name)
+        kept = os.path.join(ROOT, "Tests", "Fuzzers", "corpus", name)
+        for folder in [found, new]:
+            os.makedirs(folder, exist_ok=True)
+        length = [f"-max_total_time={minutes * 60:.0f}", new] if minutes else [f"-runs={FUZZERS[name]}", "-seed=1"]
+        cases.append((
+            f"{name} finds nothing", ["env", f"TARGETD_FUZZER={name}", "SWIFT_BACKTRACE=enable=no",
+                                      os.path.join(scratch, "release", "fuzz"), f"-artifact_prefix={found}/",
+                                      "-timeout=60", "-rss_limit_mb=4096", "-max_len=4096", *length, kept],
+            minutes * 60 + FUZZ_SECONDS))  # fmt: skip
+    group = Commands("Fuzzers", cases)
+    results.run(group, everything(group))
+
+
+def declarations(text: str) -> dict[str, str]:
+    """The declarations of the targets in the manifest, by name."""
+    found: list[list[str]] = []
+    for line in text[text.index("    targets: ["):].splitlines()[1:]:
+        if line.startswith("    ]"):
+            break
+        if re.match(r" {8}\.\w", line):
+            found.append([])
+        if found:
+            found[-1].append(line)
+    blocks = ["\n".join(lines).rstrip().removesuffix(",") for lines in found]
+    return {re.search(r'name: "([^"]+)"', block)[1]: block for block in blocks}
+
+
+# What the fuzzers are built from.
+FUZZED = ["CIOVector", "CBackstore", "CTarget", "CLinux", "CMemoryGuard", "CXen", "CXenStore", "SCSICore", "Reactor",
+          "Backstores", "VirtioFront", "Xenbus", "XenFront", "CoreTestSupport"]  # fmt: skip
+
+
+def fuzz_package() -> str:
+    """A package of the fuzzers and what they need: no other build has libFuzzer."""
+    folder = linked_folder("fuzz")
+    with open(os.path.join(ROOT, "Package.swift")) as file:
+        text = file.read()
+    known = declarations(text)
+    targets = ",\n".join(known[name] for name in FUZZED)
+    dependencies = ", ".join(f'"{name}"' for name in [*FUZZED, "CFuzzer"])
+    write_manifest(folder, f"""{text[:text.index("let package")]}
+let package = Package(
+    name: "fuzz",
+    targets: [
+{targets},
+        .systemLibrary(name: "CFuzzer", path: "Tests/Support/CFuzzer"),
+        .executableTarget(
+            name: "fuzz", dependencies: [{dependencies}],
+            path: "Tests/Fuzzers", exclude: ["corpus"], swiftSettings: settings),
+    ]
+)
+""")
     return folder
 
 
@@ -227,6 +326,7 @@ PARTS = {
     "unit": (unit, "Swift's tests; a name after it filters them"),
     "e2e": (e2e, "guests in QEMU; names after it choose groups or cases"),
     "gates": (gate, "instructions and allocations for each I/O; the benchmark runs at all"),
+    "fuzz": (fuzz, "hostile input from libFuzzer; names after it choose, and a number of minutes after those"),
     "sanitize": (sanitize, "threads under ThreadSanitizer; or 'address' (the core), 'daemon-thread', 'daemon-address'"),
 }
 
@@ -245,7 +345,7 @@ def main() -> int:
         prog="Scripts/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="parts:\n" + "\n".join(f"  {name:8}{what}" for name, (_, what) in PARTS.items()))  # fmt: skip
     parser.add_argument("part", nargs="?", choices=PARTS, help="run this part only")
-    parser.add_argument("name", nargs="*", help="and only what is called so (unit, e2e)")
+    parser.add_argument("name", nargs="*", help="and only what is called so (unit, e2e, sanitize, fuzz)")
     parser.add_argument("--list", action="store_true", help="print the parts and the end-to-end cases, run nothing")
     options = parser.parse_args()
     if options.list:

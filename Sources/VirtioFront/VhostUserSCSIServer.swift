@@ -295,6 +295,14 @@ public final class VhostUserSCSIServer {
         checkStopped()
     }
 
+    /// Ends a stop that is under way without answers: the connection ends now and commands in flight are aborted, as if
+    /// the front-end had gone. The stop is over when the medium has none of them any more.
+    public func abandon() {
+        precondition(whenStopped != nil || session == nil, "abandoned while it serves")
+        session?.end(nil)
+        checkStopped()
+    }
+
     private func checkStopped() {
         if !ended.isEmpty {
             for session in ended where session.device.isDrained { session.device.close() }

@@ -182,9 +182,10 @@ struct RemoveBackstore: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "backstore", abstract: "Take a medium away that no logical unit has.")
     @Argument(help: "Its name.") var name: String
+    @Flag(help: "Take the logical unit that has it away first, and abort its commands in flight.") var force = false
     @OptionGroup var common: CommonOptions
 
-    func run() throws { try common.change("DELETE", Path.backstore(name)) }
+    func run() throws { try common.change("DELETE", Path.backstore(name) + (force ? "?force=true" : "")) }
 }
 
 struct RemoveTarget: ParsableCommand {
@@ -211,9 +212,10 @@ struct RemoveFront: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "front", abstract: "Take a socket away, once the commands of its guest have ended.")
     @Argument(help: "The path of the socket.", completion: .file()) var path: String
+    @Flag(help: "Abort its guest's commands in flight; also of a removal that waits for them.") var force = false
     @OptionGroup var common: CommonOptions
 
-    func run() throws { try common.change("DELETE", Path.front(path)) }
+    func run() throws { try common.change("DELETE", Path.front(path) + (force ? "?force=true" : "")) }
 }
 
 struct Limit: ParsableCommand {

@@ -114,18 +114,20 @@ actor Daemon {
 
     /// Does `body` when it is this operation's turn.
     ///
-    /// - Parameter what: What is asked for, for those who look at operations.
+    /// - Parameters:
+    ///   - what: What is asked for, for those who look at operations.
+    ///   - waits: Whether it has a turn; one that changes no configuration may be what another waits for, and has none.
     func operation<Result>(
-        _ what: String, _ body: () async throws(Failure) -> Result
+        _ what: String, waits: Bool = true, _ body: () async throws(Failure) -> Result
     ) async throws(Failure) -> Result {
         let id = log.add(what)
         do throws(Failure) {
             do throws(ChangeError) {
-                try await begin()
+                if waits { try await begin() }
             } catch {
                 throw Failure(error)
             }
-            defer { leave() }
+            defer { if waits { leave() } }
             log.begin(id)
             let result = try await body()
             log.end(id, failure: nil)
@@ -262,7 +264,9 @@ actor Daemon {
         var error: ChangeError?
         switch change {
         case .removeSocket(let path):
-            await thread(before.sockets[path]).performAndWait { $0.removeSocket(path, done: $1) }
+            await thread(before.sockets[path]).performAndWait { [isForced] in
+                $0.removeSocket(path, isForced: isForced, done: $1)
+            }
         case .detachTarget(_, let number, let socket):
             await thread(before.sockets[socket]).perform { $0.detachTarget(number, socket: socket) }
         case .stopXen: await stopXen()

@@ -42,6 +42,8 @@ final class ReactorObjects {
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
     private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
+    /// Sockets that wait for the end of their guest's commands.
+    private var leavingSockets: [String: VhostUserSCSIServer] = [:]
     /// The limiters of sockets that have, or had, limits.
     private var throttles: [String: Throttle] = [:]
     /// The timer that wakes the reactor when a task's turn comes under a limit, and its time.
@@ -161,8 +163,13 @@ final class ReactorObjects {
         }
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
-            store: stateFile?.handle)
+            store: stateFile?.handle, reservationsLost: stateFile?.loss != nil)
         let log = logger
+        if let loss = stateFile?.loss {
+            log.error(
+                "the state of a disk is lost, and commands to it are refused",
+                metadata: ["target": "\(name)", "lun": "\(number)", "file": "\(loss)"])
+        }
         unit.whenStopped = { cause in
             guard case .mediumError(let code) = cause else { return }
             log.error(
@@ -342,18 +349,31 @@ final class ReactorObjects {
         server.detach(number: UInt8(number))
     }
 
-    /// - Parameter done: Called when the guest is disconnected and none of its commands is in flight.
-    func removeSocket(_ path: String, done: @escaping () -> Void) {
+    /// - Parameters:
+    ///   - isForced: Whether commands in flight are aborted, not answered.
+    ///   - done: Called when the guest is disconnected and none of its commands is in flight.
+    func removeSocket(_ path: String, isForced: Bool = false, done: @escaping () -> Void) {
         guard let server = sockets.removeValue(forKey: path)?.server else { preconditionFailure("no socket \(path)") }
         // Commands that wait under its limit would hold the end up. The targets keep the limiter by the socket's name:
         // without limits, it is no limiter.
         throttles.removeValue(forKey: path)?.setLimits(RateLimits())
+        leavingSockets[path] = server
         server.stop { [self] in
-            later {
+            later { [self] in
                 withExtendedLifetime(server) {}
+                leavingSockets[path] = nil
                 done()
             }
         }
+        if isForced { hurrySocket(path) }
+    }
+
+    /// Has a socket that is being removed wait for no answers any more. Whether there is one.
+    @discardableResult
+    func hurrySocket(_ path: String) -> Bool {
+        guard let server = leavingSockets[path] else { return false }
+        server.abandon()
+        return true
     }
 
     /// Lets commands that wait under limits go on: nothing else may hold up a stop.

@@ -1,0 +1,298 @@
+// CommandFuzzer: a logical unit under any sequence of CDBs and parameter lists, task management functions, errors of
+// the medium and of what keeps the state, lost nexuses, and changes from outside.
+//
+// Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort),
+// each function of a nexus that is not lost is answered once, the medium is asked for nothing that is not in its
+// geometry (ScriptedBackstore), the unit comes to rest with an empty task set, and the state that it has saved can be
+// read again.
+//
+// Called by: libFuzzer. Must not know: what any command does.
+
+import CBackstore
+import CoreTestSupport
+
+@testable import SCSICore
+
+enum CommandFuzzer {
+    static func run(_ input: FuzzInput) {
+        let world = CommandWorld(input)
+        world.act()
+        world.finish()
+    }
+}
+
+private final class CommandWorld {
+    private var input: FuzzInput
+    private let world: TestTarget
+    private let configuration: LogicalUnitConfiguration
+    private let rows: [CommandDescriptor]
+    private var cookie: UInt64 = 1
+    /// Functions that must be answered, by port.
+    private var functions: [Set<UInt64>] = [[], []]
+    /// The data-in buffer of the command that ended last, for the parameter list that answers it.
+    private var echo: [[UInt8]] = [[], []]
+    private var isPresent = true
+
+    /// Data lengths that commands care about.
+    private static let lengths = [0, 4, 8, 12, 18, 24, 36, 64, 96, 252, 255, 512, 1024, 4096, 8192, 20_000]
+    private static let keys: [UInt64] = [0, 1, 2, .max]
+
+    init(_ input: FuzzInput) {
+        var input = input
+        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SERIAL0001")
+        configuration.removable = input.flag()
+        configuration.readOnly = input.rarely(8)
+        configuration.maximumTasks = input.pick([4096, 24])
+        configuration.errorPolicy = input.pick([.report, .report, .stop, .retry(nanoseconds: 50_000_000)])
+        configuration.commandTimeout = input.pick([0, 0, 1_000_000])
+        self.configuration = configuration
+        let (shape, blocks) = (input.byte(), input.pick([600, 64, 4096, 1] as [UInt64]))
+        world = TestTarget(
+            blocks: blocks, blockLength: shape & 1 == 0 ? 512 : 4096, attentive: true, configuration: configuration,
+            savesState: shape & 2 == 0, configure: { Self.shape($0, shape) })
+        rows = world.unit.table.all
+        self.input = input
+        for (index, port) in [world.a, world.b].enumerated() {
+            port.whenCompleted = { [unowned self] in self.echo[index] = $0.data }
+            port.whenAnswered = { [unowned self] cookie, _ in
+                // Functions with the cookie 0 are those with which the target comes to rest.
+                precondition(cookie == 0 || self.functions[index].remove(cookie) != nil, "an answer to no function")
+            }
+        }
+    }
+
+    private static func shape(_ medium: ScriptedBackstore, _ shape: UInt8) {
+        if shape & 4 != 0 { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_CAN_WRITE_ZEROES) }
+        if shape & 8 != 0 { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
+        if shape & 16 != 0 { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_CAN_DISCARD) }
+        if shape & 32 != 0 {
+            medium.geometry.maximum_transfer = 8192
+            medium.geometry.maximum_discard = 8192
+            medium.geometry.maximum_write_zeroes = 12_288
+        }
+        if shape & 64 != 0 { medium.geometry.atomic_write_maximum = 0 }
+    }
+
+    private func port(_ index: Int) -> MockPort { index == 0 ? world.a : world.b }
+
+    // MARK: Actions
+
+    func act() {
+        while !input.isEmpty {
+            world.shard.now += 1000
+            let index = input.below(2)
+            switch input.below(24) {
+            case 0..<8: send(index, row(), nil)
+            case 8: send(index, input.exactly(32), nil)
+            case 9, 10: echoParameters(index)
+            case 11: reserve(index)
+            case 12, 13: manage(index)
+            case 14..<18: completeSome()
+            case 18: loseOrEstablish(index)
+            case 19: _ = world.store?.complete()
+            case 20: passTime()
+            case 21: world.backstore.capacity = input.pick([0, 1, 2, 5, .max])
+            case 22: changeUnit()
+            default: restOfTheMedium()
+            }
+        }
+    }
+
+    /// A CDB of the table, mostly without bits that it does not have.
+    private func row() -> [UInt8] {
+        let row = rows[input.below(rows.count)]
+        let isRaw = input.rarely(16)
+        let raw = input.exactly(Int(row.length) - 1)
+        let cdb = [row.operationCode] + zip(1..., raw).map { isRaw ? $1 : $1 & row.usageByte($0) }
+        guard row.hasServiceAction else { return cdb }
+        return [cdb[0], cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f)] + cdb[2...]
+    }
+
+    private func send(_ index: Int, _ cdb: [UInt8], _ list: [UInt8]?) {
+        let port = port(index)
+        guard port.isConnected, port.hasFreeTask else { return }
+        let layout = input.byte()
+        let isOut = list != nil || layout & 1 != 0
+        let length = Self.lengths[input.below(Self.lengths.count)]
+        let out = list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
+        let lun: UInt64 = input.rarely(16) ? input.number() : 0
+        let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
+        port.send(
+            cdb, lun: lun, attribute: attribute, dataOut: out, outLayout: cut(out.count, layout),
+            dataIn: isOut ? 0 : length, inLayout: cut(isOut ? 0 : length, layout),
+            cdbLength: layout & 0x80 != 0 ? input.below(33) : nil,
+            timeoutMilliseconds: input.pick([0, 0, 0, 1, 1000]))
+    }
+
+    /// Segments of a buffer: one, or some with an empty one among them.
+    private func cut(_ length: Int, _ layout: UInt8) -> [Int]? {
+        guard layout & 2 != 0, length > 0 else { return nil }
+        let first = min(length, 1 + Int(layout >> 2 & 0x1f))
+        return [first, 0, length - first]
+    }
+
+    /// Sends back what the last command of the port has returned, with some bytes changed: MODE SELECT after MODE
+    /// SENSE, and whatever may be like it.
+    private func echoParameters(_ index: Int) {
+        var list = echo[index]
+        for _ in 0..<input.below(5) where !list.isEmpty { list[Int(input.number(UInt16.self)) % list.count] = input.byte() }
+        if input.rarely(4) { list = Array(list.prefix(input.below(64))) }
+        var cdb = row()
+        if input.flag() { cdb = list.count > 255 || input.flag() ? CDB.modeSelect10(listLength: list.count) : CDB.modeSelect6(listLength: list.count) }
+        if cdb[0] == 0x15 || cdb[0] == 0x55, !list.isEmpty {
+            // MODE DATA LENGTH is reserved for MODE SELECT.
+            list[0] = 0
+            if cdb[0] == 0x55, list.count > 1 { list[1] = 0 }
+        }
+        send(index, cdb, list)
+    }
+
+    private func reserve(_ index: Int) {
+        let service = CDB.ReservationService.allCases[input.below(CDB.ReservationService.allCases.count)]
+        let choices = input.byte()
+        let keys = (Self.keys[Int(choices & 3)], Self.keys[Int(choices >> 2 & 3)])
+        var list = ReservationParameters(keys.0, keys.1, flags: input.byte() & 0x0d).bytes
+        if input.flag() { list = Array(list.prefix(20)) + input.bytes(input.below(80)) }
+        if service == .registerAndMove, input.flag() {
+            list = ReservationParameters.move(keys.0, keys.1, flags: choices >> 6, to: transportIdentifier())
+        } else if list.count > 24, input.flag() {
+            list = Array(list.prefix(24)) + CDB.bytes(24, 4) + transportIdentifier()
+        }
+        send(index, CDB.persistentReserveOut(service, type: input.byte() & 0x0f, listLength: list.count), list)
+    }
+
+    /// The TransportID of the other initiator, or nearly so.
+    private func transportIdentifier() -> [UInt8] {
+        let address = TransportIdentifier.address(of: input.flag() ? "A" : "B")
+        var identifier = [0x06, 0, 0, 0] + CDB.bytes(address, 8) + [UInt8](repeating: 0, count: 12)
+        if input.rarely(3) { identifier[input.below(identifier.count)] = input.byte() }
+        return identifier
+    }
+
+    private func manage(_ index: Int) {
+        let port = port(index)
+        guard port.isConnected else { return }
+        let tag = UInt64(input.byte())
+        cookie += 1
+        functions[index].insert(cookie)
+        let number = input.rarely(8) ? input.byte() : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)
+    }
+
+    private func completeSome() {
+        let medium = world.backstore
+        guard !medium.pending.isEmpty else { return }
+        let index = input.below(medium.pending.count)
+        let choice = input.byte()
+        let error: Int32 = choice & 7 == 7 ? input.pick([5, 28, 110, 121, 11, 255]) : 0
+        medium.honoursCancel = choice & 8 == 0
+        let offset = choice & 16 != 0 ? medium.pending[index].offset + UInt64(input.number(UInt16.self)) : nil
+        medium.complete(index, error: error, errorOffset: error == 0 ? nil : offset, partial: Int(choice >> 5) * 512)
+    }
+
+    private func loseOrEstablish(_ index: Int) {
+        let port = port(index)
+        // Most of the time there shall be somebody to send.
+        if !port.isConnected {
+            port.connect()
+        } else if input.flag() {
+            port.disconnect()
+            functions[index] = []
+        }
+    }
+
+    private func passTime() {
+        world.shard.now += UInt64(input.byte()) * 10_000_000
+        world.shard.expireDeadlines()
+        world.shard.releaseThrottled()
+        world.shard.retryWaiting()
+    }
+
+    private func restOfTheMedium() {
+        world.backstore.capacity = .max
+        world.shard.retryWaiting()
+        world.backstore.completeAll()
+    }
+
+    // MARK: What others do to the unit
+
+    private func changeUnit() {
+        let unit = world.unit
+        switch input.below(14) {
+        case 0: unit.freeze()
+        case 1, 2: unit.thaw()
+        case 3: unit.resetByOperator()
+        case 4: unit.abortAll()
+        case 5: world.target.hardReset()
+        case 6: resize()
+        case 7: removeMedium()
+        case 8: insertMedium()
+        case 9: unit.setReadOnly(input.flag())
+        case 10: setLimits()
+        case 11: unit.setTrace(entries: input.pick([nil, 1, 16]))
+        case 12: if input.flag() { unit.clearReservations { _ in } } else { transferReservations() }
+        default:
+            var changed = configuration
+            changed.serial = "SERIAL\(input.below(3))"
+            unit.reconfigure(changed)
+        }
+        _ = unit.tasks(limit: 4)
+        _ = unit.oldestTask
+        _ = unit.statistics
+    }
+
+    private func resize() {
+        guard world.backstore.pending.isEmpty else { return }
+        world.backstore.geometry.size = UInt64(world.backstore.geometry.logical_block_size) * UInt64(input.number(UInt16.self) & 0xfff)
+        if isPresent { world.unit.backstoreGeometryChanged() }
+    }
+
+    private func removeMedium() {
+        isPresent = isPresent && (try? world.unit.removeMedium(force: input.flag(), done: {})) == nil
+    }
+
+    private func insertMedium() {
+        guard !isPresent, world.backstore.pending.isEmpty else { return }
+        isPresent = true
+        world.unit.insertMedium(world.backstore.handle)
+    }
+
+    private func setLimits() {
+        var limits = RateLimits()
+        limits.operationsPerSecond = input.pick([0, 1, 1000])
+        limits.bytesPerSecond = input.pick([0, 512, 1 << 20])
+        world.unit.setLimits(limits)
+    }
+
+    private func transferReservations() {
+        var bytes = world.unit.exportedReservations
+        world.unit.importReservations(bytes) { precondition($0 != .invalid(.foreign), "an export cannot be read") }
+        for _ in 0...input.below(3) { bytes[Int(input.number(UInt16.self)) % bytes.count] = input.byte() }
+        world.unit.importReservations(bytes) { _ in }
+    }
+
+    // MARK: The end
+
+    func finish() {
+        world.unit.setLimits(RateLimits())
+        for _ in 0..<3 {
+            world.unit.thaw()
+            world.shard.now += 100_000_000_000
+            world.shard.expireDeadlines()
+            world.shard.releaseThrottled()
+            world.comeToRest()
+        }
+        for port in [world.a, world.b] {
+            precondition(port.tagsInFlight.isEmpty, "commands never came back")
+            port.checkRetiredMemory()
+        }
+        precondition(world.unit.tasksInFlight == 0, "the task set is not empty at the end")
+        precondition(functions.allSatisfy(\.isEmpty), "a task management function was never answered")
+        precondition(!world.shard.hasWaiting, "tasks wait that nobody has sent")
+        guard let kept = world.store?.kept else { return }
+        guard let state = try? UnitState(parsing: kept, name: configuration.name) else {
+            preconditionFailure("what the unit has saved is not its state")
+        }
+        precondition(state.encoded == kept, "what the unit has saved reads as something else")
+    }
+}
