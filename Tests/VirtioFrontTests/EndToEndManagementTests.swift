@@ -240,8 +240,8 @@ struct EndToEndManagementTests {
     }
 
     /// An initiator in user space, step by step: GET_QUEUE_NUM before anything else and without MQ, no REPLY_ACK, rings
-    /// enabled before they are described, all call descriptors before the memory, GET_FEATURES as the barrier, chains of
-    /// three descriptors without indirect tables, targets 0 to 63 looked for on LUN 0 as {1, t, 0, 0}; in the end
+    /// enabled before they are described, all call descriptors before the memory, GET_FEATURES as the barrier, chains
+    /// of three descriptors without indirect tables, targets 0 to 63 looked for on LUN 0 as {1, t, 0, 0}; in the end
     /// GET_VRING_BASE for each ring, and a memory table without regions.
     @Test
     func anInitiatorInUserSpaceIsServedInItsOwnOrder() throws {

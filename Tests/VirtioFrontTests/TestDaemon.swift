@@ -239,8 +239,8 @@ final class OneShot<Value: Sendable>: Sendable {
     }
 }
 
-/// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is stopped
-/// at its end: that fails if something is left in flight.
+/// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is
+/// stopped at its end: that fails if something is left in flight.
 @discardableResult
 func withDaemon<Result>(sockets: Int = 1, _ body: (TestDaemon) throws -> Result) throws -> Result {
     let spread = try TestDaemon(sockets: sockets, isSpread: true)
