@@ -114,6 +114,7 @@ enum {
     SCSI_EVENT_LOGICAL_UNIT_REMOVED = 2,
     SCSI_EVENT_PARAMETERS_CHANGED = 3,  /* a unit attention with this additional sense code became pending */
     SCSI_EVENT_EVENTS_MISSED = 4,       /* events were lost on the way: look at everything; no LUN, no code */
+    SCSI_EVENT_HARD_RESET = 5,          /* the unit was reset with its target, which no initiator had asked for */
 };
 
 struct scsi_target_event {

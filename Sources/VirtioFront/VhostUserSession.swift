@@ -256,6 +256,7 @@ final class VhostUserSession {
     private func beginAnew() {
         guard isOutOfService else { return }
         device.install([])
+        device.dropRetired()
         inflight = nil
         log = nil
         applyLog()
@@ -476,8 +477,9 @@ final class VhostUserSession {
 
     private func removeMemoryRegion(_ message: VhostUserMessage) throws {
         let (guest, size, user) = (message.uint64(8), message.uint64(16), message.uint64(24))
-        let left = device.memory.regions.filter { $0.guestAddress != guest || $0.size != size || $0.userAddress != user }
-        guard left.count < device.memory.regions.count else { throw SessionFault.refused("there is no such region") }
+        let regions = device.memory.regions
+        let left = regions.filter { $0.guestAddress != guest || $0.size != size || $0.userAddress != user }
+        guard left.count < regions.count else { throw SessionFault.refused("there is no such region") }
         try install(left)
     }
 
@@ -489,6 +491,7 @@ final class VhostUserSession {
         }
         device.install(sorted)
         for index in rings.indices { move(index) }
+        device.dropRetired()
     }
 
     // MARK: Rings

@@ -301,12 +301,18 @@ final class VirtioSCSIDevice {
         lanes?.forEach { $0.setLog(log) }
     }
 
-    /// Makes these regions the guest's memory; queues in service still have to move there.
+    /// Makes these regions the guest's memory. Queues in service still have to move there, and on other threads take
+    /// more chains until then; `dropRetired` comes after that.
     func install(_ regions: [MemoryRegion]) {
-        retired.removeAll { $0.references == 0 }
-        if memory.references > 0 { retired.append(memory) }
+        retired.append(memory)
         memory = GuestMemory(regions: regions)
         lanes?.forEach { $0.install(regions) }
+    }
+
+    /// Lets go of earlier memory into which no request leads.
+    func dropRetired() {
+        retired.removeAll { $0.references == 0 }
+        lanes?.forEach { $0.dropRetired() }
     }
 
     func queue(_ index: Int) -> DeviceQueue? { running[index] }
@@ -342,10 +348,16 @@ final class VirtioSCSIDevice {
                     eventsMissed = true
                     unsafe writeEvent(response, slot)
                     unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
-                } else if case .broken(let fault) = unsafe handle(queue, slot) {
-                    // It was good when it was taken first, so the driver has changed it: it goes back as it is.
-                    unsafe queue.ring.pushUsed(slot, length: 0)
-                    breakQueue(queue, fault)
+                } else {
+                    switch unsafe handle(queue, slot) {
+                    case .done: break
+                    // Only a function can find no room here.
+                    case .later: unsafe finishControl(slot, [VirtioSCSIResponse.busy.rawValue])
+                    case .broken(let fault):
+                        // It was good when it was taken first, so the driver has changed it: it goes back as it is.
+                        unsafe queue.ring.pushUsed(slot, length: 0)
+                        breakQueue(queue, fault)
+                    }
                 }
             }
         }
@@ -925,6 +937,12 @@ final class VirtioSCSIDevice {
             enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, UInt32(VIRTIO_SCSI_EVT_RESET_RESCAN))
         case Int32(SCSI_EVENT_LOGICAL_UNIT_REMOVED) where hotplug:
             enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
+        case Int32(SCSI_EVENT_HARD_RESET) where hotplug:
+            enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, UInt32(VIRTIO_SCSI_EVT_RESET_HARD))
+        case Int32(SCSI_EVENT_EVENTS_MISSED):
+            eventsMissed = true
+            statistics.eventsMissed += 1
+            deliverEvents()
         case Int32(SCSI_EVENT_PARAMETERS_CHANGED) where features & VirtioFeature.change != 0:
             let reason = UInt32(event.additional_sense_code) | UInt32(event.additional_sense_code_qualifier) << 8
             enqueue(VIRTIO_SCSI_T_PARAM_CHANGE, lun, reason)

@@ -239,6 +239,58 @@ struct EndToEndManagementTests {
         }
     }
 
+    /// An initiator in user space, step by step: GET_QUEUE_NUM before anything else and without MQ, no REPLY_ACK, rings
+    /// enabled before they are described, all call descriptors before the memory, GET_FEATURES as the barrier, chains
+    /// of three descriptors without indirect tables, targets 0 to 63 looked for on LUN 0 as {1, t, 0, 0}; in the end
+    /// GET_VRING_BASE for each ring, and a memory table without regions.
+    @Test
+    func anInitiatorInUserSpaceIsServedInItsOwnOrder() throws {
+        try withDaemon { daemon in
+            var options = VhostUserFrontEnd.Options()
+            options.features = VirtioFeatureBit.version1 | VirtioFeatureBit.protocolFeatures | VirtioFeatureBit.hotplug
+            options.protocolFeatures = VhostUserProtocolBit.configuration
+            options.queues = 2 + TestDaemon.requestQueues
+            for _ in 0..<3 {
+                let frontEnd = try VhostUserFrontEnd(path: daemon.paths[0], options: options)
+                #expect(try frontEnd.askNumber(.getQueueNumber) == UInt64(options.queues))
+                try frontEnd.negotiate()
+                frontEnd.makeQueues()
+                for queue in frontEnd.queues { try frontEnd.enable(queue, true) }
+                for queue in frontEnd.queues {
+                    try frontEnd.tell(
+                        .setVringCall, WireBytes.of(UInt64(queue.index)), descriptors: [queue.callDescriptor])
+                }
+                try frontEnd.shareMemory()
+                for queue in frontEnd.queues {
+                    try frontEnd.setUp(queue, base: 0)
+                    try frontEnd.tell(
+                        .setVringKick, WireBytes.of(UInt64(queue.index)), descriptors: [queue.kickDescriptor])
+                }
+                _ = try frontEnd.askNumber(.getFeatures)
+                _ = frontEnd.events.offerEventBuffer()
+                for target in 0..<64 {
+                    let inquiry = SCSICommand(
+                        .peripheral(target: UInt8(target), lun: 0), [0x12, 0, 0, 0, 36, 0], dataIn: 36)
+                    let queue = frontEnd.queues[2 + target % TestDaemon.requestQueues]
+                    let response = try queue.run(inquiry).response
+                    #expect(response == UInt8(target == 0 ? VIRTIO_SCSI_S_OK : VIRTIO_SCSI_S_BAD_TARGET))
+                }
+                #expect(try frontEnd.requests.runPastUnitAttentions(testUnitReady(unit(0))).isGood)
+                let data = pattern(4096, seed: 5)
+                for queue in frontEnd.queues[2...] {
+                    #expect(try queue.run(write10(unit(0), block: 8, data)).isGood)
+                    #expect(try queue.run(read10(unit(0), block: 8, count: 8)).dataIn == data)
+                }
+                for queue in frontEnd.queues { _ = try frontEnd.stop(queue) }
+                try frontEnd.channel.send(.setMemoryTable, WireBytes.of(UInt32(0), 0))
+                _ = try frontEnd.askNumber(.getFeatures)
+                frontEnd.disconnect()
+                try daemon.waitForDisconnection()
+            }
+            #expect(daemon.complaints().isEmpty)
+        }
+    }
+
     // MARK: Connections that end
 
     @Test

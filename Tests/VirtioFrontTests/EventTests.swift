@@ -125,6 +125,34 @@ import VirtioFront
         #expect(!buffers[1].isComplete)
     }
 
+    /// With buffers, and when they come later.
+    @Test(arguments: [false, true])
+    func aHardResetIsTold(_ hasBuffers: Bool) throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        let early = hasBuffers ? frontEnd.events.offerEventBuffer() : nil
+        world.perform { $0.target.hardReset() }
+        let buffer = early ?? frontEnd.events.offerEventBuffer()
+        let told = try next(frontEnd, buffer)
+        #expect(told == event(1, [0, 0], 0))
+        let attention = try frontEnd.requests.run(SCSICommand(unit0, [0]))
+        #expect(attention.senseKey == 6 && attention.additionalSense == 0x2902)
+    }
+
+    @Test(arguments: [false, true])
+    func changedModeParametersAreTold(_ hasBuffers: Bool) throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        let early = hasBuffers ? frontEnd.events.offerEventBuffer() : nil
+        // Write protection is a bit of the mode parameter header.
+        world.perform { $0.unit.setReadOnly(true) }
+        let buffer = early ?? frontEnd.events.offerEventBuffer()
+        let told = try next(frontEnd, buffer)
+        #expect(told == event(3, [0, 0], 0x012a))
+    }
+
     @Test func aDriverWithoutHotplugIsNotTold() throws {
         let world = try ServerWorld()
         defer { world.stop() }

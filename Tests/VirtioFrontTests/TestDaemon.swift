@@ -179,7 +179,9 @@ final class TestDaemon: Sendable {
 
     /// Waits until no front-end is connected to a server and nothing that one had sent is in flight.
     func waitForDisconnection(_ index: Int = 0) throws(InitiatorError) {
-        try eventually("the server to see the end of the connection", onServers: true) { !$0.servers[index].isConnected }
+        try eventually("the server to see the end of the connection", onServers: true) {
+            !$0.servers[index].isConnected
+        }
     }
 
     /// The faults that a server reported, and the reasons for which it ended connections.
@@ -237,8 +239,8 @@ final class OneShot<Value: Sendable>: Sendable {
     }
 }
 
-/// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is stopped
-/// at its end: that fails if something is left in flight.
+/// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is
+/// stopped at its end: that fails if something is left in flight.
 @discardableResult
 func withDaemon<Result>(sockets: Int = 1, _ body: (TestDaemon) throws -> Result) throws -> Result {
     let spread = try TestDaemon(sockets: sockets, isSpread: true)

@@ -397,9 +397,9 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     }
 
     @Test func whatASocketOffersAndWhoMakesItIsRead() {
+        let keys = "mode: client, spread: true, config-space: true, ring-reset: true"
         let read = ConfigurationReader.read(
-            goodConfiguration.replacing("queues: 4", with: "mode: client, spread: true, config-space: true, ring-reset: true"),
-            name: "f.yaml")
+            goodConfiguration.replacing("queues: 4", with: keys), name: "f.yaml")
         #expect(read.problems.isEmpty)
         let front = read.configuration.vhostUserFronts.first
         #expect(front?.mode == .client)

@@ -342,10 +342,12 @@ public final class TargetDevice {
     // MARK: Events
 
     func unitAttentionEstablished(_ condition: UnitAttention, for nexus: UInt16, on lun: LUN) {
-        // What SPC-6 lets a transport announce without being asked: changed parameters (ASC 2Ah).
-        guard condition.code.code == 0x2a else { return }
+        // What SPC-6 lets a transport announce without being asked: changed parameters (ASC 2Ah); and a hard reset.
+        let isReset = condition == .hardReset
+        guard condition.code.code == 0x2a || isReset else { return }
         let port = unsafe nexuses[Int(nexus)].port
-        port?.report(event(SCSI_EVENT_PARAMETERS_CHANGED, lun: lun, code: condition.code))
+        let kind = isReset ? SCSI_EVENT_HARD_RESET : SCSI_EVENT_PARAMETERS_CHANGED
+        port?.report(event(kind, lun: lun, code: condition.code))
     }
 
     func clearEverywhere(_ condition: UnitAttention, for nexus: UInt16) {

@@ -6,7 +6,10 @@
 
 import json
 import os
+import resource
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -24,7 +27,10 @@ GOOD = {
     "targets": {"naa.6001405000000001": {"luns": {"0": "a", "1": {
         "backstore": "b", "read-only": True, "serial": "X1",
         "limits": {"iops": 100, "bandwidth": "1MiB", "burst": "2s"}}}}},
-    "vhost-user-scsi": [{"socket": "/tmp/s", "queues": 4, "targets": {"0": "naa.6001405000000001"}}],
+    "vhost-user-scsi": [
+        {"socket": "/tmp/s", "queues": 4, "targets": {"0": "naa.6001405000000001"}},
+        {"socket": "/tmp/t", "mode": "client", "spread": True, "config-space": True, "ring-reset": True,
+         "targets": {"0": "naa.6001405000000001"}}],
 }  # fmt: skip
 
 # What is wrong by its form alone: where, and the value there.
@@ -37,6 +43,8 @@ FAULTS = [
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "iops"], 0),
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "colour"], 0),
     (["vhost-user-scsi", 0, "queues"], 127), (["vhost-user-scsi", 0, "socket"], "s"),
+    (["vhost-user-scsi", 0, "mode"], "both"), (["vhost-user-scsi", 0, "spread"], "wide"),
+    (["vhost-user-scsi", 0, "ring-reset"], 1), (["backstores", "a", "shared"], True),
     (["vhost-user-scsi", 0, "colour"], 1), (["xen"], {"colour": 1}),
 ]  # fmt: skip
 
@@ -153,6 +161,44 @@ class Service(Group):
             require(before == {f["socket"]: f["connections"] for f in after["fronts"]}, "sockets were touched")
             return (f"served after {seconds:.2f} s, of which {work:.2f} s of processor time; {resident >> 10} KiB resident, "
                     f"{(resident - empty) / (SOCKETS * UNITS - 1) / 1024:.0f} KiB for each logical unit")  # fmt: skip
+        finally:
+            processes.stop(daemon, 60)
+
+    @case("the description of the back-end is what programs that look for back-ends expect")
+    def description(self):
+        with open(os.path.join(image.ROOT, "Docs", "50-targetd-vhost-user-scsi.json")) as file:
+            found = json.load(file)
+        # QEMU's docs/interop/vhost-user.json: VHostUserBackend.
+        require(set(found) <= {"description", "type", "features", "tags", "binary"}, f"unknown keys: {found}")
+        require(os.path.isabs(found["binary"]) and os.path.basename(found["binary"]) == "targetd", f"{found}")
+        capabilities = json.loads(self._run(targets.Daemon.executable, "--print-capabilities").stdout)
+        require(set(capabilities) == {"type", "features"}, f"{capabilities}")
+        require(capabilities["type"] == found["type"] == "scsi", f"{capabilities}, {found}")
+        require(set(found.get("features", [])) <= set(capabilities["features"]), f"{capabilities}, {found}")
+
+    @case("a front-end for which there is no file descriptor is refused, and the next one is served")
+    def descriptors(self):
+        path, log = self._path("few"), self._path("log.few")
+        daemon = processes.start([targets.Daemon.executable, "--ram", "1MiB", "--vhost-user", path], log)
+        try:
+            targets.wait_until(lambda: os.path.exists(path), daemon, log, "one disk is served")
+            used = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
+            first_free = next(number for number in range(len(used) + 1) if number not in used)
+            before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (first_free, before[1]))
+            with socket.socket(socket.AF_UNIX) as refused:
+                refused.settimeout(60)
+                refused.connect(path)
+                require(refused.recv(1) == b"", "a connection without a descriptor was not closed")
+            targets.wait_until(
+                lambda: "no file descriptors left" in processes.tail(log), daemon, log, "the refusal is said")
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+            with socket.socket(socket.AF_UNIX) as served:
+                served.settimeout(60)
+                served.connect(path)
+                # GET_FEATURES, version 1.
+                served.sendall(struct.pack("<III", 1, 1, 0))
+                require(len(served.recv(20)) == 20, "the next front-end is not served")
         finally:
             processes.stop(daemon, 60)
 

@@ -303,3 +303,64 @@ class ClientMode(VirtioGroup):
         require("what the first wrote" in found, f"the disk holds {found!r}")
         self.verify("disk")
         require(not self.kernel_errors(), self.kernel_errors())
+
+
+class SpreadQueues(VirtioGroup):
+    """Cases that build on each other. Two targets, so each of the two reactors owns one."""
+
+    title = "A guest whose queues are dealt out over two reactors"
+    ordered = True
+    queues = [4]
+    properties = ",packed=on"
+    front = ", spread: true"
+    general = "reactors: 2"
+    disks = [
+        Disk("here", "file", 64, lun=0), Disk("there", "ram", 64, lun=0, target=1), Disk("also", "ram", 16, lun=3),
+    ]  # fmt: skip
+
+    @case("random writes are verified on all disks at once, through all queues")
+    def verified(self):
+        commands = [command.partition(" > ") for command in
+                    (VERIFY.format(block=self.devices[disk.name].block, name=disk.name) for disk in self.disks)]
+        more = " --numjobs=2 --size=4M --offset_increment=4M --cpus_allowed_policy=split --cpus_allowed=0-3"
+        jobs = " ".join(f"( {first}{more}{mark}{rest} ) & jobs=\"$jobs $!\";" for first, mark, rest in commands)
+        self.guest.check(f"jobs=; {jobs} for job in $jobs; do wait $job || exit 1; done", seconds=600)
+        require(not self.kernel_errors(), self.kernel_errors())
+
+    @case("resets under load lose nothing")
+    def resets(self):
+        device = self.device("there")
+        self.guest.check(
+            f"fio --name=load --filename={device.block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite"
+            " --bs=4k --size=16M --loops=1000 --verify=crc32c --verify_fatal=1 --time_based --runtime=8"
+            " --minimal > /run/load 2>&1 &\n"
+            f"load=$!; statistics=/sys/block/$(basename {device.block})/stat\n"
+            "for round in 1 2 3 4 5 6 7 8; do before=$(cat $statistics);"
+            ' while [ "$before" = "$(cat $statistics)" ]; do kill -0 $load || exit 1; usleep 10000; done\n'
+            f"  sg_reset -N -d {device.generic} || exit 1; done\n"
+            "wait $load || { cat /run/load; exit 1; }", seconds=240)
+        require(not self.kernel_errors(), self.kernel_errors())
+
+    @case("a target that is added to it appears, and one that is removed disappears")
+    def plug(self):
+        self.target.disks.append(Disk("late", "ram", 16, lun=0, target=9))
+        with open(self.target.configuration, "w") as file:
+            file.write(self.target._yaml())
+        self.target.process.send_signal(signal.SIGHUP)
+        self.wait("[ -d /sys/bus/scsi/devices/0:0:9:0/block ]", "the target's appearance")
+        self.devices = self._find_devices()
+        self.verify("late")
+        self.target.disks[:] = [disk for disk in self.target.disks if disk.target != 1]
+        with open(self.target.configuration, "w") as file:
+            file.write(self.target._yaml())
+        self.target.process.send_signal(signal.SIGHUP)
+        self.wait("[ ! -d /sys/bus/scsi/devices/0:0:1:0 ]", "the target's end")
+        self.devices = self._find_devices()
+        self.verify("here")
+
+    @case("the guest reboots, and the units are back")
+    def reboot(self):
+        self.guest.reboot()
+        self.wait("[ $(ls -d /sys/bus/scsi/devices/*:0:0:0/block | wc -l) = 1 ]", "the units' return")
+        block = self.guest.check("echo /dev/$(ls /sys/bus/scsi/devices/*:0:0:0/block)").strip()
+        self.guest.check(VERIFY.format(block=block, name="rebooted"), seconds=300)
