@@ -114,6 +114,22 @@ struct DeadlineTests {
         #expect(world.backstore.accepted.count == Limits.stagingBuffers)
     }
 
+    @Test(
+        "an ACA condition keeps no command beyond its deadline, whenever the medium lets go of it",
+        arguments: [false, true])
+    func acaConditionKeepsNothing(letsGoLate: Bool) {
+        let tag = read(world.a, 1)
+        var failing = CDB.read(.ten, 5000, 1)
+        failing[9] = 0x04
+        world.a.send(failing, dataIn: 512)
+        if !letsGoLate { world.backstore.complete() }
+        #expect(!world.a.completions.contains { $0.tag == tag })
+        advance(to: 30)
+        if letsGoLate { world.backstore.complete() }
+        #expect(world.a.completions.last { $0.tag == tag }?.summary == (letsGoLate ? "b/0801" : "good"))
+        #expect(world.unit.tasksInFlight == 0)
+    }
+
     @Test("the transport's deadline goes before the logical unit's, whether it is shorter or longer")
     func transportGoesFirst() {
         let short = read(world.a, 1, timeoutMilliseconds: 2000)

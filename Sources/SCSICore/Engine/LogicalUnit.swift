@@ -672,10 +672,11 @@ public final class LogicalUnit {
     }
 
     /// SAM-6 5.9.2: a command that was enabled when an ACA condition was established does not end before it is cleared.
+    /// One whose deadline has passed ends nevertheless, as those do that are blocked when it passes.
     private func keepsFromEnding(_ task: TaskHandle) -> Bool {
-        guard task.state == .enabled, task.disposition == .none, unsafe tasks.pointee.isBlocked(task) else {
-            return false
-        }
+        guard task.state == .enabled, task.disposition == .none, !task.hasExpired,
+            unsafe tasks.pointee.isBlocked(task)
+        else { return false }
         shard.returnStaging(task)
         task.waitsFor = .response
         block(task)

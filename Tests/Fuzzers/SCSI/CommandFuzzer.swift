@@ -114,7 +114,8 @@ private final class CommandWorld {
         let layout = input.byte()
         let isOut = list != nil || layout & 1 != 0
         let length = Self.lengths[input.below(Self.lengths.count)]
-        let out = list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
+        let out =
+            list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
         let lun: UInt64 = input.rarely(16) ? input.number() : 0
         let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
         port.send(
@@ -135,10 +136,16 @@ private final class CommandWorld {
     /// SENSE, and whatever may be like it.
     private func echoParameters(_ index: Int) {
         var list = echo[index]
-        for _ in 0..<input.below(5) where !list.isEmpty { list[Int(input.number(UInt16.self)) % list.count] = input.byte() }
+        for _ in 0..<input.below(5) where !list.isEmpty {
+            list[Int(input.number(UInt16.self)) % list.count] = input.byte()
+        }
         if input.rarely(4) { list = Array(list.prefix(input.below(64))) }
         var cdb = row()
-        if input.flag() { cdb = list.count > 255 || input.flag() ? CDB.modeSelect10(listLength: list.count) : CDB.modeSelect6(listLength: list.count) }
+        if input.flag() {
+            cdb =
+                list.count > 255 || input.flag()
+                ? CDB.modeSelect10(listLength: list.count) : CDB.modeSelect6(listLength: list.count)
+        }
         if cdb[0] == 0x15 || cdb[0] == 0x55, !list.isEmpty {
             // MODE DATA LENGTH is reserved for MODE SELECT.
             list[0] = 0
@@ -175,7 +182,10 @@ private final class CommandWorld {
         let tag = UInt64(input.byte())
         cookie += 1
         functions[index].insert(cookie)
-        let number = input.rarely(8) ? input.byte() : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        let number =
+            input.rarely(8)
+            ? input.byte()
+            : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
         port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)
     }
 
@@ -243,7 +253,8 @@ private final class CommandWorld {
 
     private func resize() {
         guard world.backstore.pending.isEmpty else { return }
-        world.backstore.geometry.size = UInt64(world.backstore.geometry.logical_block_size) * UInt64(input.number(UInt16.self) & 0xfff)
+        world.backstore.geometry.size =
+            UInt64(world.backstore.geometry.logical_block_size) * UInt64(input.number(UInt16.self) & 0xfff)
         if isPresent { world.unit.backstoreGeometryChanged() }
     }
 

@@ -271,10 +271,15 @@ private final class MessageWorld {
         case 10, 11: return (Request.getBase, wire(anyRing(), 0), [])
         case 12: return (Request.setKick, wire(UInt64(ring)), [input.flag() ? kicks[ring] : anyDescriptor()])
         case 13: return (Request.setKick, wire(UInt64(ring) | 0x100), [])
-        case 14: return (Request.setCall, wire(UInt64(ring) | (input.flag() ? 0x100 : 0)), input.flag() ? [] : [calls[0]])
+        case 14:
+            return (Request.setCall, wire(UInt64(ring) | (input.flag() ? 0x100 : 0)), input.flag() ? [] : [calls[0]])
         case 15: return (Request.setLogBase, wire(UInt64(input.number(UInt16.self)), UInt64(input.byte())), [file])
-        case 16: return (Request.getInflight, wire(UInt64(0), 0) + wire(UInt16(input.byte() & 7), UInt16(input.byte())), [])
-        case 17: return (Request.setInflight, wire(UInt64(input.number(UInt16.self)), 0) + wire(4, UInt16(16)), [anyDescriptor()])
+        case 16:
+            return (Request.getInflight, wire(UInt64(0), 0) + wire(UInt16(input.byte() & 7), UInt16(input.byte())), [])
+        case 17:
+            return (
+                Request.setInflight, wire(UInt64(input.number(UInt16.self)), 0) + wire(4, UInt16(16)), [anyDescriptor()]
+            )
         case 18: return (Request.setChannel, [], [socket])
         case 19: return (Request.getConfiguration, configuration(), [])
         case 20: return (Request.setConfiguration, configuration(), [])
