@@ -116,6 +116,7 @@ final class FuzzedGuest {
         if input.rarely(4) { chain = [makeIndirect(chain, isPacked: shapes[ring].isPacked, &input)] }
         if input.rarely(6), !chain.isEmpty { spoil(&chain[input.below(chain.count)], &input) }
         let shape = shapes[ring]
+        Trace.note("ring \(ring), \(shape): \(chain)")
         guard chain.count <= shape.size else { return }
         if shape.isPacked { putPacked(ring, chain, &input) } else { putSplit(ring, chain, &input) }
     }

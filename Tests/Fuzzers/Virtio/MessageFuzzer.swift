@@ -87,7 +87,9 @@ private final class MessageWorld {
         // Most inputs begin as front-ends do, so that the others' noise gets deep.
         if input.byte() & 7 != 0 { setUp(input.byte()) }
         while !input.isEmpty {
-            switch input.below(20) {
+            let action = input.below(20)
+            Trace.note("action \(action)")
+            switch action {
             case 0...2: sendKnown()
             case 3: sendNoise()
             case 4...8: guest.put([2, 2, 3, 0, 1][input.below(5)], &input)
@@ -154,6 +156,7 @@ private final class MessageWorld {
 
     private func send(_ request: UInt32, _ payload: [UInt8], _ descriptors: [Int32] = [], flags: UInt32 = 9) {
         guard socket >= 0 else { return }
+        Trace.note("message \(request) with \(payload), descriptors \(descriptors), flags \(flags)")
         let bytes = wire(request) + wire(flags) + wire(UInt32(payload.count)) + payload
         _ = unsafe fuzzer_send(socket, bytes, bytes.count, descriptors, Int32(descriptors.count))
     }
