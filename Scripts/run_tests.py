@@ -157,8 +157,8 @@ SANITIZED = {
     "thread": {"SCSICoreTests": ["ShardLinkTests.swift", "ShardThreadTests.swift"]},
     "address": {"SCSICoreTests": None, "SimulationTests": None},
 }
-# The same of the daemon as a whole, built with all that it needs, which takes its time: the suites that are run.
-SANITIZED_DAEMON = "ConcurrentOperationTests"
+# The same of the daemon as a whole, built with all that it needs, which takes its time: the target, and its suite.
+DAEMON_TARGET, DAEMON_SUITE = "targetdTests", "ConcurrentOperationTests"
 
 
 def sanitize(results: report.Report, words: list[str]) -> None:
@@ -168,13 +168,15 @@ def sanitize(results: report.Report, words: list[str]) -> None:
         if word not in known:
             raise SystemExit(f"no sanitizer is called '{word}': there are {', '.join(known)}")
         sanitizer = word.removeprefix("daemon-")
-        package = core_package(sanitizer, SANITIZED[sanitizer]) if word == sanitizer else ROOT
-        chosen = [] if word == sanitizer else ["--filter", SANITIZED_DAEMON]
+        if word == sanitizer:
+            package, chosen, only = core_package(sanitizer, SANITIZED[sanitizer]), [], {}
+        else:
+            package, chosen, only = ROOT, ["--filter", DAEMON_SUITE], {"TARGETD_TEST_TARGET": DAEMON_TARGET}
         build = ["--package-path", package, "--scratch-path", os.path.join(ROOT, ".build", f"sanitize-{word}"),
                  f"--sanitize={sanitizer}"]  # fmt: skip
         # The backtrace of a crash would be the sanitizer's report twice. Leaks are not looked for: XCTest has some.
         os.environ |= {"SWIFT_BACKTRACE": "enable=no", "ASAN_OPTIONS": "detect_leaks=0",
-                       "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
+                       "TSAN_OPTIONS": "halt_on_error=1"} | only  # fmt: skip
         group = Commands(f"{word.capitalize()} sanitizer", [
             ("build", ["swift", "build", "--build-tests", *build], BUILD_SECONDS),
             ("tests find nothing",
@@ -182,6 +184,8 @@ def sanitize(results: report.Report, words: list[str]) -> None:
              UNIT_SECONDS),
         ])  # fmt: skip
         results.run(group, everything(group))
+        for name in only:
+            del os.environ[name]
 
 
 def core_package(name: str, tests: dict[str, list[str] | None]) -> str:

@@ -82,7 +82,8 @@ public struct BackstoreError: Error, Equatable, CustomStringConvertible {
         case .missingSize: "no such file, and no size to create it with; give a size"
         case .createReadOnly: "no such file, and a read-only one is not created; create it, or drop read-only"
         case .missingDirectory: "its directory does not exist; create the directory, or correct the path"
-        case .locked: "locked by another process (another targetd or QEMU?); stop the other user, `lslocks` shows it"
+        case .locked: "locked by another process (another targetd or QEMU?); stop the other user, `lslocks` shows it; "
+                + "or have both share it, for a guest that moves"
         case .deviceBusy:
             "the device is mounted or in use; unmount it or stop the other user (`lsblk` shows mounts)"
         case .deviceReadOnly: "the device is write-protected; configure the backstore read-only"

@@ -32,6 +32,9 @@ public final class FileBackstore {
         public var direct = true
         /// Whether writes are refused (EROFS).
         public var readOnly = false
+        /// Whether others may have the file open who say the same: their locks are shared ones. It is for whoever says
+        /// so to see to it that one of them at a time writes, as a virtual machine that moves does.
+        public var isShared = false
 
         /// The defaults for a file.
         public init(path: String) { self.path = path }
@@ -143,8 +146,8 @@ public final class FileBackstore {
     }
 
     private static func lock(_ descriptor: Int32, _ options: Options) throws(BackstoreError) {
-        // Readers may share.
-        guard clinux_lock(descriptor, options.readOnly ? 1 : 0) != 0 else { return }
+        // Readers may share, and so may those who have agreed to.
+        guard clinux_lock(descriptor, options.readOnly || options.isShared ? 1 : 0) != 0 else { return }
         switch errno {
         case EAGAIN, EACCES: throw BackstoreError(options.path, .locked)
         case let code: throw BackstoreError(options.path, .systemCall("lock", errno: code))

@@ -15,8 +15,11 @@ public import SCSICore
 /// any byte leaves the old content or the new.
 @safe
 public final class StateFile {
-    /// What the unit's earlier life saved; `nil` if it saved nothing.
+    /// What the unit's earlier life saved; `nil` if it saved nothing, or if that is lost.
     public let saved: UnitState?
+    /// Why what was saved is lost, in words and with what to do next; `nil` if it is not. The file stays as it is until
+    /// the unit saves something.
+    public let loss: StateError?
 
     private let directory: StateDirectory
     private let name: String
@@ -34,8 +37,9 @@ public final class StateFile {
         var file: Unmanaged<StateFile>?
     }
 
-    /// Reads the file of the unit with an NAA name, if there is one. A file that cannot be read, or is not the unit's
-    /// whole state, is an error: nothing is forgotten silently.
+    /// Reads the file of the unit with an NAA name, if there is one. Bytes that are damaged are a loss, which the unit has
+    /// to know of (`LogicalUnit.init`, `reservationsLost`): nothing is forgotten silently. A file that cannot be read at
+    /// all, that a later version has written, or that is another unit's, is an error.
     ///
     /// - Parameter reactor: The reactor of the logical unit.
     public init(unit: UInt64, in directory: StateDirectory, reactor: Reactor) throws(StateError) {
@@ -50,16 +54,24 @@ public final class StateFile {
                     unsafe context.assumingMemoryBound(to: Job.self).pointee.file!.takeRetainedValue().completed(result)
                 }), bytes: UnsafeRawBufferPointer(start: nil, count: 0)))
         guard let bytes = try directory.read(name, limit: Limits.unitStateBytes) else {
-            saved = nil
+            (saved, loss) = (nil, nil)
             return
         }
+        let path = "\(directory.path)/\(name)"
         do {
-            saved = try UnitState(parsing: bytes, name: unit)
+            (saved, loss) = (try UnitState(parsing: bytes, name: unit), nil)
+        } catch  where error.isLoss {
+            saved = nil
+            loss = StateError(
+                path,
+                "\(error); which reservations, saved mode pages and identifying information this logical unit had is not "
+                    + "known, and it refuses commands until an initiator replaces the reservations (REPLACE LOST "
+                    + "RESERVATION) or you clear them; or stop targetd and bring the file back from a copy")
         } catch {
             throw StateError(
-                "\(directory.path)/\(name)",
-                "\(error); bring the file back from a copy, or move it away: then the reservations, saved mode pages "
-                    + "and identifying information of this logical unit are lost")
+                path,
+                "\(error); bring the right file, or the right version of targetd, or move the file away: then the "
+                    + "reservations, saved mode pages and identifying information of this logical unit are lost")
         }
     }
 

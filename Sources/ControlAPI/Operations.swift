@@ -105,6 +105,78 @@ public struct TraceCommand: Codable, Equatable, Sendable {
     }
 }
 
+/// The reservations of a logical unit.
+public struct ReservationReport: Codable, Equatable, Sendable {
+    /// The name of the target.
+    public var target: String
+    /// The logical unit number.
+    public var lun: Int
+    /// The type of the persistent reservation, such as `write-exclusive`; `nil`: nobody has reserved the unit so.
+    public var type: String?
+    /// PRGENERATION: how often registrations have changed.
+    public var generation: UInt32
+    /// Whether all this survives a restart, because an initiator has asked for it (APTPL).
+    public var persists: Bool
+    /// In the order of registration.
+    public var registrants: [RegistrantReport]
+    /// The initiator port that has reserved the unit by RESERVE(6) or (10).
+    public var reservedBy: String?
+
+    /// Whether there is anything to tell.
+    public var isEmpty: Bool { registrants.isEmpty && reservedBy == nil }
+
+    /// A report of these values.
+    public init(
+        target: String, lun: Int, type: String?, generation: UInt32, persists: Bool, registrants: [RegistrantReport],
+        reservedBy: String?
+    ) {
+        self.target = target
+        self.lun = lun
+        self.type = type
+        self.generation = generation
+        self.persists = persists
+        self.registrants = registrants
+        self.reservedBy = reservedBy
+    }
+}
+
+/// An initiator that is registered for persistent reservations.
+public struct RegistrantReport: Codable, Equatable, Sendable {
+    /// The name of the initiator port; `nil` if it has not been seen since the target was made.
+    public var initiator: String?
+    /// The initiator port's SAS address, as PERSISTENT RESERVE IN tells it: `naa.` and 16 hexadecimal digits.
+    public var port: String
+    /// The relative target port identifier.
+    public var targetPort: Int
+    /// The reservation key, in 16 hexadecimal digits.
+    public var key: String
+    /// Whether it holds the persistent reservation.
+    public var holds: Bool
+
+    /// A report of these values.
+    public init(initiator: String?, port: String, targetPort: Int, key: String, holds: Bool) {
+        self.initiator = initiator
+        self.port = port
+        self.targetPort = targetPort
+        self.key = key
+        self.holds = holds
+    }
+}
+
+/// A logical unit's reservations on their way to another targetd.
+public struct ReservationState: Codable, Equatable, Sendable {
+    /// The unit's NAA name, which is the same there.
+    public var name: String
+    /// The reservations, in Base64.
+    public var state: String
+
+    /// The state of these values.
+    public init(name: String, state: String) {
+        self.name = name
+        self.state = state
+    }
+}
+
 /// An operation that changes something: one that waits for its turn, that is under way, or that has ended lately.
 public struct OperationStatus: Codable, Equatable, Sendable {
     /// Its number, in the order in which operations came.

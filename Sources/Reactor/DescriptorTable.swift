@@ -101,7 +101,8 @@ struct DescriptorTable: ~Copyable {
         _ = unsafe epoll_ctl(epoll, EPOLL_CTL_DEL, entries[index].descriptor, &event)
         unsafe entries[index].descriptor = -1
         unsafe entries[index].handler = nil
-        unsafe entries[index].generation &+= 1
+        // Not `&+= 1`, on which Swift 6.3.1 crashes when it compiles for ThreadSanitizer.
+        unsafe entries[index].generation = entries[index].generation &+ 1
         unsafe entries[index].nextFree = firstFree
         firstFree = Int32(index)
     }

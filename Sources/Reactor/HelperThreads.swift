@@ -19,7 +19,7 @@ final class HelperThreads: @unchecked Sendable {
         var isStopping = false
     }
 
-    private let lists = Mutex(Lists())
+    private let lists = Locked(Lists())
     private let hasDone = Atomic<Bool>(false)
     private let wakeUp: UnsafeMutablePointer<sem_t>
     private let wakeDescriptor: Int32

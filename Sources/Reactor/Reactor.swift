@@ -66,7 +66,7 @@ public final class Reactor: @unchecked Sendable {
     private let helpers: HelperThreads
     private let wakeDescriptor: Int32
 
-    private let mailbox = Mutex<[@Sendable () -> Void]>([])
+    private let mailbox = Locked<[@Sendable () -> Void]>([])
     private let hasMail = Atomic<Bool>(false)
     private let isStopping = Atomic<Bool>(false)
 

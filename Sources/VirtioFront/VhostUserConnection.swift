@@ -15,15 +15,20 @@ enum ConnectionEnd: Error {
 }
 
 final class VhostUserConnection {
-    let socket: Int32
+    private(set) var socket: Int32
     private var buffer: [UInt8] = []
     private var descriptors: [Int32] = []
 
     init(socket: Int32) { self.socket = socket }
 
-    deinit {
+    deinit { end() }
+
+    /// Closes the socket, and what came over it and belongs to no message yet.
+    func end() {
         for descriptor in descriptors { close(descriptor) }
-        close(socket)
+        descriptors = []
+        if socket >= 0 { close(socket) }
+        socket = -1
     }
 
     /// The next whole message, or `nil` if there is none yet. Reads no further than that message, because descriptors

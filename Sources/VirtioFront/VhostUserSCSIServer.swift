@@ -1,6 +1,7 @@
-// VhostUserSCSIServer: a listening socket at which one front-end at a time finds a virtio-scsi device.
+// VhostUserSCSIServer: a socket through which one front-end at a time finds a virtio-scsi device.
 //
-// Owns: the socket and its file, the current session, and devices whose front-end is gone but whose requests are not.
+// Owns: the socket and its file, or the attempts to reach the front-end's; the current session, and devices whose
+// front-end is gone but whose requests are not.
 // Called by: the daemon, embedders, the reactor. Must not know: messages, rings.
 
 import CLinux
@@ -20,7 +21,7 @@ public final class VhostUserSCSIServer {
 
     /// What a device is made of.
     public struct Configuration {
-        /// Where the socket is made; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
+        /// Where the socket is made, or found in client mode; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
         /// started the process has passed in: a socket that listens, or one that is connected to a front-end.
         public var socketPath: String
         /// Request queues that a guest may use, 1 to 126.
@@ -30,6 +31,11 @@ public final class VhostUserSCSIServer {
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
 
+        /// The reactors over which the request queues are dealt out, and all that own targets of the device; the server's
+        /// own must be one of them, and all must run. `nil`: the server's reactor serves all queues and owns all targets.
+        public var spread: [ShardReactor]?
+        /// Who makes the socket.
+        public var mode = Mode.server
         /// What is offered beyond what every front-end gets.
         public var options = Options()
 
@@ -42,6 +48,14 @@ public final class VhostUserSCSIServer {
             self.targets = targets
             self.initiatorPort = initiatorPort
         }
+    }
+
+    /// Which side makes the socket.
+    public enum Mode: String, Sendable, Equatable, CaseIterable {
+        /// We listen, and front-ends connect.
+        case server
+        /// The front-end listens, and we connect, again and again until it is there and whenever it comes back.
+        case client
     }
 
     /// What is offered only to front-ends of which the operator knows that they do it right.
@@ -106,6 +120,10 @@ public final class VhostUserSCSIServer {
     private var configuration: Configuration
     private let reactor: Reactor
     private let report: (Event) -> Void
+    /// How long after a failed attempt, or the end of a connection, the next attempt to connect comes, in nanoseconds:
+    /// soon for a guest that starts, seldom beside what else a reactor does.
+    private static let connectInterval: UInt64 = 200_000_000
+
     private var listener: Int32 = -1
     private var listenerToken: DescriptorToken?
     /// Kept for the moment when there is no other.
@@ -116,6 +134,10 @@ public final class VhostUserSCSIServer {
     private var ended: [VhostUserSession] = []
     private var source: WorkSourceToken?
     private var whenStopped: (() -> Void)?
+    /// The next attempt to connect, in client mode.
+    private var attempt: TimerToken?
+    /// Why the last attempt failed, said once.
+    private var connectError: Int32 = 0
     private var lifetime = VirtioFrontStatistics()
 
     /// A server that does not listen yet.
@@ -129,7 +151,7 @@ public final class VhostUserSCSIServer {
     }
 
     /// What the device has done since the server was made.
-    public var statistics: VirtioFrontStatistics { session?.device.statistics ?? lifetime }
+    public var statistics: VirtioFrontStatistics { session?.device.totalStatistics ?? lifetime }
 
     /// Whether a front-end is connected.
     public var isConnected: Bool { session != nil }
@@ -151,8 +173,14 @@ public final class VhostUserSCSIServer {
     // MARK: Start and stop
 
     /// Makes the socket and listens. The file of a dead process is replaced. A descriptor that was passed in is used as
-    /// it is: one that listens as our own would be, one that is connected for that one front-end.
+    /// it is: one that listens as our own would be, one that is connected for that one front-end. In client mode begins
+    /// to try to connect; it is no error if nobody listens yet.
     public func start() throws(StartError) {
+        if configuration.mode == .client {
+            _ = try address()
+            addSource()
+            return connect()
+        }
         var connected: Int32?
         if let descriptor = Self.passedIn(configuration.socketPath) {
             let passed = try adopt(descriptor)
@@ -195,6 +223,48 @@ public final class VhostUserSCSIServer {
         return (copy, clinux_socket_option(copy, SO_ACCEPTCONN) == 1)
     }
 
+    // MARK: Client mode
+
+    /// One attempt to reach the front-end. It does not wait: a Unix socket connects at once or not at all.
+    private func connect() {
+        attempt = nil
+        guard whenStopped == nil, session == nil, ended.isEmpty else { return }
+        let flags = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        let socket = socket(AF_UNIX, flags, 0)
+        guard socket >= 0 else { return connectFailed(errno) }
+        guard var address = try? address() else { preconditionFailure("the path was checked at the start") }
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let result = unsafe withUnsafePointer(to: &address) {
+            unsafe Glibc.connect(socket, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+        }
+        guard result == 0 else {
+            let code = errno
+            close(socket)
+            return connectFailed(code)
+        }
+        connectError = 0
+        begin(socket)
+    }
+
+    private func connectFailed(_ code: Int32) {
+        // That nobody listens yet, or that their queue is full, is what we wait for.
+        if code != connectError, ![ENOENT, ECONNREFUSED, EAGAIN].contains(code) {
+            let why = unsafe String(cString: strerror(code))
+            report(.fault("Cannot connect to the front-end at \(configuration.socketPath): \(why); trying on."))
+        }
+        connectError = code
+        connectLater()
+    }
+
+    /// Tries again after a while, and not at once: a front-end that takes connections only to end them would keep us.
+    private func connectLater() {
+        guard configuration.mode == .client, whenStopped == nil, attempt == nil else { return }
+        attempt = unsafe reactor.setTimer(
+            at: reactor.now + Self.connectInterval,
+            { unsafe Unmanaged<VhostUserSCSIServer>.fromOpaque($0).takeUnretainedValue().connect() },
+            Unmanaged.passUnretained(self).toOpaque())
+    }
+
     private func removeSource() {
         if let source { reactor.remove(source) }
         source = nil
@@ -219,14 +289,28 @@ public final class VhostUserSCSIServer {
     public func stop(_ stopped: @escaping () -> Void) {
         whenStopped = stopped
         closeListener()
+        if let attempt { reactor.cancel(attempt) }
+        attempt = nil
         session?.finish()
+        checkStopped()
+    }
+
+    /// Ends a stop that is under way without answers: the connection ends now and commands in flight are aborted, as if
+    /// the front-end had gone. The stop is over when the medium has none of them any more.
+    public func abandon() {
+        precondition(whenStopped != nil || session == nil, "abandoned while it serves")
+        session?.end(nil)
         checkStopped()
     }
 
     private func checkStopped() {
         if !ended.isEmpty {
+            for session in ended where session.device.isDrained { session.device.close() }
             ended.removeAll { $0.device.isDrained }
-            if ended.isEmpty, let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
+            if ended.isEmpty {
+                if let listenerToken { reactor.change(listenerToken, events: EPOLLIN.rawValue) }
+                connectLater()
+            }
         }
         guard ended.isEmpty, session == nil, let stopped = whenStopped else { return }
         whenStopped = nil
@@ -256,7 +340,7 @@ public final class VhostUserSCSIServer {
         var address = try address()
         let length = socklen_t(MemoryLayout<sockaddr_un>.size)
         let connected = unsafe withUnsafePointer(to: &address) {
-            unsafe connect(probe, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
+            unsafe Glibc.connect(probe, UnsafeRawPointer($0).assumingMemoryBound(to: sockaddr.self), length)
         }
         if connected == 0 || errno != ECONNREFUSED { throw .inUse(path) }
         unsafe unlink(path)
@@ -325,12 +409,19 @@ public final class VhostUserSCSIServer {
         report(.fault("A front-end was refused because the process has no file descriptors left; raise their limit."))
     }
 
+    /// The reactors, our own first.
+    private var spread: [ShardReactor]? {
+        configuration.spread.map { all in
+            all.filter { $0.reactor === reactor } + all.filter { $0.reactor !== reactor }
+        }
+    }
+
     private func begin(_ socket: Int32) {
         lifetime.connections += 1
         let queues = configuration.requestQueues + VirtioSCSIDevice.firstRequestQueue
         let device = VirtioSCSIDevice(
             targets: configuration.targets, initiatorPort: configuration.initiatorPort, queueCapacity: queues,
-            reactor: reactor, statistics: lifetime,
+            reactor: reactor, spread: spread, statistics: lifetime,
             onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
         let session = VhostUserSession(
             socket: socket, reactor: reactor, queueCapacity: queues, device: device, options: configuration.options,
@@ -348,14 +439,17 @@ public final class VhostUserSCSIServer {
     private func sessionEnded(_ reason: String?) {
         guard let session else { return }
         self.session = nil
-        lifetime = session.device.statistics
-        if !session.device.isDrained {
+        lifetime = session.device.totalStatistics
+        if session.device.isDrained {
+            session.device.close()
+        } else {
             ended.append(session)
             // The next front-end may be the same guest, which sends again what was in flight: a write of the old
             // connection must not come behind those of the new one. It waits in the listener's queue.
             if let listenerToken { reactor.change(listenerToken, events: 0) }
         }
         report(.disconnected(reason: reason))
+        if ended.isEmpty { connectLater() }
         checkStopped()
     }
 

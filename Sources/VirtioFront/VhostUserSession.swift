@@ -50,16 +50,13 @@ final class VhostUserSession {
     private let report: (String) -> Void
     let device: VirtioSCSIDevice
     private var rings: [RingState]
-    private var memory = GuestMemory(regions: [])
-    /// Tables that were replaced while requests led into them.
-    private var retired: [GuestMemory] = []
     private var features: UInt64 = 0
     private var protocolFeatures: UInt64 = 0
     private var socketToken: DescriptorToken?
     /// What waits for requests in flight to end; no message is read until it is answered.
     private enum Awaited {
         /// GET_VRING_BASE for the ring's last requests.
-        case base(index: Int, queue: DeviceQueue)
+        case base(index: Int)
         /// RESET_DEVICE, or SET_STATUS 0, for those of all rings.
         case reset(VhostUserMessage)
     }
@@ -126,10 +123,13 @@ final class VhostUserSession {
         awaited = nil
         if let socketToken { reactor.unwatch(socketToken) }
         socketToken = nil
+        // First of all: other threads may use the descriptors until they are told.
+        device.disconnect()
         for index in rings.indices { forget(index) }
         if backendChannel >= 0 { close(backendChannel) }
         backendChannel = -1
-        device.disconnect()
+        // Now, and not when the last request has ended: the front-end shall see it.
+        connection.end()
         onEnd?(reason)
     }
 
@@ -254,10 +254,8 @@ final class VhostUserSession {
     /// SET_OWNER begins a session, also one on a connection that was used before: QEMU keeps its socket when a device
     /// is unplugged and another one is plugged, and adds all regions of memory again.
     private func beginAnew() {
-        guard rings.indices.allSatisfy({ device.queue($0) == nil }) else { return }
-        retired.removeAll { $0.references == 0 }
-        if memory.references > 0 { retired.append(memory) }
-        memory = GuestMemory(regions: [])
+        guard isOutOfService else { return }
+        device.install([])
         inflight = nil
         log = nil
         applyLog()
@@ -281,7 +279,8 @@ final class VhostUserSession {
         guard message.payload.count == 12 + size, flags <= 1 else {
             throw SessionFault.refused("\(size) bytes of configuration in \(message.payload.count) with flags \(flags)")
         }
-        guard rings.indices.dropFirst(VirtioSCSIDevice.firstRequestQueue).allSatisfy({ device.queue($0) == nil }) else {
+        let requestQueues = rings.indices.dropFirst(VirtioSCSIDevice.firstRequestQueue)
+        guard !requestQueues.contains(where: device.isInService) else {
             throw SessionFault.refused("sizes cannot change while request queues are in service")
         }
         guard space.write(Array(message.payload[12...]), at: offset) else {
@@ -297,14 +296,14 @@ final class VhostUserSession {
             rings[index].isStarted = false
             rings[index].isEnabled = false
             unwatchKick(index)
-            if let queue = device.stop(index), queue.ring.inFlight == 0 { queue.ring.finish() }
+            _ = device.stop(index)
             rings[index].base = nil
         }
         var reply = message
         reply.descriptors = []
         awaited = .reset(reply)
         device.awaitDrain()
-        if device.requestsInFlight == 0 { return completeReset() }
+        if device.isIdle { return completeReset() }
         if let socketToken { reactor.change(socketToken, events: 0) }
     }
 
@@ -364,7 +363,7 @@ final class VhostUserSession {
     }
 
     private func setInflight(_ message: inout VhostUserMessage) throws {
-        guard rings.indices.allSatisfy({ device.queue($0) == nil }) else {
+        guard isOutOfService else {
             throw SessionFault.refused("rings are in service")
         }
         guard let descriptor = message.takeDescriptor() else {
@@ -399,8 +398,12 @@ final class VhostUserSession {
     /// Writes are noted if the feature is on (VHOST_F_LOG_ALL); those to used rings if the ring's flag is.
     private func applyLog() {
         device.setLog(features & VirtioFeature.logAll != 0 ? log : nil)
-        for index in rings.indices {
-            guard let queue = device.queue(index) else { continue }
+        for index in rings.indices where device.isInService(index) { applyLog(index) }
+    }
+
+    private func applyLog(_ index: Int) {
+        device.with(index) { [self] serving in
+            guard let queue = serving.queue(index) else { return }
             applyLog(index, queue.ring)
         }
     }
@@ -417,8 +420,7 @@ final class VhostUserSession {
         }
         // Only logging is switched on and off while the device runs.
         guard
-            (features ^ self.features) & ~VirtioFeature.logAll == 0
-                || rings.indices.allSatisfy({ device.queue($0) == nil })
+            (features ^ self.features) & ~VirtioFeature.logAll == 0 || isOutOfService
         else {
             throw SessionFault.refused("features cannot change while rings are in service")
         }
@@ -466,28 +468,26 @@ final class VhostUserSession {
 
     private func addMemoryRegion(_ message: inout VhostUserMessage) throws {
         guard message.descriptors.count == 1 else { throw SessionFault.refused("it needs one file descriptor") }
-        guard memory.regions.count < GuestMemory.slots else {
+        guard device.memory.regions.count < GuestMemory.slots else {
             throw SessionFault.refused("there are \(GuestMemory.slots) regions already")
         }
-        try install(memory.regions + [try region(message, at: 8, message.descriptors[0])])
+        try install(device.memory.regions + [try region(message, at: 8, message.descriptors[0])])
     }
 
     private func removeMemoryRegion(_ message: VhostUserMessage) throws {
         let (guest, size, user) = (message.uint64(8), message.uint64(16), message.uint64(24))
-        let left = memory.regions.filter { $0.guestAddress != guest || $0.size != size || $0.userAddress != user }
-        guard left.count < memory.regions.count else { throw SessionFault.refused("there is no such region") }
+        let left = device.memory.regions.filter { $0.guestAddress != guest || $0.size != size || $0.userAddress != user }
+        guard left.count < device.memory.regions.count else { throw SessionFault.refused("there is no such region") }
         try install(left)
     }
 
     /// Makes a new table the current one. Rings in service move over to it.
     private func install(_ regions: [MemoryRegion]) throws {
-        let table = GuestMemory(regions: regions)
-        for (region, next) in zip(table.regions, table.regions.dropFirst()) where region.overlaps(next) {
+        let sorted = regions.sorted { $0.guestAddress < $1.guestAddress }
+        for (region, next) in zip(sorted, sorted.dropFirst()) where region.overlaps(next) {
             throw SessionFault.refused("regions that overlap at guest address \(next.guestAddress)")
         }
-        retired.removeAll { $0.references == 0 }
-        if memory.references > 0 { retired.append(memory) }
-        memory = table
+        device.install(sorted)
         for index in rings.indices { move(index) }
     }
 
@@ -509,7 +509,7 @@ final class VhostUserSession {
                 "a ring of \(size) descriptors; a power of two up to \(VhostUserSCSIServer.maximumQueueSize) is possible"
             )
         }
-        guard device.queue(index) == nil else { throw SessionFault.refused("ring \(index) is in service") }
+        guard !device.isInService(index) else { throw SessionFault.refused("ring \(index) is in service") }
         rings[index].size = size
     }
 
@@ -518,7 +518,7 @@ final class VhostUserSession {
         guard message.uint32(4) & ~1 == 0 else { throw SessionFault.refused("flags \(message.uint32(4))") }
         rings[index].addresses = (message.uint64(8), message.uint64(16), message.uint64(24))
         rings[index].usedLogAddress = message.uint32(4) & 1 != 0 ? message.uint64(32) : nil
-        if let queue = device.queue(index) { applyLog(index, queue.ring) }
+        if device.isInService(index) { applyLog(index) }
         move(index)
     }
 
@@ -526,46 +526,47 @@ final class VhostUserSession {
         let index = try ring(message)
         rings[index].isStarted = false
         unwatchKick(index)
-        guard let queue = device.stop(index) else {
+        switch device.stop(index) {
+        case .notInService:
             return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(rings[index].base ?? beginning)
-        }
-        if queue.ring.inFlight > 0 {
-            awaited = .base(index: index, queue: queue)
+        case .drained(let base): return stopped(index, base)
+        case .busy:
+            awaited = .base(index: index)
             if let socketToken { reactor.change(socketToken, events: 0) }
             return nil
         }
-        return stopped(index, queue)
     }
+
+    /// Whether no ring is in service.
+    private var isOutOfService: Bool { !rings.indices.contains(where: device.isInService) }
 
     /// Where a ring begins if nobody says otherwise.
     private var beginning: UInt32 { features & VirtioFeature.ringPacked != 0 ? Virtqueue.packedBeginning : 0 }
 
     /// A ring has stopped with nothing in flight.
-    private func stopped(_ index: Int, _ queue: DeviceQueue) -> [UInt8] {
-        rings[index].base = queue.ring.base
-        queue.ring.finish()
-        notifyGuest(queue)
-        return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(queue.ring.base)
+    private func stopped(_ index: Int, _ base: UInt32) -> [UInt8] {
+        rings[index].base = base
+        return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(base)
     }
 
     /// Requests in flight have ended: answers the message that waited for them, ends the session if that did.
     private func drained() {
         answerAwaited()
-        if isFinishing && isConnected && device.requestsInFlight == 0 { end(nil) }
+        if isFinishing && isConnected && device.isIdle { end(nil) }
     }
 
     private func answerAwaited() {
         guard let awaited else { return }
         do {
             switch awaited {
-            case .base(let index, let queue):
-                guard queue.ring.inFlight == 0 else { return }
+            case .base(let index):
+                guard let base = device.takeBase(index) else { return }
                 self.awaited = nil
                 try connection.send(
                     VhostUserMessage.reply(
-                        to: VhostUserRequest.getVringBase.rawValue, payload: stopped(index, queue)))
+                        to: VhostUserRequest.getVringBase.rawValue, payload: stopped(index, base)))
             case .reset(let message):
-                guard device.requestsInFlight == 0 else { return device.awaitDrain() }
+                guard device.isIdle else { return device.awaitDrain() }
                 completeReset()
                 try acknowledge(message, failed: false)
             }
@@ -575,18 +576,16 @@ final class VhostUserSession {
         if let socketToken { reactor.change(socketToken, events: EPOLLIN.rawValue) }
     }
 
-    private func notifyGuest(_ queue: DeviceQueue) {
-        guard queue.ring.takeNotification() else { return }
-        if queue.call >= 0 { _ = clinux_signal(queue.call) } else { tellInBand(.vringCall, queue.index) }
-    }
-
     private func setKick(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
         let kick = try eventDescriptor(&message)
         unwatchKick(index)
         replace(\.kick, index, kick)
         if kick != nil { try watchKick(index) }
-        device.queue(index)?.mustPoll = mustPoll(index)
+        if device.isInService(index) {
+            let mustPoll = mustPoll(index)
+            device.with(index) { $0.queue(index)?.mustPoll = mustPoll }
+        }
         rings[index].isStarted = true
         rings[index].isBroken = false
     }
@@ -598,8 +597,10 @@ final class VhostUserSession {
 
     private func setCall(_ message: inout VhostUserMessage) throws {
         let index = try ring(message, byte: true)
-        replace(\.call, index, try eventDescriptor(&message))
-        device.queue(index)?.call = rings[index].call
+        let call = try eventDescriptor(&message)
+        // Before the old one is closed: another thread may be about to use it.
+        if device.isInService(index) { device.with(index) { $0.queue(index)?.call = call ?? -1 } }
+        replace(\.call, index, call)
         // What was used before there was a way to say so.
         if rings[index].call >= 0 { _ = clinux_signal(rings[index].call) }
     }
@@ -633,21 +634,27 @@ final class VhostUserSession {
     private func watchKick(_ index: Int) throws {
         // The queues are polled after every wake-up. Each kick is an edge of its own, so the counter is never read: a
         // read could be made to wait by the front-end, which shares the descriptor's flags.
-        do {
-            rings[index].kickToken = unsafe try reactor.watch(
-                rings[index].kick, events: EPOLLIN.rawValue | EPOLLET.rawValue,
-                { context, _ in
-                    let kick = unsafe context.assumingMemoryBound(to: KickContext.self)
-                    unsafe kick.pointee.session.kicked(kick.pointee.index)
-                }, UnsafeMutableRawPointer(kickContexts + index))
-        } catch {
+        let (kick, context) = unsafe (rings[index].kick, UnsafeMutableRawPointer(kickContexts + index))
+        let watched = device.with(index) { serving -> Result<DescriptorToken, ReactorError> in
+            Result { () throws(ReactorError) in
+                unsafe try serving.reactor.watch(
+                    kick, events: EPOLLIN.rawValue | EPOLLET.rawValue,
+                    { context, _ in
+                        let kick = unsafe context.assumingMemoryBound(to: KickContext.self)
+                        unsafe kick.pointee.session.kicked(kick.pointee.index)
+                    }, context)
+            }
+        }
+        switch watched {
+        case .success(let token): rings[index].kickToken = token
+        case .failure(let error):
             replace(\.kick, index, nil)
             throw SessionFault.refused("its kick descriptor cannot be watched: \(error)")
         }
     }
 
     private func unwatchKick(_ index: Int) {
-        if let token = rings[index].kickToken { reactor.unwatch(token) }
+        if let token = rings[index].kickToken { device.with(index) { $0.reactor.unwatch(token) } }
         rings[index].kickToken = nil
     }
 
@@ -659,7 +666,7 @@ final class VhostUserSession {
     private func reconcile() {
         for index in rings.indices {
             let ring = rings[index]
-            if device.queue(index) != nil {
+            if device.isInService(index) {
                 device.setEnabled(index, ring.isEnabled)
             } else if ring.isStarted, ring.isEnabled, !ring.isBroken, ring.size != nil, ring.addresses != nil {
                 putIntoService(index)
@@ -668,22 +675,35 @@ final class VhostUserSession {
     }
 
     private func putIntoService(_ index: Int) {
-        guard let size = rings[index].size else { return }
+        guard rings[index].size != nil else { return }
         guard let areas = areas(index) else {
             rings[index].isBroken = true
             return fault(index, VirtqueueFault.areas.rawValue)
         }
+        if let found = device.with(index, { [self] in putIntoService(index, areas, by: $0) }) {
+            rings[index].isBroken = true
+            return fault(index, found.rawValue)
+        }
+        device.started(index)
+    }
+
+    /// On the thread that serves the ring, while this one waits.
+    private func putIntoService(
+        _ index: Int, _ areas: Virtqueue.Areas, by serving: VirtioSCSIDevice
+    ) -> VirtqueueFault? {
+        guard let size = rings[index].size else { return nil }
         let notes = inflight?.queue(index, size: size, isPacked: features & VirtioFeature.ringPacked != 0)
         do {
             let ring = try Virtqueue(
-                size: size, memory: memory, areas: areas, base: rings[index].base, features: features, inflight: notes)
+                size: size, memory: serving.memory, areas: areas, base: rings[index].base, features: features,
+                inflight: notes)
             applyLog(index, ring)
             // A driver may have made buffers available before we were there to be notified.
             _ = ring.wantNotifications()
-            device.start(index, ring: ring, call: rings[index].call, mustPoll: mustPoll(index))
+            serving.start(index, ring: ring, call: rings[index].call, mustPoll: mustPoll(index))
+            return nil
         } catch {
-            rings[index].isBroken = true
-            fault(index, error.rawValue)
+            return error
         }
     }
 
@@ -693,11 +713,11 @@ final class VhostUserSession {
         let isPacked = features & VirtioFeature.ringPacked != 0
         let sizes = Virtqueue.areas(size: size, isPacked: isPacked)
         guard
-            let descriptors = unsafe memory.ring(
+            let descriptors = unsafe device.memory.ring(
                 userAddress: addresses.descriptors, length: sizes.descriptors, alignment: 16),
-            let available = unsafe memory.ring(
+            let available = unsafe device.memory.ring(
                 userAddress: addresses.available, length: sizes.available, alignment: isPacked ? 4 : 2),
-            let used = unsafe memory.ring(userAddress: addresses.used, length: sizes.used, alignment: 4)
+            let used = unsafe device.memory.ring(userAddress: addresses.used, length: sizes.used, alignment: 4)
         else { return nil }
         return unsafe Virtqueue.Areas(descriptors: descriptors, available: available, used: used)
     }
@@ -705,9 +725,13 @@ final class VhostUserSession {
     /// The memory or the ring's addresses have changed: it goes on there, with what is in flight.
     private func move(_ index: Int) {
         rings[index].isBroken = false
-        guard let queue = device.queue(index), !queue.isBroken else { return }
-        guard let areas = areas(index) else { return device.breakQueue(queue, .areas) }
-        queue.ring.move(to: memory, areas: areas)
+        guard device.isInService(index) else { return }
+        let areas = areas(index)
+        device.with(index) { serving in
+            guard let queue = serving.queue(index), !queue.isBroken else { return }
+            guard let areas else { return serving.breakQueue(queue, .areas) }
+            queue.ring.move(to: serving.memory, areas: areas)
+        }
     }
 
     /// Says that a ring is out of service because the driver broke the rules.

@@ -24,6 +24,19 @@ public struct VirtioFrontStatistics: Sendable {
     public var brokenQueues: UInt64 = 0
     /// Front-ends that have connected.
     public var connections: UInt64 = 0
+
+    /// The sums, of the same front on different threads.
+    func adding(_ other: Self) -> Self {
+        var sum = self
+        sum.commands += other.commands
+        sum.taskManagementFunctions += other.taskManagementFunctions
+        sum.notifications += other.notifications
+        sum.events += other.events
+        sum.eventsMissed += other.eventsMissed
+        sum.brokenQueues += other.brokenQueues
+        sum.connections += other.connections
+        return sum
+    }
 }
 
 /// A queue in service.
@@ -40,12 +53,16 @@ final class DeviceQueue {
     let responses: UnsafeMutablePointer<ResponsePieces?>
     /// Which target each slot's task management function waits for; used on the control queue only.
     let functions: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
+    /// Which target each slot's command was handed to.
+    let targetNumbers: UnsafeMutablePointer<UInt8>
     /// The driver broke the rules: it is not served any more, what is in flight is still answered.
     var isBroken = false
     /// Whether the front-end wants it served (SET_VRING_ENABLE).
     var isEnabled = true
     /// The front-end has no way to notify us: the queue is looked at without pause.
     var mustPoll = false
+    /// What is available waits for room in a link, which completions make.
+    var isStalled = false
 
     init(ring: Virtqueue, call: Int32, index: Int, device: VirtioSCSIDevice) {
         self.ring = ring
@@ -57,12 +74,15 @@ final class DeviceQueue {
         unsafe responses.initialize(repeating: nil, count: ring.size)
         unsafe functions = .allocate(capacity: ring.size)
         unsafe functions.initialize(repeating: nil, count: ring.size)
+        unsafe targetNumbers = .allocate(capacity: ring.size)
+        unsafe targetNumbers.initialize(repeating: 0, count: ring.size)
         unsafe ring.owner = Unmanaged.passUnretained(self)
     }
 
     deinit {
         unsafe responses.deallocate()
         unsafe functions.deallocate()
+        unsafe targetNumbers.deallocate()
     }
 }
 
@@ -70,9 +90,29 @@ final class DeviceQueue {
 @safe
 struct DeviceTarget {
     let target: Unmanaged<TargetDevice>
-    var nexus: NexusIdentifier
+    /// `nil`: the target is reached through `link`.
+    var nexus: NexusIdentifier?
     let number: UInt8
     let device: Unmanaged<VirtioSCSIDevice>
+    var link: Unmanaged<ShardLink>?
+    var linkedNexus: Unmanaged<LinkedNexus>?
+}
+
+/// What became of a chain that was taken.
+enum ChainOutcome {
+    case done
+    /// There is no room for it now: it goes back into the ring, and is taken again.
+    case later
+    case broken(VirtqueueFault)
+}
+
+/// What a queue's stop found.
+enum QueueStop {
+    case notInService
+    /// Nothing was in flight; GET_VRING_BASE reports this.
+    case drained(base: UInt32)
+    /// Requests are in flight; `takeBase` has the answer when they have ended.
+    case busy
 }
 
 @safe
@@ -88,9 +128,33 @@ final class VirtioSCSIDevice {
     /// Logical units for which a driver may ask for asynchronous notifications.
     private static let subscriptionCapacity = 16_384
 
-    private let reactor: Reactor
+    let reactor: Reactor
+    /// Where its queues are on several reactors: this one with its links. `nil` for an ordinary device.
+    let shardReactor: ShardReactor?
+    /// The devices that serve request queues on other reactors.
+    private(set) var lanes: QueueLanes?
+    /// This is such a device, and that is the one whose it is.
+    private let laneHome: LaneHome?
+    private var laneDrainTold = false
+    /// The nexuses of targets that are reached through links.
+    private var linkedTargets: [UInt8: LinkedTarget] = [:]
+    /// Those that were lost, and of which something may be left.
+    private var endings: [LinkedTarget] = []
+    private var isDisconnected = false
+    /// The links that its commands take.
+    private var linksInUse: [ShardLink] = []
+    /// Queues that wait for room to take what a back-end that ended has left.
+    private var resubmitting: [DeviceQueue] = []
+    /// The guest's memory as this thread's queues see it.
+    private(set) var memory = GuestMemory(regions: [])
+    /// Tables that were replaced while requests led into them.
+    private var retired: [GuestMemory] = []
+    /// What GET_VRING_BASE is to report for queues that have stopped.
+    private var bases: [Int: UInt32] = [:]
     private let targets: UnsafeMutablePointer<UnsafeMutablePointer<DeviceTarget>?>
     private var targetObjects: [UInt8: TargetDevice] = [:]
+    /// Targets that have no room for one more nexus.
+    private var withoutNexus: Set<UInt8> = []
     private let initiatorPort: String
     /// Targets that were detached; a command of theirs may still lead to its entry.
     private var detached: [(entry: UnsafeMutablePointer<DeviceTarget>, target: TargetDevice)] = unsafe []
@@ -119,18 +183,28 @@ final class VirtioSCSIDevice {
     private var eventsMissed = false
     private(set) var statistics: VirtioFrontStatistics
     /// Called when a queue breaks.
-    private let onFault: (Int, VirtqueueFault) -> Void
+    let onFault: (Int, VirtqueueFault) -> Void
     /// Called at the end of each turn while something waits for requests in flight, and never from a completion.
     var onDrained: (() -> Void)?
     private var waitsForDrain = false
     /// Tells the guest of used elements where there is no call descriptor: INBAND_NOTIFICATIONS.
-    var onNotification: ((Int) -> Void)?
+    var onNotification: ((Int) -> Void)? {
+        didSet { lanes?.setNotifications(onNotification != nil) }
+    }
 
+    /// A device for a connection.
+    ///
+    /// - Parameter spread: The reactors over which its queues are dealt out, its own first, and all that own targets;
+    ///   `nil`: it is served by `reactor` alone, which owns all its targets.
     init(
         targets: [UInt8: TargetDevice], initiatorPort: String, queueCapacity: Int, reactor: Reactor,
-        statistics: VirtioFrontStatistics, onFault: @escaping (Int, VirtqueueFault) -> Void
+        spread: [ShardReactor]? = nil, laneHome: LaneHome? = nil, statistics: VirtioFrontStatistics,
+        onFault: @escaping (Int, VirtqueueFault) -> Void
     ) {
+        precondition(spread?.first.map { $0.reactor === reactor } ?? true)
         self.reactor = reactor
+        shardReactor = spread?.first
+        self.laneHome = laneHome
         self.onFault = onFault
         self.statistics = statistics
         self.initiatorPort = initiatorPort
@@ -139,14 +213,17 @@ final class VirtioSCSIDevice {
         unsafe flushed = .allocate(capacity: queueCapacity)
         unsafe self.targets = .allocate(capacity: 256)
         unsafe self.targets.initialize(repeating: nil, count: 256)
+        if let spread, laneHome == nil { lanes = QueueLanes(of: self, over: spread, queueCapacity: queueCapacity) }
         for (number, target) in targets { connect(target, number) }
     }
 
     private func connect(_ target: TargetDevice, _ number: UInt8) {
+        if lanes != nil { return connectLinked(target, number) }
         let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
         let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
         guard let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) else {
             unsafe entry.deallocate()
+            withoutNexus.insert(number)
             return
         }
         unsafe entry.initialize(
@@ -160,6 +237,7 @@ final class VirtioSCSIDevice {
     deinit {
         precondition(requestsInFlight == 0, "a virtio-scsi device went away with requests in flight")
         for number in 0..<256 { unsafe targets[number]?.deallocate() }
+        precondition(endings.isEmpty, "a virtio-scsi device went away while its nexuses end")
         for index in unsafe detached.indices { unsafe detached[index].entry.deallocate() }
         unsafe targets.deallocate()
         unsafe polled.deallocate()
@@ -177,19 +255,25 @@ final class VirtioSCSIDevice {
 
     /// Takes a target away: its nexus is lost, commands for it get BAD_TARGET, and the guest is told.
     func detach(number: UInt8) {
+        if withoutNexus.remove(number) != nil { lanes?.forEach { $0.setWithoutNexus(number, false) } }
         guard let target = targetObjects.removeValue(forKey: number), let entry = unsafe targets[Int(number)]
         else { return }
         unsafe targets[Int(number)] = nil
         unsafe detached.append((entry, target))
-        unsafe target.loseNexus(entry.pointee.nexus)
-        unsafe leaving.append(entry)
+        if let nexus = unsafe entry.pointee.nexus {
+            target.loseNexus(nexus)
+            unsafe leaving.append(entry)
+        } else {
+            lanes?.dropTarget(number)
+            unsafe loseLinked(number, leaving: entry)
+        }
         announce(target, number, UInt32(VIRTIO_SCSI_EVT_RESET_REMOVED))
     }
 
     private func announce(_ target: TargetDevice, _ number: UInt8, _ reason: UInt32) {
         guard features & VirtioFeature.hotplug != 0 else { return }
-        for entry in target.logicalUnits {
-            let lun = VirtioSCSILUN.bytes(target: number, samField: entry.lun.field)
+        for unit in onOwner(of: target, { target.logicalUnits.map(\.lun) }) {
+            let lun = VirtioSCSILUN.bytes(target: number, samField: unit.field)
             enqueue(VIRTIO_SCSI_T_TRANSPORT_RESET, lun, reason)
         }
     }
@@ -205,12 +289,24 @@ final class VirtioSCSIDevice {
     func setFeatures(_ features: UInt64) { self.features = features }
 
     /// The sizes of the CDB and sense fields; the request queues must be out of service.
-    func setSizes(_ sizes: VirtioSCSISizes) { self.sizes = sizes }
+    func setSizes(_ sizes: VirtioSCSISizes) {
+        self.sizes = sizes
+        lanes?.forEach { $0.setSizes(sizes) }
+    }
 
     /// Notes writes from now on, or no longer.
     func setLog(_ log: DirtyLog?) {
         self.log = log
         isLogging = log != nil
+        lanes?.forEach { $0.setLog(log) }
+    }
+
+    /// Makes these regions the guest's memory; queues in service still have to move there.
+    func install(_ regions: [MemoryRegion]) {
+        retired.removeAll { $0.references == 0 }
+        if memory.references > 0 { retired.append(memory) }
+        memory = GuestMemory(regions: regions)
+        lanes?.forEach { $0.install(regions) }
     }
 
     func queue(_ index: Int) -> DeviceQueue? { running[index] }
@@ -220,15 +316,19 @@ final class VirtioSCSIDevice {
         let queue = DeviceQueue(ring: ring, call: call, index: index, device: self)
         queue.mustPoll = mustPoll
         running[index] = queue
-        refreshPolled()
         resubmit(queue)
+        refreshPolled()
         if index == Self.eventQueue { deliverEvents() }
     }
 
-    /// Takes what was in flight when the last back-end ended, in the order of then.
+    /// Takes what was in flight when the last back-end ended, in the order of then. What finds no room is taken later,
+    /// and before anything that is new.
     private func resubmit(_ queue: DeviceQueue) {
         guard queue.ring.hasRecovered, !isPaused else { return }
         while true {
+            if queue.index >= Self.firstRequestQueue, !linksInUse.allSatisfy(\.hasRoom) {
+                return resubmitting.append(queue)
+            }
             switch queue.ring.popRecovered() {
             case .nothing: return
             case .broken(let fault): return breakQueue(queue, fault)
@@ -242,7 +342,7 @@ final class VirtioSCSIDevice {
                     eventsMissed = true
                     unsafe writeEvent(response, slot)
                     unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
-                } else if let fault = unsafe handle(queue, slot) {
+                } else if case .broken(let fault) = unsafe handle(queue, slot) {
                     // It was good when it was taken first, so the driver has changed it: it goes back as it is.
                     unsafe queue.ring.pushUsed(slot, length: 0)
                     breakQueue(queue, fault)
@@ -251,13 +351,21 @@ final class VirtioSCSIDevice {
         }
     }
 
+    private func resubmitMore() {
+        let queues = resubmitting.filter { running[$0.index] === $0 && !$0.isBroken }
+        resubmitting = []
+        for queue in queues { resubmit(queue) }
+        refreshPolled()
+    }
+
     @inline(__always)
-    private func handle(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+    private func handle(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> ChainOutcome {
         unsafe queue.index >= Self.firstRequestQueue ? command(queue, slot) : control(queue, slot)
     }
 
     /// Serves a queue, or leaves it alone for a while. What is in flight is answered in any case.
     func setEnabled(_ index: Int, _ isEnabled: Bool) {
+        if let lanes, lanes.isElsewhere(index) { return lanes.setEnabled(index, isEnabled) }
         guard let queue = running[index], queue.isEnabled != isEnabled else { return }
         queue.isEnabled = isEnabled
         refreshPolled()
@@ -269,18 +377,37 @@ final class VirtioSCSIDevice {
         isPaused = true
         waitsForDrain = true
         refreshPolled()
+        lanes?.pause()
     }
 
     /// Takes a queue out of service. Its requests in flight are still answered.
-    func stop(_ index: Int) -> DeviceQueue? {
-        guard let queue = running[index] else { return nil }
+    func stop(_ index: Int) -> QueueStop {
+        if let lanes, lanes.isElsewhere(index) { return lanes.stop(index) }
+        guard let queue = running[index] else { return .notInService }
         running[index] = nil
+        bases[index] = nil
         refreshPolled()
-        if queue.ring.inFlight > 0 {
+        guard queue.ring.inFlight == 0 else {
             stopped.append(queue)
             waitsForDrain = true
+            return .busy
         }
-        return queue
+        return .drained(base: conclude(queue))
+    }
+
+    /// The last request of a queue that has stopped is answered.
+    private func conclude(_ queue: DeviceQueue) -> UInt32 {
+        if !queue.ring.isDetached {
+            queue.ring.finish()
+            notify(queue)
+        }
+        return queue.ring.base
+    }
+
+    /// What GET_VRING_BASE reports for a queue that was busy when it stopped; `nil`: it still is.
+    func takeBase(_ index: Int) -> UInt32? {
+        if let lanes, lanes.isElsewhere(index) { return lanes.takeBase(index) }
+        return bases.removeValue(forKey: index)
     }
 
     private func refreshPolled() {
@@ -289,7 +416,9 @@ final class VirtioSCSIDevice {
         for queue in running.compactMap({ $0 }) {
             unsafe flushed[flushedCount] = unsafe Unmanaged.passUnretained(queue)
             flushedCount += 1
-            guard queue.isEnabled, !queue.isBroken, !isPaused, queue.index != Self.eventQueue else { continue }
+            guard queue.isEnabled, !queue.isBroken, !isPaused, queue.index != Self.eventQueue,
+                !queue.ring.hasRecovered
+            else { continue }
             unsafe polled[polledCount] = unsafe Unmanaged.passUnretained(queue)
             polledCount += 1
         }
@@ -297,25 +426,39 @@ final class VirtioSCSIDevice {
 
     /// The front-end is gone: nothing is written to the guest's memory any more, and the nexuses are lost.
     func disconnect() {
-        for index in running.indices {
+        isDisconnected = true
+        // Those on other threads first: nothing may be sent through a link when its nexus is lost.
+        lanes?.disconnect()
+        for index in running.indices where running[index] != nil {
             running[index]?.ring.detach()
             _ = stop(index)
         }
         for queue in stopped { queue.ring.detach() }
+        waitsForDrain = true
         for number in 0..<256 {
             guard let entry = unsafe targets[number] else { continue }
-            unsafe entry.pointee.target._withUnsafeGuaranteedRef { unsafe $0.loseNexus(entry.pointee.nexus) }
+            if let nexus = unsafe entry.pointee.nexus {
+                unsafe entry.pointee.target._withUnsafeGuaranteedRef { $0.loseNexus(nexus) }
+            } else if laneHome == nil {
+                unsafe loseLinked(UInt8(number), leaving: nil)
+            }
         }
         // The core answers no function of a nexus that is lost, and nobody waits for one.
         unsafe leaving.removeAll()
-        for queue in stopped where queue.index == Self.controlQueue { queue.ring.abandon() }
+        abandonFunctions()
         stopped.removeAll { $0.ring.inFlight == 0 }
+    }
+
+    /// Functions of nexuses that were lost are not answered; but one whose answer is under way in a link is.
+    private func abandonFunctions() {
+        guard isDisconnected, endings.isEmpty else { return }
+        for queue in stopped where queue.index == Self.controlQueue { queue.ring.abandon() }
     }
 
     /// The device is reset: nexuses are lost and established anew, events and subscriptions are forgotten. All queues
     /// must be out of service, with nothing in flight.
     func reset() {
-        precondition(requestsInFlight == 0)
+        precondition(isIdle)
         events = []
         eventsDelivered = 0
         eventsMissed = false
@@ -323,12 +466,21 @@ final class VirtioSCSIDevice {
         sizes = VirtioSCSISizes()
         for (number, target) in targetObjects {
             guard let entry = unsafe targets[Int(number)] else { continue }
-            unsafe target.loseNexus(entry.pointee.nexus)
+            guard let old = unsafe entry.pointee.nexus else {
+                lanes?.dropTarget(number)
+                unsafe linkedTargets[number]?.unused = unsafe entry
+                unsafe loseLinked(number, leaving: nil)
+                unsafe targets[Int(number)] = nil
+                targetObjects[number] = nil
+                connectLinked(target, number)
+                continue
+            }
+            target.loseNexus(old)
             let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
             if let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) {
                 unsafe entry.pointee.nexus = nexus
             } else {
-                // The target has no room for it any more: its commands get BAD_TARGET.
+                withoutNexus.insert(number)
                 unsafe targets[Int(number)] = nil
                 unsafe detached.append((entry, target))
                 targetObjects[number] = nil
@@ -340,23 +492,46 @@ final class VirtioSCSIDevice {
     func awaitDrain() { waitsForDrain = true }
 
     /// Whether what was in flight when its queue stopped has ended.
-    var isDrained: Bool { stopped.isEmpty }
+    var isDrained: Bool { stopped.isEmpty && endings.isEmpty && lanes?.isQuiet ?? true }
+
+    /// Whether no request is in flight. On other threads that is known of queues that have stopped or are paused.
+    var isIdle: Bool { requestsInFlight == 0 && lanes?.isQuiet ?? true }
+
+    /// Lets go of what is on other threads; after `disconnect`, when it is drained.
+    func close() { lanes?.close() }
 
     /// Lets go of queues that have stopped and whose requests have ended. Not at the completion itself: that runs on
     /// memory of the queue.
     private func settle() {
-        for queue in stopped { notify(queue) }
+        for queue in stopped {
+            notify(queue)
+            guard queue.ring.inFlight == 0 else { continue }
+            let base = conclude(queue)
+            bases[queue.index] = base
+            let index = queue.index
+            laneHome?.tell { home in
+                home.lanes?.drained(queue: index, base: base)
+                home.awaitDrain()
+            }
+        }
         stopped.removeAll { $0.ring.inFlight == 0 }
         waitsForDrain = !stopped.isEmpty || isPaused
+        if let laneHome, isPaused || isDisconnected, requestsInFlight == 0, !laneDrainTold {
+            laneDrainTold = true
+            let number = laneHome.number
+            laneHome.tell { home in
+                home.lanes?.drained(lane: number)
+                home.awaitDrain()
+            }
+        }
         onDrained?()
     }
 
     /// Answers the functions that wait for a target that is gone, once none of its tasks can touch the guest's memory.
     private func answerLeaving() {
         let gone = unsafe leaving.filter { entry in
-            unsafe entry.pointee.target._withUnsafeGuaranteedRef {
-                unsafe $0.tasksInFlight(entry.pointee.nexus) == 0
-            }
+            guard let nexus = unsafe entry.pointee.nexus else { return true }
+            return unsafe entry.pointee.target._withUnsafeGuaranteedRef { $0.tasksInFlight(nexus) == 0 }
         }
         guard unsafe !gone.isEmpty else { return }
         unsafe leaving.removeAll { unsafe gone.contains($0) }
@@ -384,6 +559,7 @@ final class VirtioSCSIDevice {
     /// Notifies the guest of what was used in this turn, once a queue.
     func flush() {
         if unsafe !leaving.isEmpty { answerLeaving() }
+        if !resubmitting.isEmpty { resubmitMore() }
         for index in 0..<flushedCount { unsafe flushed[index]._withUnsafeGuaranteedRef { notify($0) } }
         if waitsForDrain { settle() }
     }
@@ -401,7 +577,9 @@ final class VirtioSCSIDevice {
     func prepareToSleep() -> Bool {
         var found = false
         for index in 0..<polledCount {
-            let hasWork = unsafe polled[index]._withUnsafeGuaranteedRef { $0.ring.wantNotifications() || $0.mustPoll }
+            let hasWork = unsafe polled[index]._withUnsafeGuaranteedRef {
+                !$0.isStalled && ($0.ring.wantNotifications() || $0.mustPoll)
+            }
             if hasWork { found = true }
         }
         return found
@@ -410,21 +588,54 @@ final class VirtioSCSIDevice {
     private func serve(_ queue: DeviceQueue) -> Bool {
         guard queue.ring.hasAvailable, !queue.isBroken else { return false }
         queue.ring.stopNotifications()
-        for _ in 0..<Self.budget {
+        return take(queue, atMost: Self.budget) > 0
+    }
+
+    /// Takes chains until there are none.
+    ///
+    /// - Returns: How many were taken; a fault counts as one.
+    @inline(__always)
+    private func take(_ queue: DeviceQueue, atMost limit: Int) -> Int {
+        for count in 0..<limit {
             switch queue.ring.pop() {
-            case .nothing: return true
+            case .nothing: return max(count, 1)
             case .broken(let fault):
                 breakQueue(queue, fault)
-                return true
+                return count + 1
             case .chain(let slot):
-                if let fault = unsafe handle(queue, slot) {
+                switch unsafe handle(queue, slot) {
+                case .done: break
+                case .later:
+                    unsafe queue.ring.unpop(slot)
+                    queue.isStalled = queue.index >= Self.firstRequestQueue
+                    return count
+                case .broken(let fault):
                     unsafe queue.ring.unpop(slot)
                     breakQueue(queue, fault)
-                    return true
+                    return count + 1
                 }
             }
         }
-        return true
+        return limit
+    }
+
+    /// Takes all commands that the driver has made available up to now: a task management function has to find what
+    /// was sent before it.
+    ///
+    /// - Returns: `false` if some had to stay in their rings.
+    private func takeCommands() -> Bool {
+        for index in 0..<polledCount {
+            unsafe polled[index]._withUnsafeGuaranteedRef { queue in
+                guard queue.index >= Self.firstRequestQueue, !queue.isBroken else { return }
+                // No more than the ring's length can have been available.
+                _ = take(queue, atMost: queue.ring.size)
+            }
+        }
+        let isStalled = (0..<polledCount).contains {
+            unsafe polled[$0]._withUnsafeGuaranteedRef { $0.isStalled && $0.ring.hasAvailable }
+        }
+        guard !isStalled, resubmitting.isEmpty else { return false }
+        return lanes?.forEach({ $0.takeCommands() }).allSatisfy(\.self) ?? true
     }
 
     /// Takes a queue out of service because the driver broke the rules.
@@ -440,27 +651,28 @@ final class VirtioSCSIDevice {
 
     /// Hands a command to its target.
     @inline(__always)
-    private func command(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
-        guard let response = unsafe slot.pointee.takeResponse(sizes.response) else { return .header }
+    private func command(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> ChainOutcome {
+        guard let response = unsafe slot.pointee.takeResponse(sizes.response) else { return .broken(.header) }
         statistics.commands += 1
         return unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSISizes.requestCapacity, alignment: 8) { whole in
             let header = unsafe UnsafeMutableRawBufferPointer(rebasing: whole[..<sizes.requestHeader])
             guard unsafe slot.pointee.takeHeader(header) else {
                 unsafe refuse(queue, slot, response, .failure)
-                return nil
+                return .done
             }
             let lun = unsafe VirtioSCSILUN(bytes: UInt64(bigEndian: header.loadUnaligned(as: UInt64.self)))
             guard let target = unsafe target(lun) else {
-                unsafe refuse(queue, slot, response, .badTarget)
-                return nil
+                unsafe refuse(queue, slot, response, missing(lun))
+                return .done
             }
             // INOUT is not offered: a command moves data one way (5.6.6.1).
             if unsafe slot.pointee.readableLength > 0 && slot.pointee.writableLength > 0 {
                 unsafe refuse(queue, slot, response, .failure)
-                return nil
+                return .done
             }
             let head = unsafe Int(slot.pointee.number)
             unsafe queue.responses[head] = response
+            unsafe queue.targetNumbers[head] = target.pointee.number
             let task = queue.pool[head]
             unsafe VirtioSCSICommandHeader.fill(
                 &task.command, from: UnsafeRawBufferPointer(header), cdbSize: sizes.cdb)
@@ -471,10 +683,21 @@ final class VirtioSCSIDevice {
             unsafe task.command.data_in = slot.pointee.writable
             unsafe task.command.data_in_count = UInt32(slot.pointee.writableCount)
             unsafe task.command.data_in_length = slot.pointee.writableLength
-            unsafe target.pointee.target._withUnsafeGuaranteedRef {
-                unsafe $0.receive(task, nexus: target.pointee.nexus)
-            }
-            return nil
+            guard let nexus = unsafe target.pointee.nexus else { return unsafe send(task, to: target, from: queue) }
+            unsafe target.pointee.target._withUnsafeGuaranteedRef { $0.receive(task, nexus: nexus) }
+            return .done
+        }
+    }
+
+    /// Hands a command over to the thread of its target.
+    private func send(
+        _ task: TaskHandle, to target: UnsafeMutablePointer<DeviceTarget>, from queue: DeviceQueue
+    ) -> ChainOutcome {
+        unsafe target.pointee.link!._withUnsafeGuaranteedRef { link in
+            let isSent = unsafe target.pointee.linkedNexus!._withUnsafeGuaranteedRef { link.send(task, nexus: $0) }
+            queue.isStalled = false
+            if !isSent { statistics.commands -= 1 }
+            return isSent ? .done : .later
         }
     }
 
@@ -485,6 +708,11 @@ final class VirtioSCSIDevice {
         guard lun.isReportLUNsWellKnown else { return nil }
         for number in 0..<256 { if let target = unsafe targets[number] { return unsafe target } }
         return nil
+    }
+
+    /// What is said of a LUN for which there is no nexus.
+    private func missing(_ lun: VirtioSCSILUN) -> VirtioSCSIResponse {
+        lun.target.map { withoutNexus.contains($0) } ?? false ? .nexusFailure : .badTarget
     }
 
     /// Answers a command that no target saw.
@@ -520,7 +748,9 @@ final class VirtioSCSIDevice {
             let pieces = unsafe queue.responses[head].unsafelyUnwrapped
             let residual = UInt32(clamping: task.response.data_in_residual &+ task.response.data_out_residual)
             let (status, qualifier) = (task.response.status, task.response.status_qualifier)
-            let code = VirtioSCSIResponse(task.response.service_response)
+            var code = VirtioSCSIResponse(task.response.service_response)
+            // It was not a function that ended it: the target was taken away.
+            if code == .aborted, unsafe targets[Int(queue.targetNumbers[head])] == nil { code = .transportFailure }
             if status == SCSIStatus.checkCondition.rawValue, code == .ok {
                 pieces.writeCommand(
                     task, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
@@ -557,9 +787,11 @@ final class VirtioSCSIDevice {
     // MARK: Control queue
 
     /// Carries a request of the control queue out (5.6.6.2).
-    private func control(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
+    private func control(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> ChainOutcome {
         var type: UInt32 = 0
-        guard unsafe withUnsafeMutableBytes(of: &type, { unsafe slot.pointee.takeHeader($0) }) else { return .header }
+        guard unsafe withUnsafeMutableBytes(of: &type, { unsafe slot.pointee.takeHeader($0) }) else {
+            return .broken(.header)
+        }
         switch Int32(bitPattern: UInt32(littleEndian: type)) {
         case VIRTIO_SCSI_T_TMF: return unsafe taskManagement(queue, slot)
         case VIRTIO_SCSI_T_AN_QUERY:
@@ -569,12 +801,13 @@ final class VirtioSCSIDevice {
         default:
             // Nothing says how its response looks: the buffer goes back without one.
             unsafe queue.ring.pushUsed(slot, length: 0)
-            return nil
+            return .done
         }
     }
 
-    private func taskManagement(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> VirtqueueFault? {
-        guard let response = unsafe slot.pointee.takeResponse(1) else { return .header }
+    private func taskManagement(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> ChainOutcome {
+        guard let response = unsafe slot.pointee.takeResponse(1) else { return .broken(.header) }
+        guard takeCommands() else { return .later }
         unsafe queue.responses[Int(slot.pointee.number)] = response
         statistics.taskManagementFunctions += 1
         var request = scsi_task_management_request()
@@ -592,7 +825,7 @@ final class VirtioSCSIDevice {
                 unsafe $0.storeBytes(of: lun.samField.bigEndian, as: UInt64.self)
             }
             unsafe entry = unsafe target(lun)
-            if unsafe entry == nil { answer = .badTarget }
+            if unsafe entry == nil { answer = missing(lun) }
             guard let function = VirtioSCSIResponse.function(subtype: subtype) else {
                 return answer = .functionRejected
             }
@@ -603,18 +836,22 @@ final class VirtioSCSIDevice {
         } else {
             let entry = unsafe entry!
             unsafe queue.functions[Int(slot.pointee.number)] = entry
-            unsafe entry.pointee.target._withUnsafeGuaranteedRef {
-                unsafe $0.receive(request, nexus: entry.pointee.nexus)
+            if let nexus = unsafe entry.pointee.nexus {
+                unsafe entry.pointee.target._withUnsafeGuaranteedRef { $0.receive(request, nexus: nexus) }
+            } else if unsafe !entry.pointee.link!._withUnsafeGuaranteedRef({ link in
+                unsafe entry.pointee.linkedNexus!._withUnsafeGuaranteedRef { link.send(request, nexus: $0) }
+            }) {
+                unsafe finishControl(slot, [VirtioSCSIResponse.busy.rawValue])
             }
         }
-        return nil
+        return .done
     }
 
     /// AN_QUERY and AN_SUBSCRIBE (5.6.6.2): which of the events asked for a logical unit reports, and from now on does.
     private func asynchronousNotification(
         _ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>, isSubscription: Bool
-    ) -> VirtqueueFault? {
-        guard let response = unsafe slot.pointee.takeResponse(5) else { return .header }
+    ) -> ChainOutcome {
+        guard let response = unsafe slot.pointee.takeResponse(5) else { return .broken(.header) }
         unsafe queue.responses[Int(slot.pointee.number)] = response
         unsafe withUnsafeTemporaryAllocation(byteCount: VirtioSCSILayout.asynchronousNotificationRest, alignment: 8) {
             rest in
@@ -627,21 +864,22 @@ final class VirtioSCSIDevice {
             }
             unsafe finishControl(slot, VhostUserMessage.bytes(granted) + [code.rawValue])
         }
-        return nil
+        return .done
     }
 
     private func subscribe(
         _ lun: VirtioSCSILUN, _ requested: UInt32, isSubscription: Bool
     ) -> (VirtioSCSIResponse, UInt32) {
-        guard let entry = unsafe target(lun), let number = lun.target else { return (.badTarget, 0) }
+        guard let entry = unsafe target(lun), let number = lun.target else { return (missing(lun), 0) }
         // Both ways to write a LUN name one unit; its events carry the one that REPORT LUNS has.
-        let unit = unsafe entry.pointee.target._withUnsafeGuaranteedRef { target in
-            target.logicalUnits.first { LUN.parse(lun.samField) == .unit($0.lun) }
+        let target = unsafe entry.pointee.target.takeUnretainedValue()
+        let unit = onOwner(of: target) {
+            target.logicalUnits.first { LUN.parse(lun.samField) == .unit($0.lun) }?.lun
         }
         guard let unit else { return (.incorrectLUN, 0) }
         let granted = requested & AsynchronousEvent.supported
         guard isSubscription else { return (.ok, granted) }
-        let address = VirtioSCSILUN.bytes(target: number, samField: unit.lun.field)
+        let address = VirtioSCSILUN.bytes(target: number, samField: unit.field)
         guard granted != 0 else {
             subscriptions[address] = nil
             return (.ok, 0)
@@ -756,6 +994,125 @@ final class VirtioSCSIDevice {
             unsafe response.write(UnsafeRawBufferPointer(bytes))
         }
         if isLogging { unsafe note(response, slot) }
+    }
+
+    // MARK: Targets of other reactors
+
+    /// Runs a function on the thread that owns a target.
+    private func onOwner<Result>(of target: TargetDevice, _ body: @escaping () -> Result) -> Result {
+        guard let lanes, let shardReactor else { return body() }
+        return shardReactor.call(lanes.owner(of: target), body)
+    }
+
+    /// Establishes the nexus of a target through links, from this thread and from those of the other queues.
+    private func connectLinked(_ target: TargetDevice, _ number: UInt8) {
+        guard let lanes, let shardReactor else { preconditionFailure("a link from a device that is not spread") }
+        let owner = lanes.owner(of: target)
+        let link = shardReactor.link(to: owner)
+        let linked = LinkedTarget(home: LaneHome(self, reactor: reactor, number: 0), owner: owner)
+        linked.links = [link] + lanes.links(to: owner)
+        let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
+        unsafe entry.initialize(
+            to: DeviceTarget(
+                target: Unmanaged.passUnretained(target), nexus: nil, number: number,
+                device: Unmanaged.passUnretained(self), link: Unmanaged.passUnretained(link)))
+        let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
+        let name = initiatorPort
+        let nexus = shardReactor.call(owner) {
+            owner.establishNexus(
+                initiatorPort: name, target: target, port: port, events: link, whenGone: { linked.isGone(at: $0) })
+        }
+        guard let nexus else {
+            withoutNexus.insert(number)
+            lanes.forEach { $0.setWithoutNexus(number, true) }
+            return unsafe entry.deallocate()
+        }
+        linked.nexus = nexus
+        unsafe entry.pointee.linkedNexus = unsafe Unmanaged.passUnretained(nexus)
+        unsafe targets[Int(number)] = entry
+        targetObjects[number] = target
+        linkedTargets[number] = linked
+        use(link)
+        lanes.addTarget(number, target, nexus, linked.links)
+    }
+
+    /// Adds a target to the device of another thread's queues.
+    func addLaneTarget(_ number: UInt8, _ target: TargetDevice, _ nexus: LinkedNexus, through link: ShardLink) {
+        let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
+        unsafe entry.initialize(
+            to: DeviceTarget(
+                target: Unmanaged.passUnretained(target), nexus: nil, number: number,
+                device: Unmanaged.passUnretained(self), link: Unmanaged.passUnretained(link),
+                linkedNexus: Unmanaged.passUnretained(nexus)))
+        unsafe targets[Int(number)] = entry
+        targetObjects[number] = target
+        use(link)
+    }
+
+    /// Says of a target that has no entry whether it is one without room for a nexus.
+    func setWithoutNexus(_ number: UInt8, _ isWithout: Bool) {
+        if isWithout { withoutNexus.insert(number) } else { withoutNexus.remove(number) }
+    }
+
+    /// Takes a target away from the device of another thread's queues. Nothing is sent to it any more.
+    func dropLaneTarget(_ number: UInt8) {
+        targetObjects[number] = nil
+        // Nobody has its address: it is no port's context.
+        unsafe targets[Int(number)]?.deallocate()
+        unsafe targets[Int(number)] = nil
+    }
+
+    private func use(_ link: ShardLink) {
+        if !linksInUse.contains(where: { $0 === link }) { linksInUse.append(link) }
+    }
+
+    /// I_T nexus loss of a target that is reached through links. Nothing is sent to it any more.
+    private func loseLinked(_ number: UInt8, leaving entry: UnsafeMutablePointer<DeviceTarget>?) {
+        guard let shardReactor, let linked = linkedTargets.removeValue(forKey: number) else { return }
+        unsafe linked.leaving = entry
+        endings.append(linked)
+        shardReactor.call(linked.owner) { linked.owner.loseNexus(linked.nexus) }
+    }
+
+    /// Nothing of a lost nexus is left, on any thread.
+    func ended(_ linked: LinkedTarget) {
+        endings.removeAll { $0 === linked }
+        linked.nexus = nil
+        unsafe linked.unused?.deallocate()
+        if let entry = unsafe linked.leaving { unsafe leaving.append(entry) }
+        abandonFunctions()
+        waitsForDrain = true
+    }
+
+    // MARK: The queues of other reactors
+
+    /// Runs a function with the device that serves a queue, on its thread.
+    func with<Result>(_ index: Int, _ body: @escaping (VirtioSCSIDevice) -> Result) -> Result {
+        guard let lanes else { return body(self) }
+        return lanes.with(index, body) ?? body(self)
+    }
+
+    /// A queue was put into service by whoever serves it.
+    func started(_ index: Int) { lanes?.started(index) }
+
+    /// Whether a queue is in service, wherever.
+    func isInService(_ index: Int) -> Bool { lanes?.isInService(index) ?? (running[index] != nil) }
+
+    /// What the device has done, on all threads.
+    var totalStatistics: VirtioFrontStatistics {
+        lanes?.forEach { $0.statistics }.reduce(statistics) { $0.adding($1) } ?? statistics
+    }
+
+    /// Of a lane that takes nothing more: whether nothing is in flight; if it is, the home thread is told of the end.
+    func isLaneIdle() -> Bool {
+        laneDrainTold = requestsInFlight == 0
+        return laneDrainTold
+    }
+
+    /// Has the home thread notify the guest where there is no call descriptor, or nobody.
+    func setLaneNotifications(_ isOn: Bool) {
+        guard let laneHome, isOn else { return onNotification = nil }
+        onNotification = { index in laneHome.tell { $0.onNotification?(index) } }
     }
 
     // MARK: The port seam

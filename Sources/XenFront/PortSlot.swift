@@ -36,6 +36,8 @@ struct PortSlot {
     var dataLength: Int = 0
     /// The run of staging memory, or -1.
     var staging: Int32 = -1
+    /// Of a request that waits for staging memory: until when, in the reactor's nanoseconds; 0: not set yet.
+    var deadline: UInt64 = 0
     /// Bytes of the staging memory that go to the guest.
     var copyBack: Int = 0
     /// The nexus of a command in the core's hands; `nil` once it is lost.
@@ -69,6 +71,13 @@ extension UnsafeMutablePointer where Pointee == PortSlot {
     /// Channel, target and logical unit.
     @inline(__always)
     var address: UInt64 { unsafe VirtualDevice.key(channel: channel, target: target, lun: lun) }
+
+    /// `timeout_per_command`, or what stands for 0.
+    @inline(__always)
+    var timeoutSeconds: UInt32 {
+        let seconds = unsafe UInt32(pointee.request.timeout_per_command)
+        return seconds == 0 ? VSCSIIFLimits.defaultTimeout : seconds
+    }
 
     /// Whether it asks for ABORT or RESET.
     @inline(__always)

@@ -41,6 +41,8 @@ final class VhostServer {
     private var devices: [VirtualDevice: Destination] = [:]
     private var source: WorkSourceToken?
     private var descriptor: DescriptorToken?
+    /// Set while requests wait for staging memory.
+    private var timer: TimerToken?
     private var whenIdle: [(condition: () -> Bool, action: () -> Void)] = []
     private var faultReported = false
 
@@ -216,8 +218,20 @@ final class VhostServer {
 
     @inline(__always)
     private func flush() {
+        if port.isShortOfMemory && timer == nil { expireWaiting() }
         port.flush()
         if !whenIdle.isEmpty { checkIdle() }
+    }
+
+    /// Ends what has waited too long for staging memory, and looks again when the next one will have.
+    private func expireWaiting() {
+        timer = nil
+        guard let time = port.expireWaiting(now: worker.reactor.now) else { return }
+        timer = unsafe worker.reactor.setTimer(
+            at: time,
+            { context in
+                unsafe Unmanaged<VhostServer>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.expireWaiting() }
+            }, Unmanaged.passUnretained(self).toOpaque())
     }
 
     private func reportFault() {
@@ -262,7 +276,8 @@ final class VhostServer {
         if keepingRecord { port.stop() }
         if let source { worker.reactor.remove(source) }
         if let descriptor { worker.reactor.unwatch(descriptor) }
-        (source, descriptor) = (nil, nil)
+        if let timer { worker.reactor.cancel(timer) }
+        (source, descriptor, timer) = (nil, nil, nil)
         port.disconnect()
         channel.close()
         unsafe worker.grants.unmap(page)

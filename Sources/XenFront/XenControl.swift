@@ -13,6 +13,8 @@ protocol XenbusExecutor: AnyObject {
     func forgotten(_ vhost: VhostIdentifier)
     /// Something that an operator wants to know.
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool)
+    /// Whether another back end of this domain, the kernel's own, has taken the vhost.
+    func isTakenByKernel(_ vhost: VhostIdentifier) -> Bool
 }
 
 /// Follows `backend/vscsi` of a domain.
@@ -23,9 +25,13 @@ final class XenControl {
         var nodes = VhostNodes()
         /// The front end's directory that is watched.
         var watched: String?
+        /// Its nodes were lost with a xenstored that died: what is mapped goes on, until there are nodes again.
+        var orphaned = false
+        /// It is the kernel's own back end's.
+        var takenByKernel = false
     }
 
-    private let store: any XenStore
+    private var store: any XenStore
     private unowned let executor: any XenbusExecutor
     private let root: String
     private var vhosts: [VhostIdentifier: Vhost] = [:]
@@ -47,6 +53,24 @@ final class XenControl {
         try store.watch(root, token: Self.backendToken)
         // Domains that come and go; only a privileged domain is told.
         try? store.watch("@releaseDomain", token: Self.domainToken)
+    }
+
+    /// Goes on with another connection, because the one before has ended. Vhosts whose nodes are not there any more are
+    /// those of a xenstored that came back empty, not of guests that are gone: they keep their rings.
+    func reconnect(_ store: any XenStore) throws(XenStoreError) {
+        self.store = store
+        for vhost in vhosts.keys.sorted() {
+            vhosts[vhost]!.watched = nil
+            let known = try store.exists(vhosts[vhost]!.paths.backend + "/state", .none)
+            if !known && !vhosts[vhost]!.orphaned {
+                vhosts[vhost]!.orphaned = true
+                executor.log(
+                    vhost, "its nodes were lost with xenstored; its disks go on; attach it anew to change them",
+                    isError: true)
+            }
+        }
+        dirty.formUnion(vhosts.keys)
+        try start()
     }
 
     /// What is known of each vhost, in order.
@@ -154,11 +178,15 @@ final class XenControl {
     ///
     /// - Returns: Whether there may be another.
     private func step(_ vhost: VhostIdentifier) throws(XenStoreError) -> Bool {
-        guard let entry = vhosts[vhost] else { return false }
+        guard let entry = vhosts[vhost], !isForeign(vhost) else { return false }
         let transaction = try store.begin()
         var committed = false
         defer { if !committed { store.abandon(transaction) } }
         let nodes = try VhostReader.read(entry.paths, from: store, transaction)
+        if entry.orphaned {
+            if nodes.backendState == nil { return false }
+            vhosts[vhost]!.orphaned = false
+        }
         // A copy: what is decided counts only if it could be written.
         var machine = entry.machine
         let step = machine.reconcile(nodes)
@@ -177,6 +205,18 @@ final class XenControl {
         vhosts[vhost]!.nodes = nodes
         try watchFrontend(vhost)
         return did(step, vhost, nodes)
+    }
+
+    /// Whether a vhost that we do not serve is served by the kernel's own back end, which binds every device there is.
+    private func isForeign(_ vhost: VhostIdentifier) -> Bool {
+        let taken = vhosts[vhost]!.machine.link == .down && executor.isTakenByKernel(vhost)
+        if taken && !vhosts[vhost]!.takenByKernel {
+            executor.log(
+                vhost, "is served by the kernel's driver xen-scsiback; unload that, and attach the vhost anew",
+                isError: true)
+        }
+        vhosts[vhost]!.takenByKernel = taken
+        return taken
     }
 
     private func did(_ step: XenbusStep, _ vhost: VhostIdentifier, _ nodes: VhostNodes) -> Bool {

@@ -176,6 +176,7 @@ public final class XenFront: @unchecked Sendable {
         guard runs else { return answer(Status(waitsFor: "its end")) }
         post { [self] control in
             guard let control else { return answer(Status(waitsFor: waitsFor ?? "xenstored")) }
+            let missing = store == nil ? waitsFor ?? "xenstored" : nil
             let vhosts = control.status.map { vhost, machine, nodes in
                 VhostStatus(
                     domain: vhost.domain, number: vhost.number, reactor: executor.place(of: vhost),
@@ -184,22 +185,23 @@ public final class XenFront: @unchecked Sendable {
                     devices: nodes.devices.map { ($0.name, $0.physicalDevice, $0.virtualDevice, "\($0.state)") },
                     fault: machine.fault)
             }
-            Self.addStatistics(vhosts, executor.workers.withLock { $0 }[...], answer)
+            let status = Status(waitsFor: missing, vhosts: vhosts)
+            Self.addStatistics(status, executor.workers.withLock { $0 }[...], answer)
         }
     }
 
     /// Asks one reactor after the other.
     private static func addStatistics(
-        _ vhosts: [VhostStatus], _ workers: ArraySlice<XenWorker>, _ answer: @escaping @Sendable (Status) -> Void
+        _ status: Status, _ workers: ArraySlice<XenWorker>, _ answer: @escaping @Sendable (Status) -> Void
     ) {
-        guard let worker = workers.first else { return answer(Status(vhosts: vhosts)) }
+        guard let worker = workers.first else { return answer(status) }
         worker.post { worker in
-            var vhosts = vhosts
-            for index in vhosts.indices {
-                let vhost = VhostIdentifier(domain: vhosts[index].domain, number: vhosts[index].number)
-                if let statistics = worker.statistics(of: vhost) { vhosts[index].statistics = statistics }
+            var status = status
+            for (index, entry) in status.vhosts.enumerated() {
+                let vhost = VhostIdentifier(domain: entry.domain, number: entry.number)
+                if let statistics = worker.statistics(of: vhost) { status.vhosts[index].statistics = statistics }
             }
-            addStatistics(vhosts, workers.dropFirst(), answer)
+            addStatistics(status, workers.dropFirst(), answer)
         }
     }
 
@@ -223,22 +225,30 @@ public final class XenFront: @unchecked Sendable {
         unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
         while true {
             if case .stopping(let done) = lifecycle.withLock({ $0 }) { return end(done) }
-            if control == nil { connect() }
+            if store == nil { connect() }
             waitForWork()
             let mail = messages.withLock { messages in
                 defer { messages = [] }
                 return messages
             }
             for message in mail { message(control) }
+            guard let store else { continue }
             control?.process()
+            if !store.isAlive { disconnected() }
         }
+    }
+
+    /// xenstored has died. Rings go on without it; for anything else it is waited for.
+    private func disconnected() {
+        store = nil
+        configuration.log(nil, "has lost xenstored; guests keep their disks, and it is looked for again", true)
     }
 
     private func waitForWork() {
         var waited = [pollfd(fd: wakeDescriptor, events: Int16(POLLIN), revents: 0)]
         if let store { waited.append(pollfd(fd: store.descriptor, events: Int16(POLLIN), revents: 0)) }
-        // Without xenstored it is looked for again each second: nothing would tell us that it has come.
-        _ = unsafe poll(&waited, nfds_t(waited.count), control == nil ? 1000 : -1)
+        // Nothing would tell us that xenstored has come, or has gone: its library hides the end of a connection.
+        _ = unsafe poll(&waited, nfds_t(waited.count), store == nil ? 1000 : 5000)
         var count: UInt64 = 0
         _ = unsafe read(wakeDescriptor, &count, 8)
     }
@@ -260,11 +270,17 @@ public final class XenFront: @unchecked Sendable {
     private func connect() {
         do throws(XenStoreError) {
             let store = try XenStoreClient()
-            let control = XenControl(store: store, domain: try store.ownDomain(), executor: executor)
+            let domain = try store.ownDomain()
             if executor.workers.withLock({ $0.isEmpty }) { try makeWorkers() }
             executor.store = store
-            try control.start()
-            (self.store, self.control, waitsFor) = (store, control, nil)
+            if let control {
+                try control.reconnect(store)
+            } else {
+                let control = XenControl(store: store, domain: domain, executor: executor)
+                try control.start()
+                self.control = control
+            }
+            (self.store, waitsFor) = (store, nil)
             configuration.log(nil, "follows xenstore", false)
         } catch {
             guard waitsFor != error.description else { return }
@@ -334,6 +350,10 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     }
 
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
+
+    func isTakenByKernel(_ vhost: VhostIdentifier) -> Bool {
+        unsafe access("/sys/bus/xen-backend/devices/vscsi-\(vhost.domain)-\(vhost.number)/driver", F_OK) == 0
+    }
 
     func forgotten(_ vhost: VhostIdentifier) { places[vhost] = nil }
 
@@ -407,7 +427,9 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
         guard entry.reactor == places[vhost] else {
             return end(
                 vhost,
-                .failed("p-dev \(physical): the target is on another reactor than the vhost's first; use one reactor"))
+                .failed(
+                    "p-dev \(physical): the target is on another reactor than the vhost's first target; "
+                        + "attach it to a vhost of its own, or configure reactors: 1"))
         }
         on(vhost) { [self] worker in
             // It may have been withdrawn meanwhile, and then it may not be touched.

@@ -411,6 +411,33 @@ final class XenPort {
         return any
     }
 
+    /// Whether requests wait for staging memory.
+    var isShortOfMemory: Bool { !waiting.isEmpty }
+
+    /// Answers the requests that have waited for staging memory as long as their time-out allows: the core, which
+    /// watches over a command's time, has never seen them.
+    ///
+    /// - Parameter now: Nanoseconds.
+    /// - Returns: When to look again.
+    func expireWaiting(now: UInt64) -> UInt64? {
+        var earliest: UInt64?
+        var queue = waiting
+        while let index = queue.removeFirst() {
+            let slot = unsafe slots + index
+            if unsafe slot.pointee.deadline == 0 {
+                unsafe slot.pointee.deadline = now + UInt64(slot.timeoutSeconds) * 1_000_000_000
+            }
+            let deadline = unsafe slot.pointee.deadline
+            if deadline <= now {
+                waiting.remove(index)
+                refuse(index, VSCSIIFHost.busBusy)
+            } else {
+                earliest = min(earliest ?? deadline, deadline)
+            }
+        }
+        return earliest
+    }
+
     /// Brings the commands' data in and hands them to the core.
     private func launch(_ ready: inout SlotQueue) {
         var queue = ready
@@ -487,8 +514,7 @@ final class XenPort {
         }
         unsafe command.cdb_length = UInt8(cdbLength)
         unsafe command.attribute = UInt8(SCSI_TASK_ATTRIBUTE_SIMPLE)
-        let seconds = unsafe UInt32(slot.pointee.request.timeout_per_command)
-        unsafe command.timeout_milliseconds = (seconds == 0 ? VSCSIIFLimits.defaultTimeout : seconds) &* 1000
+        unsafe command.timeout_milliseconds = slot.timeoutSeconds &* 1000
         if length > 0 {
             unsafe segments.pointee.iov_base = staging.memory(slot.pointee.staging)
             unsafe segments.pointee.iov_len = length

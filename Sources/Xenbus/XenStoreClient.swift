@@ -60,6 +60,16 @@ package final class XenStoreClient: XenStore {
         return domain
     }
 
+    /// Whether xenstored still answers.
+    package var isAlive: Bool {
+        do throws(XenStoreError) {
+            _ = try read("domid", .none)
+            return true
+        } catch {
+            return false
+        }
+    }
+
     /// Waits for a watch event.
     ///
     /// - Returns: Whether there is one, or the connection has ended.

@@ -151,6 +151,7 @@ struct AddFront: ParsableCommand {
     @Argument(help: "The path of the socket.", completion: .file()) var path: String
     @Option(help: "A target by its virtio-scsi target number, such as 0=naa.60014054ac780582.") var target: [String]
     @Option(help: "Request queues that the guest may use (default: 1).") var queues: UInt64?
+    @Flag(help: "Connect to the socket, where the front-end listens, instead of making it.") var client = false
     @OptionGroup var limits: LimitOptions
     @OptionGroup var common: CommonOptions
 
@@ -165,6 +166,7 @@ struct AddFront: ParsableCommand {
         }
         var body: [String: Field] = ["targets": .object(targets)]
         if let queues { body["queues"] = .number(queues) }
+        if client { body["mode"] = .text("client") }
         if !limits.isEmpty { body["limits"] = .object(limits.body) }
         try common.change("PUT", Path.front(path), body)
     }
@@ -180,9 +182,10 @@ struct RemoveBackstore: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "backstore", abstract: "Take a medium away that no logical unit has.")
     @Argument(help: "Its name.") var name: String
+    @Flag(help: "Take the logical unit that has it away first, and abort its commands in flight.") var force = false
     @OptionGroup var common: CommonOptions
 
-    func run() throws { try common.change("DELETE", Path.backstore(name)) }
+    func run() throws { try common.change("DELETE", Path.backstore(name) + (force ? "?force=true" : "")) }
 }
 
 struct RemoveTarget: ParsableCommand {
@@ -209,9 +212,10 @@ struct RemoveFront: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "front", abstract: "Take a socket away, once the commands of its guest have ended.")
     @Argument(help: "The path of the socket.", completion: .file()) var path: String
+    @Flag(help: "Abort its guest's commands in flight; also of a removal that waits for them.") var force = false
     @OptionGroup var common: CommonOptions
 
-    func run() throws { try common.change("DELETE", Path.front(path)) }
+    func run() throws { try common.change("DELETE", Path.front(path) + (force ? "?force=true" : "")) }
 }
 
 struct Limit: ParsableCommand {

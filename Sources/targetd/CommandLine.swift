@@ -138,6 +138,9 @@ struct DiskOptions: ParsableArguments {
         name: .customLong("vhost-user"), help: "Make this socket, at which a guest attaches.", completion: .file())
     var vhostUser: String?
 
+    @Flag(help: "Connect to the socket of --vhost-user, where a front-end listens, instead of making it.")
+    var client = false
+
     @Option(help: "Use this file descriptor, a socket that listens or is connected, instead of making one.")
     var fd: Int32?
 
@@ -160,6 +163,7 @@ struct DiskOptions: ParsableArguments {
     func strayOption(hasMedium: Bool) -> String? {
         if let size = size.map(Size.format), file == nil { return "--size \(size) goes with --file only." }
         if buffered, ram != nil { return "--buffered goes with --file and --block-device only." }
+        if client, vhostUser == nil { return "--client goes with --vhost-user only." }
         if let queues, !ConfigurationLimits.queues.contains(queues) {
             let range = ConfigurationLimits.queues
             return "--queues must be from \(range.lowerBound) to \(range.upperBound)."

@@ -133,6 +133,19 @@ import Testing
         #expect(refusal(options()) == nil)
     }
 
+    @Test func thoseWhoAgreeToShareAFile() throws {
+        writeFile(directory.path + "/disk", [UInt8](repeating: 3, count: 8192))
+        var shared = options()
+        shared.isShared = true
+        let first = try FileBackstore(shared, reactor: reactor)
+        #expect(refusal(shared) == nil)
+        #expect(refusal(options()) == .locked)
+        try first.close()
+        let alone = try FileBackstore(options(), reactor: reactor)
+        #expect(refusal(shared) == .locked)
+        try alone.close()
+    }
+
     @Test func readersShareAFile() throws {
         writeFile(directory.path + "/disk", [UInt8](repeating: 3, count: 8192))
         var options = options()

@@ -229,22 +229,48 @@ struct StateFileTests {
         #expect(try open().saved == UnitState(name: unit))
     }
 
-    @Test("a damaged file is an error that names the file and what would be lost, at each length")
+    private func content() throws -> [UInt8]? {
+        try StateDirectory(path: scratch.path).read("naa.3001405400000001", limit: 1 << 20)
+    }
+
+    @Test("a damaged file is a loss that names the file and what to do, at each length and each bit; it stays as it is")
     func damaged() throws {
         let bytes = UnitState(name: unit).encoded
-        for length in 0..<bytes.count {
-            put(Array(bytes[..<length]))
-            let error = #expect(throws: StateError.self) { try open() }
-            #expect(error?.path == file)
-            #expect(error?.text.contains("reservations") == true)
+        var all = (0..<bytes.count).map { Array(bytes[..<$0]) } + [Array("#!/bin/sh\n".utf8)]
+        // The version of the format, bytes 8 to 11, is looked at before the checksum: a later one is no loss.
+        for bit in 0..<bytes.count * 8 where !(8..<12).contains(bit / 8) {
+            all.append(bytes)
+            all[all.count - 1][bit / 8] ^= 1 << UInt8(bit % 8)
+        }
+        for damaged in all {
+            put(damaged)
+            let opened = try open()
+            #expect(opened.saved == nil)
+            #expect(opened.loss?.path == file)
+            #expect(opened.loss?.text.contains("REPLACE LOST RESERVATION") == true)
+            #expect(try content() == damaged)
         }
     }
 
-    @Test("the file of another unit, a foreign file, a directory and a link are refused")
+    @Test("a save replaces a damaged file, and the next life of the unit has lost nothing")
+    func lossAndSave() throws {
+        put(Array(UnitState(name: unit).encoded.dropLast()))
+        let reactor = try makeReactor(.automatic)
+        let opened = try StateFile(unit: unit, in: try StateDirectory(path: scratch.path), reactor: reactor)
+        #expect(opened.loss != nil)
+        #expect(save(UnitState(name: unit).encoded, to: opened, on: reactor) == [0])
+        let next = try open()
+        #expect(next.loss == nil)
+        #expect(next.saved == UnitState(name: unit))
+    }
+
+    @Test("the file of another unit or of a later version, a directory and a link are refused")
     func foreign() throws {
         put(UnitState(name: unit + 1).encoded)
         #expect(throws: StateError.self) { try open() }
-        put(Array("#!/bin/sh\n".utf8))
+        var later = UnitState(name: unit).encoded
+        later[11] = 2
+        put(later)
         #expect(throws: StateError.self) { try open() }
         unsafe unlink(file)
         unsafe mkdir(file, 0o700)

@@ -70,20 +70,6 @@ struct PreFetchTests {
     }
 }
 
-@Suite("SYNCHRONIZE CACHE with IMMED")
-struct ImmediateFlushTests {
-    @Test("IMMED does not lose the error of the flush", arguments: [[0x35, 2], [0x91, 2]] as [[UInt8]])
-    func reportsTheError(start: [UInt8]) {
-        let world = TestTarget()
-        let cdb = start + Array(repeating: 0, count: start[0] == 0x35 ? 8 : 14)
-        let tag = world.a.send(cdb)
-        world.backstore.complete(error: 5)
-        #expect(world.a.completions.last { $0.tag == tag }?.summary == "3/0c00")
-        #expect(world.run(cdb).summary == "good")
-        #expect(world.backstore.accepted.map(\.description) == ["flush", "flush"])
-    }
-}
-
 @Suite("GET LBA STATUS")
 struct LBAStatusTests {
     private let block = [UInt8](repeating: 7, count: 512)

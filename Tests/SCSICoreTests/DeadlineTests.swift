@@ -189,6 +189,49 @@ struct DeadlineTests {
         #expect(world.journal.lines == ["A \(tag) reset", "B function 9 functionComplete"])
     }
 
+    @Test("what an ACA condition blocks does not end at its deadline, but at the next look after CLEAR ACA")
+    func blockedByACA() {
+        var failing = CDB.read(.ten, 5000, 1)
+        failing[9] = 0x04
+        let blocked = read(world.b, 1, .ordered)
+        let behind = read(world.b, 2, .ordered)
+        let fault = world.a.send(failing, attribute: .headOfQueue, dataIn: 512)
+        advance(to: 31)
+        #expect(world.journal.lines == ["A \(fault) 5/2100 CDB 2"])
+        #expect(world.backstore.cancellations == 1, "the medium has the first of them already")
+        world.backstore.complete()
+        #expect(world.journal.lines == ["A \(fault) 5/2100 CDB 2"])
+        #expect(world.shard.nextDeadline == 32 * Self.second)
+        world.a.manage(.clearACA, cookie: 9)
+        advance(to: 32)
+        world.backstore.completeAll()
+        #expect(
+            world.journal.lines == [
+                "A \(fault) 5/2100 CDB 2", "B \(blocked) b/0801", "A function 9 functionComplete",
+                "B \(behind) b/0801",
+            ])
+        #expect(world.unit.statistics.expired == 2)
+    }
+
+    @Test("of two commands that wait too long, the first establishes an ACA condition, and the other stays blocked")
+    func deadlineEstablishesACA() {
+        let stuck = read(world.a, 1, timeoutMilliseconds: 1_000_000)
+        var second = CDB.read(.ten, 1, 1)
+        second[9] = 0x04
+        let first = world.a.send(second, attribute: .ordered, dataIn: 512)
+        let other = read(world.a, 3, .ordered)
+        advance(to: 30)
+        #expect(world.journal.lines == ["A \(first) b/0801"])
+        world.a.manage(.clearACA, cookie: 9)
+        advance(to: 31)
+        #expect(
+            world.journal.lines == [
+                "A \(first) b/0801", "A function 9 functionComplete", "A \(other) b/0801",
+            ])
+        world.backstore.completeAll()
+        #expect(world.journal.lines.last == "A \(stuck) good")
+    }
+
     @Test("a WRITE past its deadline keeps its blocks from others until the medium lets go of it")
     func extentStaysBlocked() {
         let old = world.a.send(CDB.write(.ten, 1, 1), dataOut: Array(repeating: 1, count: 512))

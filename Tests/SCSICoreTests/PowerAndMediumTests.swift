@@ -265,6 +265,60 @@ struct RemovableMediumTests {
         #expect(world.unit.isRemovalPrevented, "a reset of another nexus")
     }
 
+    @Test("ALLOW makes what is cached stable before the prevention ends, and keeps it if that fails")
+    func allowFlushes() {
+        #expect(world.prevent(true) == "good")
+        let before = world.backstore.accepted.count
+        world.a.send([0x1e, 0, 0, 0, 0, 0])
+        #expect(world.backstore.accepted.count == before + 1)
+        #expect(world.unit.isRemovalPrevented)
+        world.backstore.complete(error: 5)
+        #expect(world.a.completions.last?.summary == "3/0c00")
+        #expect(world.unit.isRemovalPrevented)
+        #expect(world.prevent(false) == "good")
+        #expect(!world.unit.isRemovalPrevented)
+        #expect(world.backstore.accepted.count == before + 2)
+        #expect(world.prevent(false) == "good")
+        #expect(world.backstore.accepted.count == before + 2, "nothing was prevented")
+    }
+
+    /// The service, its SERVICE ACTION RESERVATION KEY, and whose prevention is left of A's, B's and C's.
+    static let preemptions: [(CoreTestSupport.CDB.ReservationService, UInt64, String)] = [
+        (.preempt, 0xb, "ABC"), (.preemptAndAbort, 0xb, "AC"), (.preemptAndAbort, 0xa, "BC"), (.clear, 0, "C"),
+    ]
+
+    @Test(
+        "PREEMPT AND ABORT and CLEAR allow what the nexuses that they unregister have prevented (SBC-5 5.15)",
+        arguments: preemptions)
+    func preventionPreempted(service: CoreTestSupport.CDB.ReservationService, key: UInt64, left: String) {
+        let c = world.addPort("C")
+        world.reserveOut(.register, 0, 0xa)
+        world.reserveOut(.register, 0, 0xb, on: world.b)
+        for port in [world.a, world.b, c] { #expect(world.prevent(true, on: port) == "good") }
+        #expect(world.reserveOut(service, 0xa, key) == "good")
+        let ports: [(String, MockPort)] = [("A", world.a), ("B", world.b), ("C", c)]
+        for (name, port) in ports { #expect(prevention(of: port) == left.contains(name), "\(name)") }
+    }
+
+    /// Whether the nexus of a port prevents the removal.
+    private func prevention(of port: MockPort) -> Bool {
+        let nexuses = (0..<UInt16(Limits.nexusesPerTarget)).filter {
+            world.target.nexusName($0).flatMap(world.target.initiatorPortName) == port.name
+        }
+        #expect(nexuses.count == 1)
+        return nexuses.contains(where: world.unit.prevents)
+    }
+
+    @Test("An operator who clears reservations allows what their nexuses have prevented")
+    func preventionCleared() {
+        world.reserveOut(.register, 0, 0xb, on: world.b)
+        #expect(world.prevent(true, on: world.b) == "good")
+        var ends: [ReservationTransferError?] = []
+        world.unit.clearReservations { ends.append($0) }
+        #expect(ends == [nil])
+        #expect(!world.unit.isRemovalPrevented)
+    }
+
     @Test("The control plane's removal is refused while prevented, tells those who do, and can be forced")
     func removalPrevented() throws {
         #expect(world.prevent(true, on: world.b) == "good")

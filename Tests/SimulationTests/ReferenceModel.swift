@@ -93,6 +93,8 @@ struct ModelTask {
     var hasNACA = false
     /// MODE SELECT, START STOP UNIT: decides what later commands may do.
     var changesUnit = false
+    /// COMPARE AND WRITE, ORWRITE, WRITE ATOMIC: nothing else touches its blocks meanwhile.
+    var isWhole = false
     var isEnabled = false
     /// Enabled, and kept from ending (or, before it could begin, from beginning) by an ACA condition.
     var isParked = false
@@ -104,6 +106,9 @@ struct ModelTask {
     var modePage: (code: UInt8, bytes: [UInt8])?
     /// How it ended, while an ACA condition keeps it from saying so.
     var held: String?
+    /// When it arrived, in nanoseconds, and whether its deadline had passed when somebody looked.
+    var arrival: UInt64 = 0
+    var isLate = false
 }
 
 /// One logical unit.
@@ -133,8 +138,8 @@ struct ModelUnit {
             $0.attribute == .headOfQueue && $0.id != task.id && areOfOneSet($0.nexus, task.nexus)
         }
         switch task.attribute {
-        case .headOfQueue: return mistake != .headOfQueueWaits || older.isEmpty
-        case .aca: return true
+        case .headOfQueue: return (mistake != .headOfQueueWaits || older.isEmpty) && !interrupts(task)
+        case .aca: return !interrupts(task)
         case .ordered: return (older.isEmpty || mistake == .orderedOvertaken) && !headOfQueue && !meetsOtherSet(task)
         case .simple:
             if headOfQueue, mistake != .simpleBesideHeadOfQueue { return false }
@@ -142,6 +147,14 @@ struct ModelUnit {
             return mistake == .hazardIgnored
                 || !older.contains { task.access.conflicts(with: $0.access) || isRestricted(task, $0) }
                     && !meetsOtherSet(task)
+        }
+    }
+
+    /// SBC-5, atomic operations: nothing comes between the steps of a command that works on its blocks as one.
+    private func interrupts(_ task: ModelTask) -> Bool {
+        tasks.contains {
+            $0.id != task.id && $0.isEnabled && !$0.isParked && ($0.isWhole || task.isWhole)
+                && task.access.conflicts(with: $0.access)
         }
     }
 

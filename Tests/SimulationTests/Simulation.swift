@@ -14,13 +14,13 @@ struct SimulationFeatures {
     var attributes = true, management = true, nexusLoss = true, resize = true, removal = true
     var errors = true, full = true, ignoresCancel = true, reorder = true, staging = true, anyCDB = true
     var modeSelect = true, startStop = true, reentrant = true, smallTransfers = true, shortBuffers = true
-    var naca = true, taskSets = true
+    var naca = true, taskSets = true, deadlines = true
 
     init(_ random: inout SplitMix64) {
         let paths: [WritableKeyPath<Self, Bool>] = [
             \.attributes, \.management, \.nexusLoss, \.resize, \.removal, \.errors, \.full, \.ignoresCancel, \.reorder,
             \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers, \.naca,
-            \.taskSets,
+            \.taskSets, \.deadlines,
         ]
         for path in paths { self[keyPath: path] = random.chance(1, in: 2) }
     }
@@ -29,7 +29,7 @@ struct SimulationFeatures {
 /// A mistake planted outside of the engine, to show that the simulator finds its like.
 enum PlantedBug: CaseIterable {
     case lostCompletion, doubledCompletion, lostUnitAttention, doubledUnitAttention, earlyAnswer, lostWrite, wrongData
-    case lateTouch, orderedOvertaken, commandPassesACA
+    case lateTouch, orderedOvertaken, commandPassesACA, deadlineForgotten
 }
 
 /// The two kinds of mock transport: what differs between the fronts that there are.
@@ -164,9 +164,9 @@ final class Simulation {
             }
         }
         medium.touchesMemoryLate = planted == .lateTouch
-        let unit = LogicalUnit(
-            configuration: LogicalUnitConfiguration(name: 0x3000_0000_0000_0002, serial: "S"), backstore: medium.handle,
-            shard: shard)
+        var configuration = LogicalUnitConfiguration(name: 0x3000_0000_0000_0002, serial: "S")
+        if features.deadlines { configuration.commandTimeout = random.pick([0, 5, 40]) * 1_000_000_000 }
+        let unit = LogicalUnit(configuration: configuration, backstore: medium.handle, shard: shard)
         media.append(medium)
         let entry = Unit(unit, medium, blocks)
         entry.model.mistake = mistake
@@ -217,7 +217,7 @@ final class Simulation {
     func run(steps: Int = 150) {
         while step < steps, failures.isEmpty {
             step += 1
-            shard.now += 1000
+            shard.now += 1_000_000_000
             act()
             settle()
         }
@@ -306,6 +306,7 @@ final class Simulation {
         case 2 where features.resize && random.chance(1, in: 3): resize()
         case 3 where features.removal && random.chance(1, in: 4): removeOrAdd()
         case 4 where features.full: random.pick(media).capacity = random.pick([0, 1, 2, 5, .max])
+        case 5 where features.deadlines && random.chance(1, in: 2): expire()
         case 5: shard.retryWaiting()
         case 6..<13:
             if let medium = media.filter({ !$0.pending.isEmpty }).randomElement(using: &random) { complete(medium) }
@@ -370,6 +371,8 @@ final class Simulation {
             passesUnitAttention: Self.passing.contains(code), modePage: modePage)
         task.hasNACA = record.cdb.last! & 0x04 != 0
         task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
+        task.isWhole = [0x89, 0x8b, 0x9c].contains(code)
+        task.arrival = shard.now
         if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
             record.refusal = (refusal, task)
             return
@@ -427,8 +430,7 @@ final class Simulation {
         case 20 where features.modeSelect: return modeSelect(entry)
         case 21 where features.startStop: return Command(cdb: CDB.startStopUnit(start: random.chance(3, in: 4)))
         case 22 where features.anyCDB: return anything()
-        // HEAD OF QUEUE does not wait for extents: a command of several steps is whole only without it.
-        case 23 where features.staging && !features.attributes: return lessUsual(entry, address, blocks)
+        case 23 where features.staging: return lessUsual(entry, address, blocks)
         default: return Command(cdb: CDB.testUnitReady)
         }
     }
@@ -620,7 +622,8 @@ final class Simulation {
         }
         let refused = entry.lun == nil && completion.summary == "5/2500"
         syncParked(entry)
-        if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused {
+        let expired = entry.model.tasks[position].isLate && completion.summary == "b/0801"
+        if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused, !expired {
             entry.model.enable(through: record.id)
             if !entry.model.tasks[position].isEnabled {
                 fail("command \(completion.tag) ended \(completion.summary) before it could be enabled")
@@ -639,6 +642,9 @@ final class Simulation {
             if entry.model.control.interlock == 0 { reportedAttention(attention, entry, nexus) }
         } else if completion.summary.hasPrefix("6/") {
             fail("unit attention \(completion.summary) is not pending")
+        }
+        if completion.summary == "b/0801", !expired, !features.errors {
+            fail("command \(completion.tag) ended by a deadline that had not come")
         }
         if let mark = task.mark {
             if completion.summary != mark { fail("an aborted command ended \(completion.summary) and not \(mark)") }
@@ -671,9 +677,13 @@ final class Simulation {
             case "overrun": !record.fits || features.shortBuffers && [0x03, 0xa0].contains(record.cdb[0])
             case "2/0402": features.startStop || features.anyCDB
             case "5/2500": features.removal
+            case "b/0801": features.deadlines || features.errors
             case "5/2400 CDB 4", "5/2400 CDB 7", "5/2400 CDB 6", "5/2400 CDB 10", "5/2400 CDB 12":
                 features.smallTransfers && record.blocks > 4
-            case "e/1d00": [0x2f, 0xaf, 0x8f, 0x89].contains(record.cdb[0])
+            case "e/1d00":
+                // What a HEAD OF QUEUE or ACA command writes may come between WRITE AND VERIFY's write and its check.
+                [0x2f, 0xaf, 0x8f, 0x89].contains(record.cdb[0])
+                    || record.cdb[0] == 0x8e && (features.attributes || features.naca)
             default:
                 summary.hasPrefix("5/2100")
                     ? outside || entry.wasResized : features.errors || entry.wasResized && summary.hasPrefix("3/")
@@ -706,8 +716,11 @@ final class Simulation {
         let reached =
             completion.service != .commandComplete || completion.status == .taskAborted
             || ["3", "4", "b", "7"].contains(completion.summary.prefix(1))
-            // The medium became smaller between the steps of the command.
+            // The medium became smaller, or the unit was removed, between the steps of the command.
             || completion.summary.hasPrefix("5/2100") && record.unit?.wasResized == true
+            || completion.summary == "5/2500" && record.unit != nil
+            // WRITE AND VERIFY has written what it did not find any more.
+            || completion.summary == "e/1d00" && record.cdb[0] == 0x8e
         for write in record.writes {
             write.finish(completion.summary == "good" ? .certain : reached ? .possible : .none, at: step)
         }
@@ -850,6 +863,30 @@ final class Simulation {
             port.connect()
         } else if ports.count < 12 {
             addPort()
+        }
+    }
+
+    /// Lets the deadlines that have come pass: what waits ends at once, save what an ACA condition blocks.
+    private func expire() {
+        note("deadlines pass")
+        var late: Set<Int> = []
+        for entry in units where entry.unit.commandTimeout != 0 {
+            for (index, task) in entry.model.tasks.enumerated() where task.mark == nil && !task.isLate {
+                guard shard.now - task.arrival >= entry.unit.commandTimeout else { continue }
+                entry.model.tasks[index].isLate = true
+                late.insert(task.id)
+            }
+        }
+        isBusy = true
+        if planted != .deadlineForgotten { shard.expireDeadlines() }
+        isBusy = false
+        for entry in units {
+            syncParked(entry)
+            for (index, task) in entry.model.tasks.enumerated() where late.contains(task.id) && task.mark == nil {
+                if ports[task.nexus].task(task.tag)?.state == .transferring { continue }
+                if !entry.model.isBlocked(task) { fail("command \(task.tag) waits, and its deadline has passed") }
+                entry.model.tasks[index].isLate = false
+            }
         }
     }
 

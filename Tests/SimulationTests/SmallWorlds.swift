@@ -95,7 +95,11 @@ final class SmallWorld {
     }
 
     private func begin() {
-        for port in [world.a, world.b] { calm(port) }
+        for port in [world.a, world.b] {
+            calm(port)
+            port.forgetPast()
+        }
+        world.backstore.forgetPast()
         if control != shape.control {
             world.setControlMode(shape.control)
             control = shape.control

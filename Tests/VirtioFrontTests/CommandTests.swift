@@ -283,6 +283,19 @@ import VirtioFront
         world.stop()
     }
 
+    @Test func everyReferenceNumberIsAccepted() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(world)
+        // In order, with a gap, backwards, repeated, and the number that says nothing.
+        for reference: UInt8 in [1, 2, 9, 3, 3, 255, 0, 1] {
+            var command = SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512)
+            command.reference = reference
+            command.priority = reference
+            #expect(try frontEnd.requests.run(command).isGood)
+        }
+    }
+
     @Test func manyCommandsOnSeveralQueuesAreAllAnswered() throws {
         let world = try ServerWorld(requestQueues: 4, pollMicroseconds: 20)
         defer { world.stop() }

@@ -236,6 +236,41 @@ import VirtioFront
         unsafe unlink(path)
     }
 
+    @Test func inClientModeAFrontEndIsServedWheneverItListens() throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        let path = world.socketPath + "4"
+        let server = try world.onReactor {
+            var configuration = VhostUserSCSIServer.Configuration(
+                socketPath: path, targets: [:], initiatorPort: "client")
+            configuration.mode = .client
+            let server = VhostUserSCSIServer(
+                configuration: configuration, reactor: world.reactor, report: { _ in })
+            return Result {
+                try server.start()
+                return server
+            }
+        }.get()
+        #expect(world.sleeps())
+        // Nobody listened until now; then one front-end after another is there, at a socket that is made anew.
+        for _ in 0..<3 {
+            let listener = try listeningSocket(path)
+            let connection = try acceptOne(listener)
+            let message = VhostUserChannel.message(.getFeatures, [])
+            #expect(unsafe Glibc.write(connection, message, message.count) == message.count)
+            var reply = [UInt8](repeating: 0, count: 20)
+            try waitUntilReadable(connection)
+            #expect(unsafe read(connection, &reply, 20) == 20)
+            #expect(world.onReactor { server.isConnected })
+            close(listener)
+            unsafe unlink(path)
+            close(connection)
+        }
+        let signal = ServerWorld.Signal()
+        world.onReactor { server.stop { signal.raise() } }
+        signal.wait()
+    }
+
     @Test func whatIsPassedInAndIsNoSocketIsRefused() throws {
         let world = try ServerWorld()
         defer { world.stop() }
@@ -293,6 +328,20 @@ func mappings(of memory: SharedMemory) throws -> Int {
     }
     unsafe free(line)
     return count
+}
+
+/// Waits until something can be read, or taken, at a descriptor.
+private func waitUntilReadable(_ descriptor: Int32) throws {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    guard unsafe poll(&entry, 1, 30_000) == 1 else { throw InitiatorError.timeout("a descriptor to become readable") }
+}
+
+/// Waits for a connection and takes it.
+private func acceptOne(_ listener: Int32) throws -> Int32 {
+    try waitUntilReadable(listener)
+    let connection = Glibc.accept(listener, nil, nil)
+    guard connection >= 0 else { throw InitiatorError.systemCall("accept", errno: errno) }
+    return connection
 }
 
 /// A socket that listens at a path.

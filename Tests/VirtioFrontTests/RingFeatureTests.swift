@@ -142,7 +142,7 @@ struct RingFeatures: CustomStringConvertible, Sendable {
             let second = frontEnd.requests.submit(command)
             try daemon.waitForHeld(2)
             let abort = frontEnd.control.submitTaskManagement(VIRTIO_SCSI_T_TMF_ABORT_TASK, unit(0), tag: 2)
-            try daemon.eventually("the abort to be there") { $0.servers[0].statistics.taskManagementFunctions == 1 }
+            try daemon.eventually("the abort to be there", onServers: true) { $0.servers[0].statistics.taskManagementFunctions == 1 }
             daemon.release()
             try frontEnd.control.wait(for: abort)
             #expect(abort.written == [0])

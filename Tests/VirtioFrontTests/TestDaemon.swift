@@ -1,4 +1,5 @@
-// TestDaemon: servers on one reactor thread, as the daemon has them, over RAM disks that can be told to hold requests.
+// TestDaemon: servers on a reactor thread, as the daemon has them, over RAM disks that can be told to hold requests, of
+// the same thread or of another.
 //
 // Owns: the thread and everything on it. Called by: the end-to-end tests here. Must not know: what is tested.
 
@@ -11,10 +12,16 @@ import Synchronization
 import VhostUserInitiator
 import VirtioFront
 
-/// What lives on the reactor's thread.
+/// What lives on the reactors' threads.
 final class TestObjects: @unchecked Sendable {
+    /// The reactor of the disks.
     let reactor: Reactor
+    /// The reactor of the servers.
+    let serverReactor: Reactor
     let shard = Shard()
+    private let serverShard = Shard()
+    /// Both, if they are two.
+    let spread: [ShardReactor]?
     /// The disks of logical units 0 and 1 of target 0, each of `TestDaemon.diskSize` bytes.
     var disks: [RAMBackstore] = []
     /// The faults in front of each disk.
@@ -24,10 +31,16 @@ final class TestObjects: @unchecked Sendable {
     /// What the servers reported.
     let events = Mutex<[(server: Int, event: VhostUserSCSIServer.Event)]>([])
 
-    init() throws {
+    init(isSpread: Bool) throws {
         var configuration = Reactor.Configuration()
         configuration.pollMicroseconds = 0
         reactor = try Reactor(configuration)
+        serverReactor = isSpread ? try Reactor(configuration) : reactor
+        spread =
+            isSpread
+            ? [
+                ShardReactor(reactor: serverReactor, shard: serverShard), ShardReactor(reactor: reactor, shard: shard),
+            ] : nil
         target = TargetDevice(name: 0x5000_0000_0000_0001, shard: shard)
         for number in 0..<2 {
             let disk = try RAMBackstore(size: TestDaemon.diskSize, reactor: reactor)
@@ -73,57 +86,74 @@ final class TestDaemon: Sendable {
     /// The paths of the sockets.
     let paths: [String]
     private let objects: TestObjects
-    private let thread: Mutex<pthread_t?>
+    private let threads: Mutex<[pthread_t]>
 
-    init(sockets: Int = 1) throws {
+    /// - Parameter isSpread: Two reactors: the disks belong to one, the servers to the other, and request queues are
+    ///   served by both in turn, the first by that of the servers.
+    init(sockets: Int = 1, isSpread: Bool = false) throws {
         let number = Self.numbers.wrappingAdd(1, ordering: .relaxed).newValue
         paths = (0..<sockets).map { "/tmp/virtio-front-test-\(getpid())-\(number)-\($0).sock" }
-        let objects = try TestObjects()
+        let objects = try TestObjects(isSpread: isSpread)
         self.objects = objects
         for (index, path) in paths.enumerated() {
+            var configuration = VhostUserSCSIServer.Configuration(
+                socketPath: path, requestQueues: Self.requestQueues, targets: [0: objects.target],
+                initiatorPort: "test \(index)")
+            configuration.spread = objects.spread
             let server = VhostUserSCSIServer(
-                configuration: VhostUserSCSIServer.Configuration(
-                    socketPath: path, requestQueues: Self.requestQueues, targets: [0: objects.target],
-                    initiatorPort: "test \(index)"),
-                reactor: objects.reactor,
+                configuration: configuration, reactor: objects.serverReactor,
                 report: { event in objects.events.withLock { $0.append((index, event)) } })
             try server.start()
             objects.servers.append(server)
         }
-        thread = Mutex(nil)
-        thread.withLock { $0 = Self.start(objects) }
+        threads = Mutex([])
+        let reactors = isSpread ? [objects.reactor, objects.serverReactor] : [objects.reactor]
+        threads.withLock { $0 = reactors.map(Self.start) }
     }
 
-    private static func start(_ objects: TestObjects) -> pthread_t {
+    private static func start(_ reactor: Reactor) -> pthread_t {
         var thread = pthread_t()
-        let context = unsafe Unmanaged.passRetained(objects).toOpaque()
+        let context = unsafe Unmanaged.passRetained(reactor).toOpaque()
         let error = unsafe pthread_create(
             &thread, nil,
             { context in
-                let objects = unsafe Unmanaged<TestObjects>.fromOpaque(context!).takeRetainedValue()
+                let reactor = unsafe Unmanaged<Reactor>.fromOpaque(context!).takeRetainedValue()
                 // As in the daemon: a front-end's broken pipe is an error there, and no signal.
                 var all = sigset_t()
                 unsafe sigfillset(&all)
                 unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
-                objects.reactor.run()
+                reactor.run()
                 return nil
             }, context)
         precondition(error == 0, "no thread")
         return thread
     }
 
-    /// Runs `body` on the reactor's thread and returns its result.
+    /// Runs `body` on the thread of the disks and returns its result.
     func perform<Result: Sendable>(_ body: @escaping @Sendable (TestObjects) -> Result) -> Result {
+        perform(on: objects.reactor, body)
+    }
+
+    /// The same on the thread of the servers.
+    func performOnServers<Result: Sendable>(_ body: @escaping @Sendable (TestObjects) -> Result) -> Result {
+        perform(on: objects.serverReactor, body)
+    }
+
+    private func perform<Result: Sendable>(
+        on reactor: Reactor, _ body: @escaping @Sendable (TestObjects) -> Result
+    ) -> Result {
         let done = OneShot<Result>()
         let objects = objects
-        objects.reactor.post { done.set(body(objects)) }
+        reactor.post { done.set(body(objects)) }
         return done.wait()
     }
 
-    /// Waits until a condition on the reactor's thread holds.
-    func eventually(_ what: String, _ condition: @escaping @Sendable (TestObjects) -> Bool) throws(InitiatorError) {
+    /// Waits until a condition on the disks' thread, or the servers', holds.
+    func eventually(
+        _ what: String, onServers: Bool = false, _ condition: @escaping @Sendable (TestObjects) -> Bool
+    ) throws(InitiatorError) {
         let end = time(nil) + 30
-        while !perform(condition) {
+        while !(onServers ? performOnServers(condition) : perform(condition)) {
             guard time(nil) < end else { throw .timeout(what) }
             sched_yield()
         }
@@ -149,7 +179,7 @@ final class TestDaemon: Sendable {
 
     /// Waits until no front-end is connected to a server and nothing that one had sent is in flight.
     func waitForDisconnection(_ index: Int = 0) throws(InitiatorError) {
-        try eventually("the server to see the end of the connection") { !$0.servers[index].isConnected }
+        try eventually("the server to see the end of the connection", onServers: true) { !$0.servers[index].isConnected }
     }
 
     /// The faults that a server reported, and the reasons for which it ended connections.
@@ -171,17 +201,16 @@ final class TestDaemon: Sendable {
         for index in paths.indices {
             let stopped = OneShot<Bool>()
             let objects = objects
-            objects.reactor.post { objects.servers[index].stop { stopped.set(true) } }
+            objects.serverReactor.post { objects.servers[index].stop { stopped.set(true) } }
             _ = stopped.wait()
         }
-        perform { objects in
-            objects.servers = []
-            objects.close()
-        }
+        performOnServers { $0.servers = [] }
+        perform { $0.close() }
+        objects.serverReactor.stop()
         objects.reactor.stop()
-        thread.withLock { thread in
-            if let running = thread { pthread_join(running, nil) }
-            thread = nil
+        threads.withLock { threads in
+            for running in threads { pthread_join(running, nil) }
+            threads = []
         }
     }
 }
@@ -208,8 +237,15 @@ final class OneShot<Value: Sendable>: Sendable {
     }
 }
 
-/// Runs a test with a daemon, which is stopped at its end: that fails if something is left in flight.
+/// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is stopped
+/// at its end: that fails if something is left in flight.
+@discardableResult
 func withDaemon<Result>(sockets: Int = 1, _ body: (TestDaemon) throws -> Result) throws -> Result {
+    let spread = try TestDaemon(sockets: sockets, isSpread: true)
+    do {
+        defer { spread.stop() }
+        _ = try body(spread)
+    }
     let daemon = try TestDaemon(sockets: sockets)
     defer { daemon.stop() }
     return try body(daemon)

@@ -121,7 +121,7 @@ struct PassthroughTests {
 
     @Test(
         "Host codes are passed on; one that guests do not know is ERROR",
-        arguments: [(1, 1), (8, 8), (19, 19), (200, 7)])
+        arguments: (1...20).map { ($0, Int32($0)) } + [(21, 7), (200, 7)])
     func hostCodes(_ code: UInt8, _ expected: Int32) {
         put(1)
         device.end(unsafe device.commands[0].slot, host: code)

@@ -19,7 +19,11 @@ final class ScriptedExecutor: XenbusExecutor {
         pending.append((vhost, effect))
     }
 
+    /// Vhosts that the kernel's own back end serves.
+    var takenByKernel: Set<VhostIdentifier> = []
+
     func forgotten(_ vhost: VhostIdentifier) { forgotten.append(vhost) }
+    func isTakenByKernel(_ vhost: VhostIdentifier) -> Bool { takenByKernel.contains(vhost) }
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { if isError { errors.append(text) } }
 
     /// Processes events and effects until nothing is left.
@@ -210,5 +214,59 @@ struct XenControlTests {
         create(1, 0)
         executor.settle()
         #expect(state(1, 0) == "4")
+    }
+
+    @Test("A vhost that the kernel's own driver serves is left to it, and the operator is told once")
+    func takenByKernel() throws {
+        executor.takenByKernel = [VhostIdentifier(domain: 1, number: 0)]
+        create(1, 0)
+        create(1, 1)
+        try executor.control.start()
+        executor.settle()
+        write(backend(1, 0) + "/vscsi-devs/dev-0/v-dev", "0:0:1:0")
+        executor.settle()
+        #expect(state(1, 0) == "1" && state(1, 1) == "4")
+        #expect(executor.errors.count == 1 && executor.errors[0].contains("xen-scsiback"))
+        executor.takenByKernel = []
+        write(backend(1, 0) + "/state", "1")
+        executor.settle()
+        #expect(state(1, 0) == "4")
+    }
+
+    @Test("A xenstored that comes back with its contents is followed again: what changed meanwhile, and what comes")
+    func reconnect() throws {
+        create(1, 0)
+        create(2, 0)
+        try executor.control.start()
+        executor.settle()
+        let successor = InMemoryXenStore(store.tree)
+        try successor.write(frontend(1, 0) + "/state", "6", .none)
+        try executor.control.reconnect(successor)
+        executor.settle()
+        #expect(successor.tree[backend(1, 0) + "/state"] == "6" && successor.tree[backend(2, 0) + "/state"] == "4")
+        try successor.write(frontend(2, 0) + "/state", "6", .none)
+        executor.settle()
+        #expect(successor.tree[backend(2, 0) + "/state"] == "6")
+        #expect(executor.errors.isEmpty)
+    }
+
+    @Test("A xenstored that comes back empty costs no guest its disk; attached anew, it is served anew")
+    func reconnectToEmptyStore() throws {
+        create(1, 0)
+        try executor.control.start()
+        executor.settle()
+        let successor = InMemoryXenStore()
+        try executor.control.reconnect(successor)
+        executor.settle()
+        #expect(!executor.performed.contains { $0.effect == .disconnect } && executor.forgotten.isEmpty)
+        #expect(executor.errors.count == 1)
+        for (path, value) in store.tree.nodes {
+            try successor.write(path, path == backend(1, 0) + "/state" ? "1" : value, .none)
+        }
+        try successor.write(frontend(1, 0) + "/ring-ref", "99", .none)
+        executor.settle()
+        #expect(successor.tree[backend(1, 0) + "/state"] == "4")
+        #expect(executor.performed.contains { $0.effect == .disconnect })
+        #expect(executor.control.status.first?.machine.link == .up(RingParameters(ringReference: 99, eventChannel: 9)))
     }
 }

@@ -645,6 +645,26 @@ struct XenPortStagingTests {
         #expect(guest.staging.freePages == 128)
     }
 
+    @Test("A request that finds no memory within its time-out is answered with BUS_BUSY; the others wait on")
+    func waitsTooLong() {
+        let (guest, nexus) = pressed()
+        let second: UInt64 = 1_000_000_000
+        let page = guest.grant()
+        guest.put(command(14, direction: 2, segments: [(page, 0, 512)], timeout: 100))
+        guest.turn()
+        #expect(guest.port.expireWaiting(now: second) == 31 * second)
+        #expect(guest.port.expireWaiting(now: 31 * second - 1) == 31 * second)
+        guest.turn()
+        #expect(guest.responses().isEmpty)
+        #expect(guest.port.expireWaiting(now: 31 * second) == 101 * second)
+        guest.turn()
+        let responses = guest.responses()
+        #expect(responses.map(\.rqid) == [UInt16](1..<14))
+        #expect(responses.allSatisfy { $0.rslt == XEN_VSCSIIF_RSLT_HOST_BUS_BUSY << 16 })
+        #expect(guest.port.isShortOfMemory && nexus.tasks.count == 1)
+        guest.port.stop()
+    }
+
     @Test("A command without data does not wait for memory")
     func noData() {
         let (guest, nexus) = pressed()

@@ -33,6 +33,8 @@ private final class SuspiciousExecutor: XenbusExecutor {
 
     init(seed: UInt64) { random = Noise(seed) }
 
+    func isTakenByKernel(_ vhost: VhostIdentifier) -> Bool { false }
+
     func perform(_ effect: XenbusEffect, _ vhost: VhostIdentifier, _ nodes: VhostNodes) {
         performed += 1
         #expect(!pending.contains { $0.vhost == vhost }, "two effects at once")

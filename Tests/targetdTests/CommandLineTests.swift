@@ -161,6 +161,7 @@ import Testing
         ["--ram", "1GiB", "--vhost-user", "s", "--block-size", "520"], ["--config", "a", "--reactors", "0"],
         ["--config", "a", "--io-engine", "uring"], ["--config", "a", "--poll-microseconds", "1000001"],
         ["--config", "a", "--log-level", "loud"], ["--ram", "1GiB", "--vhost-user", "s", "--buffered"], ["--unknown"],
+        ["--ram", "1GiB", "--fd", "3", "--client"], ["--config", "a", "--client"],
     ])
     func wrongCommandLineIsRefusedWithTheUsage(arguments: [String]) throws {
         let result = try RunningDaemon(arguments).finish()

@@ -28,6 +28,9 @@ private struct Client {
     let number: Int
     let control: ControlClient
     let socket: String
+    /// The file of the medium that is one, and its size.
+    let file: String
+    var fileSize: UInt64 = 1 << 20
     var generator: Generator
     var backstores: [String: BackstoreConfiguration] = [:]
     var target: TargetConfiguration?
@@ -36,31 +39,56 @@ private struct Client {
     var name: NAAName { NAAName(0x6000_0000_0000_1000 + UInt64(number)) }
     private var path: String { "/v1/targets/\(name)" }
 
+    /// Medium 4 is a file, the others are memory.
+    private var fileMedium: String { "c\(number)-4" }
+
+    private func isUsed(_ medium: String) -> Bool {
+        target?.logicalUnits.values.contains { $0.backstore == medium } ?? false
+    }
+
+    private var frontPath: String { "/v1/fronts/" + socket.replacing("/", with: "%2F") }
+    private var force: String { "?force=true" }
+
     private func send(_ method: String, _ path: String, _ body: String? = nil) throws -> Int {
         try control.exchange(method, path, body: body.map { Data($0.utf8) }).status
     }
 
     /// One operation. `false`: the answer is not the one that the model demands.
     mutating func step() throws -> Bool {
-        let medium = "c\(number)-\(Int.random(in: 0..<4, using: &generator))"
+        let medium = "c\(number)-\(Int.random(in: 0..<5, using: &generator))"
         let lun = Int.random(in: 0..<3, using: &generator)
         let unit = "\(path)/luns/\(lun)"
         let settings = target?.logicalUnits[lun]
-        let isUsed = target?.logicalUnits.values.contains { $0.backstore == medium } ?? false
-        switch Int.random(in: 0..<13, using: &generator) {
-        case 0, 1:
-            let status = try send("PUT", "/v1/backstores/\(medium)", #"{"type": "ram", "size": "1MiB"}"#)
-            backstores[medium] = BackstoreConfiguration(medium: .ram(size: 1 << 20))
-            return status == 200
-        case 2:
-            let status = try send("DELETE", "/v1/backstores/\(medium)")
-            if isUsed { return status == 409 }
-            return status == (backstores.removeValue(forKey: medium) == nil ? 404 : 200)
+        let isForced = Bool.random(using: &generator)
+        switch Int.random(in: 0..<20, using: &generator) {
+        case 0, 1, 2: return try putMedium(medium)
         case 3:
+            let status = try send("DELETE", "/v1/backstores/\(medium)" + (isForced ? force : ""))
+            if isUsed(medium), !isForced { return status == 409 }
+            for (lun, unit) in target?.logicalUnits ?? [:] where unit.backstore == medium {
+                target!.logicalUnits[lun] = nil
+            }
+            return status == (backstores.removeValue(forKey: medium) == nil ? 404 : 200)
+        case 13: return try resize()
+        case 14:
+            let status = try send("POST", unit + "/freeze")
+            return try status == send("POST", unit + "/thaw") && status == (settings == nil ? 404 : 200)
+        case 15: return try send("DELETE", unit + "/reservations") == (settings == nil ? 404 : 200)
+        case 16:
+            let rate = Int.random(in: 100..<10_000, using: &generator)
+            front?.limits.operationsPerSecond = UInt64(rate)
+            return try send("PUT", frontPath + "/limits", #"{"iops": \#(rate)}"#) == (front == nil ? 404 : 200)
+        case 17 where Int.random(in: 0..<4, using: &generator) == 0:
+            let status = try send("DELETE", path + (isForced ? force : ""))
+            if front != nil, !isForced { return status == 409 }
+            let wasThere = target != nil
+            (target, front) = (nil, nil)
+            return status == (wasThere ? 200 : 404)
+        case 4, 17:
             if target != nil { return true }
             target = TargetConfiguration()
             return try send("PUT", path, "{}") == 200
-        case 4, 5, 6:
+        case 5, 6, 18, 19:
             guard let before = target else { return try send("PUT", unit, #"{"backstore": "x"}"#) == 404 }
             let status = try send("PUT", unit, #"{"backstore": "\#(medium)"}"#)
             var others = before
@@ -71,8 +99,7 @@ private struct Client {
             target!.logicalUnits[lun] = LogicalUnitSettings(backstore: medium)
             return status == 200
         case 7:
-            let force = Bool.random(using: &generator) ? "?force=true" : ""
-            let status = try send("DELETE", unit + force)
+            let status = try send("DELETE", unit + (isForced ? force : ""))
             target?.logicalUnits[lun] = nil
             return status == (settings == nil ? 404 : 200)
         case 8:
@@ -88,10 +115,10 @@ private struct Client {
         case 10:
             guard front == nil else {
                 front = nil
-                return try send("DELETE", "/v1/fronts/" + socket.replacing("/", with: "%2F")) == 200
+                return try send("DELETE", frontPath + (isForced ? force : "")) == 200
             }
             let body = #"{"targets": {"0": "\#(name)"}}"#
-            let status = try send("PUT", "/v1/fronts/" + socket.replacing("/", with: "%2F"), body)
+            let status = try send("PUT", frontPath, body)
             guard target != nil else { return status == 422 }
             front = VhostUserFrontConfiguration(socket: socket, targets: [0: name])
             return status == 200
@@ -102,6 +129,27 @@ private struct Client {
             let status = try send("PUT", unit + "/trace", #"{"entries": 16}"#)
             return status == (settings == nil ? 404 : 200)
         }
+    }
+
+    private mutating func putMedium(_ medium: String) throws -> Bool {
+        let isFile = medium == fileMedium
+        let configuration = BackstoreConfiguration(
+            medium: isFile ? .file(path: file, size: fileSize, buffered: true) : .ram(size: 1 << 20))
+        let body =
+            isFile
+            ? #"{"type": "file", "path": "\#(file)", "size": \#(fileSize), "buffered": true}"#
+            : #"{"type": "ram", "size": "1MiB"}"#
+        backstores[medium] = configuration
+        return try send("PUT", "/v1/backstores/\(medium)", body) == 200
+    }
+
+    private mutating func resize() throws -> Bool {
+        let status = try send("POST", "/v1/backstores/\(fileMedium)/resize", #"{"size": \#(fileSize + 4096)}"#)
+        guard backstores[fileMedium] != nil else { return status == 404 }
+        guard isUsed(fileMedium) else { return status == 409 }
+        fileSize += 4096
+        backstores[fileMedium]!.medium = .file(path: file, size: fileSize, buffered: true)
+        return status == 200
     }
 }
 
@@ -145,6 +193,34 @@ private struct Client {
         }
     }
 
+    /// Looks at everything that can be looked at, until told to end. What changes meanwhile is whole all the same.
+    private static func look(_ control: ControlClient, until ended: @escaping @Sendable () -> Bool) {
+        let paths = ["status", "statistics", "tasks", "nexuses", "reservations", "operations"].map { "/v1/" + $0 }
+        while !ended() {
+            for path in paths + ["/metrics"] {
+                #expect((try? control.exchange("GET", path))?.status == 200, "\(path)")
+            }
+            // What is saved at any moment is a configuration without errors, if by now perhaps not the one that runs.
+            let saved = try? control.exchange("GET", "/v1/configuration").body
+            let answer = try? control.exchange("PUT", "/v1/configuration?dry-run=true", body: saved)
+            #expect(
+                answer?.status == 200 || answer?.status == 409,
+                "\(answer.map { String(decoding: $0.body, as: UTF8.self) } ?? "")")
+        }
+    }
+
+    /// Follows the events until the daemon ends; `false` if one is missing.
+    private static func follow(_ control: ControlClient, _ count: Counter) {
+        var last: UInt64?
+        _ = try? control.follow("/v1/events") { line in
+            let event = try JSON.decode(EventReport.self, from: Data(line.utf8))
+            #expect(last == nil || event.sequence == last! + 1)
+            last = event.sequence
+            count.add()
+            return true
+        }
+    }
+
     @Test(arguments: [UInt64(1), 2])
     func allThatWasAnsweredIsThereAtTheEnd(seed: UInt64) async throws {
         let daemon = try RunningDaemon(["--config", folder.write("f.yaml", yaml)])
@@ -152,15 +228,19 @@ private struct Client {
         let control = ControlClient(socket: folder("c"))
         let ended = Flag()
         let sockets = (0...Self.clients).map { folder("\($0)") }
+        let files = (0...Self.clients).map { folder("file\($0)") }
         let users = sockets.map { path in
             Thread { Self.useSocket(path) { ended.isSet } }
         }
-        for user in users { user.start() }
+        let events = Counter()
+        let listener = Thread { Self.follow(control, events) }
+        let observer = Thread { Self.look(control) { ended.isSet } }
+        for thread in users + [listener, observer] { thread.start() }
         let clients = try await withThrowingTaskGroup(of: Client.self) { group in
             for number in 1...Self.clients {
                 group.addTask {
                     var client = Client(
-                        number: number, control: control, socket: sockets[number],
+                        number: number, control: control, socket: sockets[number], file: files[number],
                         generator: Generator(state: seed &* 1000 &+ UInt64(number)))
                     for step in 0..<Self.operations {
                         let isRight = try client.step()
@@ -192,8 +272,10 @@ private struct Client {
         }
         #expect(Set(units) == Set(expected))
         ended.set()
-        for user in users { while !user.isFinished { usleep(1000) } }
+        for thread in users + [observer] { while !thread.isFinished { usleep(1000) } }
         daemon.signal(SIGTERM)
+        while !listener.isFinished { usleep(1000) }
+        #expect(events.value > 0)
         let result = daemon.finish()
         #expect(result.status == 0, "\(result.errors.suffix(2000))")
         #expect(!result.errors.contains("Sanitizer"), "\(result.errors.suffix(4000))")
@@ -208,4 +290,14 @@ private final class Flag: @unchecked Sendable {
     var isSet: Bool { lock.withLock { value } }
 
     func set() { lock.withLock { value = true } }
+}
+
+/// A number that threads share.
+private final class Counter: @unchecked Sendable {
+    private let lock = NSLock()
+    private var count = 0
+
+    var value: Int { lock.withLock { count } }
+
+    func add() { lock.withLock { count += 1 } }
 }

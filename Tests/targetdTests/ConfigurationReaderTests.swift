@@ -85,7 +85,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "buffered: true", "bufered: true",
-        "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: type, block-size, read-only, path, size, buffered"
+        "f.yaml:7: error: backstores.root.bufered: is not a key of type file here: did you mean buffered? allowed: type, block-size, read-only, path, size, buffered, shared"
     ),
     (
         "size: 1GiB", "size: 1GiB, path: /x",
@@ -101,7 +101,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, queues, targets, limits"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, limits, spread, config-space, ring-reset"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -394,6 +394,18 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
             ])
         #expect(read.configuration == expected)
         #expect(problems(goodConfiguration) == [])
+    }
+
+    @Test func whatASocketOffersAndWhoMakesItIsRead() {
+        let read = ConfigurationReader.read(
+            goodConfiguration.replacing("queues: 4", with: "mode: client, spread: true, config-space: true, ring-reset: true"),
+            name: "f.yaml")
+        #expect(read.problems.isEmpty)
+        let front = read.configuration.vhostUserFronts.first
+        #expect(front?.mode == .client)
+        #expect(front?.isSpread == true)
+        #expect(front?.offersConfigurationSpace == true)
+        #expect(front?.offersRingReset == true)
     }
 
     @Test(arguments: ["127.0.0.1:9464", "[::1]:1", "0.0.0.0:65535"])

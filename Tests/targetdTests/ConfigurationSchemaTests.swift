@@ -54,6 +54,7 @@ import Testing
         (nil, "io-engine", "io-engine: x"), (nil, "log-level", "log-level: x"),
         ("ram", "block-size", "backstores: { a: { type: ram, size: 1MiB, block-size: x } }"),
         ("lun", "on-error", "targets: { naa.6000000000000001: { luns: { 0: { backstore: a, on-error: x } } } }"),
+        ("front", "mode", "vhost-user-scsi: [ { socket: /a, targets: {}, mode: x } ]"),
         ("xen", "enabled", "xen: { enabled: x }"),
     ])
     func wordsAreThoseOfTheReader(name: String?, key: String, yaml: String) throws {

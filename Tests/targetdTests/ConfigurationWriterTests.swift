@@ -119,6 +119,7 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         configuration.backstores[name] = BackstoreConfiguration(
             medium: medium, blockSize: [nil, 512, 4096].randomElement(using: &generator)!,
             readOnly: .random(using: &generator))
+        if case .file = medium { configuration.backstores[name]!.isShared = .random(using: &generator) }
         var unit = LogicalUnitSettings(backstore: name, readOnly: .random(using: &generator))
         if Bool.random(using: &generator) { unit.name = NAAName(0x3000_0000_0000_0000 + UInt64(index)) }
         if Bool.random(using: &generator) { unit.serial = "S\(index)" }
@@ -139,7 +140,10 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         configuration.vhostUserFronts.append(
             VhostUserFrontConfiguration(
                 socket: "/run/s\(index)", queues: .random(in: 1...8, using: &generator),
-                targets: [.random(in: 0...255, using: &generator): target]))
+                targets: [.random(in: 0...255, using: &generator): target],
+                mode: VhostUserFrontConfiguration.Mode.allCases.randomElement(using: &generator)!,
+                isSpread: .random(using: &generator),
+                offersConfigurationSpace: .random(using: &generator), offersRingReset: .random(using: &generator)))
     }
     return configuration
 }

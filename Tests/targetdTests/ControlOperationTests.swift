@@ -196,6 +196,61 @@ import VhostUserInitiator
         }
     }
 
+    /// Freezes the unit with a command of the guest in it.
+    private func freezeWithCommand(_ guest: VhostUserFrontEnd) throws {
+        #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood)
+        _ = try changes("POST", unit + "/freeze")
+        _ = guest.queues[2].submit(read())
+        while try get("/v1/tasks", [TaskReport].self).isEmpty {}
+    }
+
+    private var firstSocket: String { "/v1/fronts/" + folder("1").replacing("/", with: "%2F") }
+
+    @Test func forceTakesASocketAwayWithCommandsThatCannotEnd() throws {
+        try serve { _ throws in
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            try freezeWithCommand(guest)
+            #expect(try changes("DELETE", firstSocket + "?force=true") == ["- vhost-user-scsi \(folder("1"))"])
+            #expect(try get("/v1/tasks", [TaskReport].self) == [])
+            #expect(try get(unit, LogicalUnitStatus.self).aborted == 1)
+            #expect(try get(unit, LogicalUnitStatus.self).frozen)
+        }
+    }
+
+    @Test func removalThatWaitsCanBeForcedOrWhatItWaitsForBeThawed() throws {
+        for force in [true, false] {
+            try serve { _ throws in
+                let guest = try VhostUserFrontEnd.started(path: folder("1"))
+                try freezeWithCommand(guest)
+                let answer = Later { [firstSocket, client] in try client.exchange("DELETE", firstSocket).status }
+                func running() throws -> Bool {
+                    try get("/v1/operations", [OperationStatus].self).contains {
+                        $0.state == "running" && $0.what.hasPrefix("remove front")
+                    }
+                }
+                while try !running() {}
+                if force {
+                    #expect(try changes("DELETE", firstSocket + "?force=true") == [])
+                } else {
+                    #expect(try changes("POST", unit + "/thaw").count == 1)
+                }
+                #expect(try answer.value == 200)
+                #expect(try get(unit, LogicalUnitStatus.self).aborted == (force ? 1 : 0))
+                #expect(try get("/v1/fronts", [FrontStatus].self).isEmpty)
+            }
+        }
+    }
+
+    @Test func forceTakesAMediumAwayWithItsUnit() throws {
+        try serve { _ throws in
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood)
+            #expect(
+                try changes("DELETE", "/v1/backstores/a?force=true") == ["- target \(target) LUN 0", "- backstore a"])
+            #expect(try guest.queues[2].runPastUnitAttentions(read()).additionalSense == 0x2500)
+        }
+    }
+
     @Test func mediumOfARemovableUnitComesAndGoes() throws {
         try serve { _ throws in
             _ = try changes("PUT", "/v1/backstores/b", #"{"type": "ram", "size": "2MiB"}"#)
@@ -269,7 +324,8 @@ import VhostUserInitiator
         ("PUT", "/v1/backstores/../b", #"{"type": "ram", "size": "1MiB"}"#, 404),
         ("PUT", "/v1/backstores/b", #"{"type": "file", "path": "../../etc/passwd"}"#, 422),
         ("PUT", "/v1/backstores/a", #"{"type": "ram", "size": "2MiB"}"#, 409),
-        ("DELETE", "/v1/backstores/b", "", 404), ("DELETE", "/v1/backstores/b?force=true", "", 400),
+        ("DELETE", "/v1/backstores/b", "", 404), ("DELETE", "/v1/backstores/b?force=true", "", 404),
+        ("DELETE", "/v1/backstores/a?colour=true", "", 400),
         ("PUT", "/v1/targets/naa.1", "{}", 404), ("PUT", "/v1/targets/naa.6000000000000009", #"{"lun": {}}"#, 422),
         ("PUT", "/v1/targets/naa.6000000000000001/luns/01", #"{"backstore": "a"}"#, 404),
         ("PUT", "/v1/targets/naa.6000000000000001/luns/16384", #"{"backstore": "a"}"#, 404),
@@ -292,7 +348,8 @@ import VhostUserInitiator
         ("PUT", "/v1/fronts/%2Ftmp%2Fx", #"{"socket": "/tmp/y", "targets": {"0": "naa.6000000000000001"}}"#, 400),
         ("PUT", "/v1/fronts/%2Ftmp%2Fx", #"{"targets": {"0": "naa.6000000000000007"}}"#, 422),
         ("PUT", "/v1/fronts/%2Fdev%2Fnull", #"{"targets": {"0": "naa.6000000000000001"}}"#, 422),
-        ("DELETE", "/v1/fronts/%2Ftmp%2Fx", "", 404), ("GET", "/v1/events?follow=true", "", 400),
+        ("DELETE", "/v1/fronts/%2Ftmp%2Fx", "", 404),
+        ("DELETE", "/v1/fronts/%2Ftmp%2Fx?force=true", "", 404), ("GET", "/v1/events?follow=true", "", 400),
     ])
     func wrongRequestChangesNothing(method: String, path: String, body: String, status: Int) throws {
         try serve { _ throws in
@@ -400,5 +457,26 @@ import VhostUserInitiator
         #expect(result.status == 0)
         let lines = result.errors.split(separator: "\n").count { $0.contains("guest") || $0.contains("front-end") }
         #expect(lines > 0 && lines < 60, "\(lines) lines: \(result.errors)")
+    }
+}
+
+/// What a thread of its own returns.
+private final class Later: @unchecked Sendable {
+    private let done = DispatchSemaphore(value: 0)
+    private var result: Result<Int, any Error>?
+
+    init(_ body: @escaping @Sendable () throws -> Int) {
+        Thread {
+            self.result = Result { try body() }
+            self.done.signal()
+        }.start()
+    }
+
+    /// Waits for it.
+    var value: Int {
+        get throws {
+            done.wait()
+            return try result!.get()
+        }
     }
 }

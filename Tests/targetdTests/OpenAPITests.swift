@@ -103,6 +103,9 @@ import Yams
         ),
         ("TraceReport", TraceReport(target: "", lun: 0, capacity: 0, entries: [])),
         ("TraceCommand", traceCommand(sense: "")),
+        ("ReservationReport", reservations(type: "", by: "")),
+        ("RegistrantReport", registrant("")),
+        ("ReservationState", ReservationState(name: "", state: "")),
         ("OperationStatus", operation(message: "")),
         ("EventReport", EventReport(sequence: 0, time: 0, kind: "", subject: "", text: "")),
         ("ChangeReport", ChangeReport(changes: [], warnings: [])),
@@ -115,6 +118,15 @@ import Yams
         TraceCommand(
             sequence: 0, initiator: "", tag: 0, cdb: "", attribute: "", ageNanoseconds: 0, latencyNanoseconds: 0,
             status: "", sense: sense, bytes: 0)
+    }
+
+    private static func reservations(type: String?, by initiator: String?) -> ReservationReport {
+        ReservationReport(
+            target: "", lun: 0, type: type, generation: 0, persists: false, registrants: [], reservedBy: initiator)
+    }
+
+    private static func registrant(_ initiator: String?) -> RegistrantReport {
+        RegistrantReport(initiator: initiator, port: "", targetPort: 0, key: "", holds: false)
     }
 
     private static func operation(message: String?) -> OperationStatus {
@@ -148,6 +160,8 @@ import Yams
                     target: "", lun: 0, initiator: "", tag: 0, cdb: "", attribute: "", state: "", waitsFor: nil,
                     aborted: false, ageNanoseconds: 0)),
             "TraceCommand": JSON.encode(Self.traceCommand(sense: nil)),
+            "ReservationReport": JSON.encode(Self.reservations(type: nil, by: nil)),
+            "RegistrantReport": JSON.encode(Self.registrant(nil)),
             "OperationStatus": JSON.encode(Self.operation(message: nil)),
             "EventReport": JSON.encode(EventReport(sequence: 0, time: 0, kind: "", subject: nil, text: "")),
             "LogicalUnitStatus": JSON.encode(

@@ -52,6 +52,14 @@ import Testing
         #expect(placement.targets == [name(1): 0, name(0): 1])
     }
 
+    @Test func aSocketThatIsSpreadBindsNothing() {
+        var configuration = configuration(reactors: 2, targets: 4, sockets: [[0, 1], [2, 3]])
+        configuration.vhostUserFronts[0].isSpread = true
+        let placement = Placement(configuration)
+        #expect(placement.sockets == ["/s0": 0, "/s1": 1])
+        #expect(placement.targets == [name(0): 0, name(1): 1, name(2): 1, name(3): 1])
+    }
+
     @Test func oneReactorHasAll() {
         let placement = Placement(configuration(reactors: 1, targets: 5, sockets: [[0], [1], [2]]))
         #expect(Set(placement.sockets.values) == [0])

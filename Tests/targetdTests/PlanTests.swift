@@ -211,6 +211,11 @@ import Testing
         #expect(plan.changes == [.removeSocket("/2"), .addSocket("/2")])
     }
 
+    @Test func aSocketThatIsMadeByTheOtherSideIsReplaced() {
+        let plan = plan { $0.vhostUserFronts[1].mode = .client }
+        #expect(plan.changes == [.removeSocket("/2"), .addSocket("/2")])
+    }
+
     @Test func orderOfTheSocketsDoesNotMatter() {
         let plan = plan { $0.vhostUserFronts.reverse() }
         #expect(plan.changes == [])

@@ -119,6 +119,11 @@ import Testing
                 """)
     }
 
+    @Test func inClientModeQEMUIsToListen() {
+        let front = VhostUserFrontConfiguration(socket: "/run/vm1.sock", mode: .client)
+        #expect(QEMUArguments.lines(for: front, index: 0).contains("id=targetd0,path=/run/vm1.sock,server=on"))
+    }
+
     @Test func pathIsWrittenForTheShellAndForQEMU() {
         let front = VhostUserFrontConfiguration(socket: "/run/it's, a vm.sock")
         #expect(QEMUArguments.lines(for: front, index: 0).contains("path='/run/it'\\''s,, a vm.sock'"))

@@ -99,14 +99,56 @@ import VhostUserInitiator
         #expect(end.additionalSense == 0x2600)
     }
 
-    @Test func damagedStateKeepsTargetdFromStarting() throws {
+    @Test func damagedStateIsServedOnlyToWhoReplacesTheReservations() throws {
         try FileManager.default.createDirectory(atPath: folder("state"), withIntermediateDirectories: false)
         let file = try folder.write("state/naa.3000000000000abc", "SCSIUNIT and then nonsense, as after a bad disk")
-        let end = try start().finish()
+        let read = SCSICommand(.flat(target: 0, lun: 0), [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], dataIn: 512)
+        do {
+            let daemon = try start()
+            try #require(daemon.waitUntilReady())
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(read).additionalSense == 0x4401)
+            #expect(try guest.queues[2].runPastUnitAttentions(register(7)).additionalSense == 0x4401)
+            #expect(try String(contentsOfFile: file, encoding: .utf8).hasPrefix("SCSIUNIT"))
+            daemon.signal(SIGTERM)
+            let end = daemon.finish()
+            #expect(end.status == 0)
+            #expect(end.errors.contains("\(file): the state is damaged"))
+        }
+        let daemon = try start()
+        try #require(daemon.waitUntilReady())
+        let guest = try VhostUserFrontEnd.started(path: folder("1"))
+        #expect(try guest.queues[2].runPastUnitAttentions(read).additionalSense == 0x4401)
+        var list = [UInt8](repeating: 0, count: 24)
+        list[15] = 9
+        list[20] = 0x01
+        let replace = SCSICommand(
+            .flat(target: 0, lun: 0), [0x5f, 0x08, 0x03, 0, 0, 0, 0, 0, 24, 0], dataOut: list)
+        #expect(try guest.queues[2].runPastUnitAttentions(replace).isGood)
+        #expect(try guest.queues[2].runPastUnitAttentions(read).isGood)
+        daemon.signal(SIGKILL)
+        #expect(daemon.finish().status == -SIGKILL)
+        let next = try start()
+        try #require(next.waitUntilReady())
+        #expect(try keys(VhostUserFrontEnd.started(path: folder("1"))) == [9])
+    }
+
+    @Test func theStateOfAnotherUnitKeepsTargetdFromStarting() throws {
+        do {
+            let daemon = try start()
+            try #require(daemon.waitUntilReady())
+            let guest = try VhostUserFrontEnd.started(path: folder("1"))
+            #expect(try guest.queues[2].runPastUnitAttentions(register(7)).isGood)
+            daemon.signal(SIGTERM)
+            #expect(daemon.finish().status == 0)
+        }
+        let file = folder("state/naa.3000000000000abd")
+        try FileManager.default.moveItem(atPath: folder("state/naa.3000000000000abc"), toPath: file)
+        let text = configuration(stateDirectory: folder("state")).replacing("abc }", with: "abd }")
+        let end = try targetd("--config", try folder.write("other.yaml", text))
         #expect(end.status == ExitStatus.startFailed.rawValue)
         #expect(end.errors.contains("LUN 0 of naa.6000000000000001: \(file): "))
-        #expect(end.errors.contains("move it away"))
-        #expect(try String(contentsOfFile: file, encoding: .utf8).hasPrefix("SCSIUNIT"))
+        #expect(end.errors.contains("move the file away"))
     }
 
     @Test func aDirectoryServesOneTargetd() throws {

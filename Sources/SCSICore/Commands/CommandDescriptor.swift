@@ -79,12 +79,16 @@ struct CommandFlags: OptionSet {
     /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
     static let allowedUnderReserve = Self(rawValue: 1 << 10)
 
+    /// Carried out although the persistent reservations of the unit are lost: REPLACE LOST RESERVATION, and the commands
+    /// of SPC-4 5.13.5.2.
+    static let passesLostReservations = Self(rawValue: 1 << 11)
+
     /// Reads and writes its blocks as one: not even HEAD OF QUEUE comes in between (SBC-4: COMPARE AND WRITE, ORWRITE,
     /// atomic writes).
     static let uninterrupted = Self(rawValue: 1 << 12)
 
     /// A command that the table does not have is refused for that, and not for a reservation.
-    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve]
+    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations]
 }
 
 /// What a unit must be able to do, mostly by its backstore, for a row to be in its table.

@@ -147,13 +147,13 @@ final class CommandTable {
         //     Usage data by byte (SPC-6 6.35.2)
         row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],        // REQUEST SENSE
+        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // REQUEST SENSE
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
         row(0x08, nil, .read, .six, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(6)
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],             // INQUIRY
+        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
         row(0x15, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
@@ -165,10 +165,10 @@ final class CommandTable {
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
             without: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve],        // START STOP UNIT
+        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
         row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive],        // RECEIVE DIAGNOSTIC RESULTS
@@ -194,17 +194,17 @@ final class CommandTable {
             usage: [0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x3b, 0x02, .writeBufferData, .none, .none, [],                                           // WRITE BUFFER: data
+        row(0x3b, 0x02, .writeBufferData, .none, .none, [.passesLostReservations],                                           // WRITE BUFFER: data
             usage: [0x3b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [],                                           // WRITE BUFFER: echo buffer
+        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [.passesLostReservations],                                           // WRITE BUFFER: echo buffer
             usage: [0x3b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): data
+        row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(10): data
             usage: [0x3c, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(10): descriptor
+        row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(10): descriptor
             usage: [0x3c, 0x03, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(10): echo buffer
+        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(10): echo buffer
             usage: [0x3c, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(10): echo buffer descriptor
+        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                  // READ BUFFER(10): echo buffer descriptor
             usage: [0x3c, 0x0b, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
@@ -218,7 +218,7 @@ final class CommandTable {
             usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4c, nil, .logSelect, .none, .none, [],                                                  // LOG SELECT
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve],                                                   // LOG SENSE
+        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x55, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
@@ -254,6 +254,8 @@ final class CommandTable {
             usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
             usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
+            usage: [0x5f, 0x08, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium, .uninterrupted],     // COMPARE AND WRITE
@@ -276,13 +278,13 @@ final class CommandTable {
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(16)
             usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9b, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): data
+        row(0x9b, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(16): data
             usage: [0x9b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                      // READ BUFFER(16): descriptor
+        row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(16): descriptor
             usage: [0x9b, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive],                                            // READ BUFFER(16): echo buffer
+        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(16): echo buffer
             usage: [0x9b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive],                                  // READ BUFFER(16): echo buffer descriptor
+        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                  // READ BUFFER(16): echo buffer descriptor
             usage: [0x9b, 0x0b, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium, .uninterrupted], requires: .atomicWrite, // WRITE ATOMIC(16)
             usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
@@ -290,11 +292,11 @@ final class CommandTable {
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                                  // GET LBA STATUS(16)
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve],          // REPORT LUNS
+        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny, .allowedUnderReserve], requires: .savesState, // REPORT IDENTIFYING INFORMATION
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // REPORT TARGET PORT GROUPS
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations], // REPORT TARGET PORT GROUPS
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),

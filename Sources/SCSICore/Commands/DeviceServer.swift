@@ -61,7 +61,7 @@ enum DeviceServer {
         case .orWrite: SBC.orWrite(task, row.extent, on: unit)
         case .readDefectData10: SBC.readDefectData10(task, cdb, on: unit)
         case .readDefectData12: SBC.readDefectData12(task, cdb, on: unit)
-        case .synchronizeCache: SBC.synchronizeCache(task, row.extent, on: unit)
+        case .synchronizeCache: SBC.synchronizeCache(task, cdb, row.extent, on: unit)
         case .writeSame: SBC.writeSame(task, cdb, row.extent, on: unit)
         case .unmap: SBC.unmap(task, cdb, on: unit)
         case .preFetch: SBC.preFetch(task, cdb, row.extent, on: unit)
@@ -96,6 +96,8 @@ enum DeviceServer {
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
+        case .synchronizeCache: SBC.synchronized(task, on: unit)
+        case .preventAllowMediumRemoval: SBC.allowAfterFlush(task, on: unit)
         case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
         case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
@@ -105,9 +107,9 @@ enum DeviceServer {
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
             .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .preventAllowMediumRemoval, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
             .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
-            .readCapacity16, .synchronizeCache, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
+            .readCapacity16, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
             .release:
             preconditionFailure("a command without steps")
         }

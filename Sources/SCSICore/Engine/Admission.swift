@@ -7,6 +7,8 @@ enum AdmissionVerdict {
     case admitted
     /// A pending unit attention condition, which is reported and cleared.
     case unitAttention(UnitAttention)
+    /// The deferred error that the nexus is to be told.
+    case deferredError
     /// CHECK CONDITION with this.
     case refused(SenseData)
     /// RESERVATION CONFLICT.
@@ -24,8 +26,8 @@ struct AdmissionState {
 
 enum Admission {
     /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then
-    /// reservation conflicts, then the other unit attention conditions, then everything else: readiness, write
-    /// protection.
+    /// reservation conflicts, then the other unit attention conditions, then everything else: deferred errors,
+    /// readiness, write protection.
     ///
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
     @inline(__always)
@@ -40,7 +42,8 @@ enum Admission {
         if !flags.contains(.passesUnitAttention), let condition = state.pending.first {
             return .unitAttention(condition)
         }
-        if state.readiness != .ready, flags.contains(.needsMedium) { return .refused(state.readiness.sense) }
+        if !flags.contains(.passesUnitAttention), state.pending.hasDeferredError { return .deferredError }
+        if state.readiness != .ready, !state.readiness.admits(flags) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))
         }

@@ -38,19 +38,28 @@ enum BackstoreError {
     static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
         let operation = unsafe Int(task.request.pointee.operation)
         let reading = [SCSI_BACKSTORE_READ, SCSI_BACKSTORE_PREFETCH, SCSI_BACKSTORE_EXTENTS].contains(operation)
+        if let sense = common(error) { return sense }
+        let offset = unsafe task.request.pointee.error_offset
+        return SenseData(
+            .mediumError, reading ? .unrecoveredReadError : .writeError,
+            information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
+    }
+
+    /// The same for a flush that no task has.
+    static func senseOfFlush(_ error: Int32) -> SenseData { common(error) ?? SenseData(.mediumError, .writeError) }
+
+    /// What an error means whatever the request was; `nil`: the medium could not do it.
+    private static func common(_ error: Int32) -> SenseData? {
         // swift-format-ignore
         switch error {
-        case Errno.enospc, Errno.edquot: return SenseData(.dataProtect,    .spaceAllocationFailedWriteProtect)
-        case Errno.erofs:                return SenseData(.dataProtect,    .writeProtected)
-        case Errno.enomedium:            return SenseData(.notReady,       .mediumNotPresent)
-        case Errno.ecanceled:            return SenseData(.abortedCommand, .noAdditionalSense)
-        case Errno.etimedout:            return SenseData(.abortedCommand, .logicalUnitCommunicationTimeOut)
-        case Errno.eremoteio:            return SenseData(.hardwareError,  .logicalUnitCommunicationFailure)
-        case Errno.enomem:               return SenseData(.abortedCommand, .insufficientResources)
-        default:
-            let offset = unsafe task.request.pointee.error_offset
-            return SenseData(.mediumError, reading ? .unrecoveredReadError : .writeError,
-                             information: offset == .max ? nil : medium.address(of: ByteOffset(offset)).value)
+        case Errno.enospc, Errno.edquot: SenseData(.dataProtect,    .spaceAllocationFailedWriteProtect)
+        case Errno.erofs:                SenseData(.dataProtect,    .writeProtected)
+        case Errno.enomedium:            SenseData(.notReady,       .mediumNotPresent)
+        case Errno.ecanceled:            SenseData(.abortedCommand, .noAdditionalSense)
+        case Errno.etimedout:            SenseData(.abortedCommand, .logicalUnitCommunicationTimeOut)
+        case Errno.eremoteio:            SenseData(.hardwareError,  .logicalUnitCommunicationFailure)
+        case Errno.enomem:               SenseData(.abortedCommand, .insufficientResources)
+        default:                         nil
         }
     }
 }

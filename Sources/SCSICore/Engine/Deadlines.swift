@@ -99,7 +99,7 @@ extension LogicalUnit {
     }
 
     /// Ends what is too late: a task that waits at once, one that the backstore has when the backstore lets go of it,
-    /// for which it is asked.
+    /// for which it is asked. What an ACA condition blocks is left until the initiator has cleared that.
     func expireDeadlines() {
         let now = shard.clock
         guard unsafe deadlines.pointee.earliest <= now else { return }
@@ -108,21 +108,48 @@ extension LogicalUnit {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             cursor = task.next
-            guard !task.hasExpired, task.disposition == .none,
-                let deadline = task.deadline(commandTimeout: commandTimeout)
-            else { continue }
-            guard deadline <= now else {
+            guard let deadline = openDeadline(of: task) else { continue }
+            if deadline > now {
                 earliest = min(earliest, deadline)
-                continue
+            } else if task.state == .dormant || task.state == .blocked {
+                waits = true
+            } else {
+                expire(task)
+                if task.state == .transferring { unsafe backstore.cancel(unsafe task.request) }
             }
-            task.hasExpired = true
-            unsafe counters.pointee.expired += 1
-            if task.state == .transferring { unsafe backstore.cancel(unsafe task.request) } else { waits = true }
         }
         unsafe deadlines.pointee.earliest = earliest
-        let nextRetry = retryFailed()
+        let nextRetry = min(retryFailed(), retryFlush())
         unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, nextRetry)
-        if waits { endDormant(.failed(.commandTimeout)) { $0.hasExpired } }
+        if waits { expireWaiting(now) }
+    }
+
+    /// Ends the waiting tasks whose deadline has come. One of them may establish an ACA condition, which blocks the
+    /// others (SAM-6 5.9.2: a blocked command does not end).
+    private func expireWaiting(_ now: UInt64) {
+        endDormant(.failed(.commandTimeout)) { task in
+            guard let deadline = openDeadline(of: task), deadline <= now, unsafe !tasks.pointee.isBlocked(task) else {
+                return false
+            }
+            expire(task)
+            return true
+        }
+        if unsafe tasks.pointee.faulted != 0 {
+            unsafe deadlines.pointee.earliest = min(deadlines.pointee.earliest, now &+ Self.blockedLookInterval)
+        }
+    }
+
+    /// How long a blocked task that is late is left alone before the next look: nanoseconds.
+    private static var blockedLookInterval: UInt64 { 1_000_000_000 }
+
+    private func expire(_ task: TaskHandle) {
+        task.hasExpired = true
+        unsafe counters.pointee.expired += 1
+    }
+
+    /// The deadline of a task of which it is not decided yet how it ends.
+    private func openDeadline(of task: TaskHandle) -> UInt64? {
+        task.hasExpired || task.disposition != .none ? nil : task.deadline(commandTimeout: commandTimeout)
     }
 
     /// What has been here longest; `nil` if there is no task. `shard.now` is the moment.

@@ -77,6 +77,7 @@ extension LogicalUnit {
             task.retryAt = shard.clock
             retry(task)
         }
+        startFlush()
     }
 
     private func freeze(because cause: FreezeCause) {
@@ -100,7 +101,9 @@ extension LogicalUnit {
 
     /// Tells those who wait for it that the backstore has nothing of this unit.
     func callWhenQuiet() {
-        guard !freezeState.whenQuiet.isEmpty, !space.isInFlight, !contains({ $0.state == .transferring }) else {
+        guard !freezeState.whenQuiet.isEmpty, !space.isInFlight, !flush.isInFlight,
+            !contains({ $0.state == .transferring })
+        else {
             watchesRequests = !freezeState.whenQuiet.isEmpty
             return
         }

@@ -162,6 +162,7 @@ public final class LogicalUnit {
     /// Whether somebody waits until the backstore has none of the unit's requests.
     var watchesRequests = false
     var space = SpaceState()
+    var flush = BackgroundFlush()
     /// Whether a logical block provisioning threshold is enabled.
     var watchesSpace = false
 
@@ -204,14 +205,17 @@ public final class LogicalUnit {
     ///   - state: What was saved in the unit's earlier life; `nil` if nothing was.
     ///   - store: What keeps the unit's state over power loss; without one it keeps nothing and says so to initiators
     ///     (PTPL_C, PS).
+    ///   - reservationsLost: Whether something was saved that cannot be read, so that nobody knows which persistent
+    ///     reservation there was: then `state` is `nil`, and initiators are refused until one of them replaces it.
     public init(
         configuration: LogicalUnitConfiguration, backstore: BackstoreHandle, shard: Shard, state: UnitState? = nil,
-        store: UnitStateStore? = nil
+        store: UnitStateStore? = nil, reservationsLost: Bool = false
     ) {
+        precondition(!reservationsLost || state == nil && store != nil, "lost reservations that nobody has kept")
         let state = state ?? UnitState(name: configuration.name)
         precondition(state.name == configuration.name, "a logical unit was given the state of another")
         persistentState = PersistentState(state, store: store)
-        reservations = Reservations(persistentState.reservations)
+        reservations = Reservations(persistentState.reservations, areLost: reservationsLost)
         unsafe restrictions = reservations.restrictions
         // What the bytes are was checked when the state was read.
         identifyingInformation =
@@ -236,13 +240,16 @@ public final class LogicalUnit {
         unsafe deadlines = .allocate(capacity: 1)
         unsafe deadlines.initialize(to: UnitDeadlines(commandTimeout: configuration.commandTimeout))
         refresh()
+        refreshReadiness()
         shard.add(self)
     }
 
     deinit {
         unsafe precondition(tasks.pointee.count == 0, "a logical unit went away with tasks in its task set")
-        precondition(!space.isInFlight, "a logical unit went away with a request of its own in flight")
+        precondition(
+            !space.isInFlight && !flush.isInFlight, "a logical unit went away with a request of its own in flight")
         unsafe space.request?.deallocate()
+        unsafe flush.request?.deallocate()
         shard.remove(self)
         unsafe tasks.deinitialize(count: 1)
         unsafe tasks.deallocate()
@@ -372,7 +379,9 @@ public final class LogicalUnit {
     }
 
     func callWhenDrained() {
-        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, let drained = whenDrained else { return }
+        guard removed, unsafe tasks.pointee.count == 0, !space.isInFlight, !flush.isInFlight, !flush.isWanted,
+            let drained = whenDrained
+        else { return }
         whenDrained = nil
         unsafe owner = nil
         lun = nil
@@ -399,6 +408,13 @@ public final class LogicalUnit {
     }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
+
+    /// Whether a nexus is to be told of a deferred error.
+    func hasDeferredError(_ nexus: UInt16) -> Bool { unsafe pending[Int(nexus)].hasDeferredError }
+
+    func setDeferredError(_ isPending: Bool, for nexus: UInt16) {
+        unsafe pending[Int(nexus)].hasDeferredError = isPending
+    }
 
     /// The condition that REQUEST SENSE or a refused command reports next.
     func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
@@ -495,6 +511,7 @@ public final class LogicalUnit {
         case .unitAttention(let condition):
             if modePages.unitAttentionInterlock == .none { report(condition, for: task.nexus) }
             return end(task, .failed(condition.sense))
+        case .deferredError: return end(task, .failed(takeDeferredError(for: task.nexus) ?? .none))
         case .refused(let sense): return end(task, .failed(sense))
         case .conflict: return end(task, .done(.reservationConflict))
         }
@@ -646,7 +663,7 @@ public final class LogicalUnit {
         if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
         let sense = BackstoreError.sense(error, task, medium)
-        if sense.key == .mediumError { mediumErrorOccurred(task) }
+        if sense.key == .mediumError { mediumErrorOccurred(ErrorCounterPage(of: task)) }
         if sense.code == .spaceAllocationFailedWriteProtect, watchesSpace { measureSpace() }
         if task.row?.handler == .sendDiagnostic {
             return .failed(SenseData(.hardwareError, .logicalUnitFailedSelfTest))
@@ -1010,9 +1027,8 @@ public final class LogicalUnit {
         establish(.logParametersChanged, exceptFor: nexus)
     }
 
-    /// A request of a command was given up because of the medium.
-    private func mediumErrorOccurred(_ task: TaskHandle) {
-        let page = ErrorCounterPage(of: task)
+    /// A request of a command, or of the unit for one, was given up because of the medium.
+    func mediumErrorOccurred(_ page: ErrorCounterPage) {
         unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
         errorCountersChanged(page)
         guard !log.failurePredicted else { return }

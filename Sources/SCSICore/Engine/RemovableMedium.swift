@@ -35,6 +35,13 @@ public enum MediumRemovalRefusal: Error, Equatable, Sendable {
 /// Whether a unit's medium can be used, for admission: one byte.
 enum Readiness: UInt8 {
     case ready, stopped, ejected, absent
+    /// Who may use it is not known: the persistent reservations are lost (SPC-4 5.13.5.3).
+    case reservationsLost
+
+    /// Whether a command is carried out all the same.
+    func admits(_ flags: CommandFlags) -> Bool {
+        self == .reservationsLost ? flags.contains(.passesLostReservations) : !flags.contains(.needsMedium)
+    }
 
     /// Why a command that needs the medium is refused.
     var sense: SenseData {
@@ -43,6 +50,7 @@ enum Readiness: UInt8 {
         case .stopped: SenseData(.notReady, .logicalUnitNotReadyInitializingRequired)
         case .ejected: SenseData(.notReady, .mediumNotPresentTrayOpen)
         case .absent: SenseData(.notReady, .mediumNotPresent)
+        case .reservationsLost: SenseData(.dataProtect, .persistentReservationInformationLost)
         }
     }
 }
@@ -55,6 +63,10 @@ extension LogicalUnit {
     var reportedBlocks: UInt64 { mediumState == .loaded ? medium.blocks.value : 0 }
 
     func refreshReadiness() {
+        if reservations.areLost {
+            readiness = .reservationsLost
+            return
+        }
         switch mediumState {
         case .loaded: readiness = stopped ? .stopped : .ready
         case .ejected: readiness = .ejected
@@ -71,6 +83,9 @@ extension LogicalUnit {
     func prevent(_ prevents: Bool, by nexus: UInt16) {
         if prevents { preventing |= 1 << UInt64(nexus) } else { preventing &= ~(1 << UInt64(nexus)) }
     }
+
+    /// Whether this nexus prevents it.
+    func prevents(_ nexus: UInt16) -> Bool { preventing & 1 << UInt64(nexus) != 0 }
 
     // MARK: Initiators
 

@@ -139,7 +139,7 @@ struct ReservationTable: Equatable {
     func clear(_ nexus: NexusName, key: UInt64) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
         let (table, notices) = cleared(exceptFor: nexus)
-        return .changed(table, notices, preempted: [])
+        return .changed(table, notices, preempted: registrations.map(\.nexus))
     }
 
     /// The same without a nexus that asks for it: what an operator does.
@@ -222,6 +222,27 @@ struct ReservationTable: Equatable {
         new.persists = persists
         new.generation &+= 1
         return .changed(new, [], preempted: [])
+    }
+
+    /// REPLACE LOST RESERVATION (SPC-4 5.13.11.3), of a nexus that needs no registration: it holds the new reservation,
+    /// and is the only one that is registered. Nobody is told, and PRGENERATION begins again.
+    static func replacingLost(
+        _ nexus: NexusName, key: UInt64, newKey: UInt64, _ type: ReservationType, persists: Bool
+    ) -> ReservationVerdict {
+        if key != 0 { return .failed(.invalidField(inParameterList: 0)) }
+        if newKey == 0 { return .failed(.invalidField(inParameterList: 8)) }
+        var new = ReservationTable()
+        new.set(nexus, newKey)
+        new.establish(type, by: nexus)
+        new.persists = persists
+        return .changed(new, [], preempted: [])
+    }
+
+    /// The same while nothing is lost: a reservation stands against it as against RESERVE, from a nexus that is not
+    /// registered (SPC-4 table 66).
+    func replaceLost(_ nexus: NexusName) -> ReservationVerdict {
+        if type != nil, registration(nexus) == nil { return .conflict }
+        return .failed(SenseData(.illegalRequest, .invalidReleaseOfPersistentReservation))
     }
 
     // MARK: Parts

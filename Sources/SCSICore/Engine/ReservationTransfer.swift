@@ -27,6 +27,12 @@ public struct ReservationStatus: Equatable, Sendable {
     public let generation: UInt32
     /// APTPL: whether all this survives power loss.
     public let persists: Bool
+    /// The initiator port that holds the reservation of RESERVE(6) or (10), which a reset of the unit ends (SPC-2 5.5.1);
+    /// `nil`: none.
+    public let reservedBy: String?
+    /// Whether they cannot be read: commands are refused until an initiator replaces them (REPLACE LOST RESERVATION),
+    /// or `clearReservations` or `importReservations` does.
+    public let areLost: Bool
 }
 
 /// Why reservations could not be taken over or cleared. Nothing has changed then.
@@ -50,7 +56,9 @@ extension LogicalUnit {
                 ReservationStatus.Registrant(
                     initiatorPort: $0.nexus.initiatorPort, name: target?.initiatorPortName($0.nexus),
                     targetPort: $0.nexus.targetPort, key: $0.key, isHolder: table.isHolder($0.nexus))
-            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists)
+            }, type: table.type?.rawValue, generation: table.generation, persists: table.persists,
+            reservedBy: reservations.reserved.map { target?.initiatorPortName(index: $0) ?? "" },
+            areLost: reservations.areLost)
     }
 
     /// The registrations and the persistent reservation as bytes, for `importReservations` of the unit with the same
@@ -79,28 +87,30 @@ extension LogicalUnit {
         replace(done) { _ in (table, []) }
     }
 
-    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.7.11.6): each registrant is
-    /// told RESERVATIONS PREEMPTED. For an operator whose initiators are gone for good.
+    /// Removes all registrations and the persistent reservation, as CLEAR does (SPC-4 5.13.11.2.7): each registrant is
+    /// told RESERVATIONS PREEMPTED, and does not prevent the removal of the medium any more. For an operator whose
+    /// initiators are gone for good.
     ///
     /// - Parameter done: Called once, on this thread, maybe before this returns; `nil`: done.
     public func clearReservations(done: @escaping (ReservationTransferError?) -> Void) {
-        replace(done) { $0.cleared() }
+        replace(done, allowingRemoval: true) { $0.cleared() }
     }
 
     private func replace(
-        _ done: @escaping (ReservationTransferError?) -> Void,
+        _ done: @escaping (ReservationTransferError?) -> Void, allowingRemoval: Bool = false,
         by make: @escaping (ReservationTable) -> (ReservationTable, [ReservationNotice])
     ) {
         persistentState.whenIdle { [self] in
             if reservations.reserved != nil { return done(.reserved) }
             let old = reservations.table
             let (table, notices) = make(old)
-            guard table.persists || old.persists else {
-                install(table, telling: notices)
+            let released = allowingRemoval ? old.registrations.map(\.nexus) : []
+            guard reservations.mustBeSaved(before: table) else {
+                install(table, telling: notices, allowingRemovalFor: released)
                 return done(nil)
             }
             persistentState.stage(.persistentReservations, version: 1, table.persists ? table.encoded : nil) { [self] in
-                install(table, telling: notices)
+                install(table, telling: notices, allowingRemovalFor: released)
             }
             persistentState.begin { done($0 == 0 ? nil : .notSaved($0)) }
         }

@@ -10,12 +10,17 @@ final class Reservations {
     private(set) var table: ReservationTable
     /// The nexus that holds the reservation of a RESERVE(6) or (10) command (SPC-2 5.5.1).
     private(set) var reserved: UInt16?
+    /// Whether those of the unit's earlier life cannot be read (SPC-4 5.13.5.3: a recoverable lost persistent reservation).
+    /// It ends when they are replaced, or by the operator.
+    private(set) var areLost: Bool
     /// By nexus: the flags of which a command must have one to be carried out; none: every command is. Behind a
     /// pointer, because each command asks.
     let restrictions: UnsafeMutablePointer<CommandFlags>
 
-    init(_ table: ReservationTable) {
+    init(_ table: ReservationTable, areLost: Bool = false) {
+        precondition(!areLost || table.isEmpty, "reservations that are lost and there")
         self.table = table
+        self.areLost = areLost
         unsafe restrictions = .allocate(capacity: Limits.nexusesPerTarget)
         unsafe restrictions.initialize(repeating: [], count: Limits.nexusesPerTarget)
     }
@@ -25,8 +30,12 @@ final class Reservations {
     /// Makes a table that a service has given the one that counts.
     func install(_ table: ReservationTable, on target: TargetDevice?) {
         self.table = table
+        areLost = false
         refresh(target)
     }
+
+    /// Whether a new table makes a difference to what the store keeps.
+    func mustBeSaved(before table: ReservationTable) -> Bool { table.persists || self.table.persists || areLost }
 
     /// RESERVE and RELEASE.
     func setReserved(_ nexus: UInt16?, on target: TargetDevice?) {
@@ -58,21 +67,29 @@ extension LogicalUnit {
     func isRestricted(_ nexus: UInt16) -> Bool { !restriction(nexus).isEmpty }
 
     /// Makes what a service has given take effect, and tells the nexuses concerned.
-    func install(_ table: ReservationTable, telling notices: [ReservationNotice]) {
+    ///
+    /// - Parameter released: Nexuses that do not prevent the removal of the medium any more.
+    func install(
+        _ table: ReservationTable, telling notices: [ReservationNotice], allowingRemovalFor released: [NexusName] = []
+    ) {
         reservations.install(table, on: target)
+        refreshReadiness()
+        for index in released.flatMap({ target?.nexusIndices($0) ?? [] }) { prevent(false, by: index) }
         for notice in notices {
             for index in target?.nexusIndices(notice.nexus) ?? [] { establish(notice.condition, for: index) }
         }
     }
 
-    /// Saves the table if APTPL asks for it, or has asked for the one before; then it takes effect.
-    func change(_ table: ReservationTable, telling notices: [ReservationNotice]) -> Outcome {
-        guard table.persists || reservations.table.persists else {
-            install(table, telling: notices)
+    /// Saves the table if APTPL asks for it, or has asked for the one before, or that was lost; then it takes effect.
+    func change(
+        _ table: ReservationTable, telling notices: [ReservationNotice], allowingRemovalFor released: [NexusName]
+    ) -> Outcome {
+        guard reservations.mustBeSaved(before: table) else {
+            install(table, telling: notices, allowingRemovalFor: released)
             return .done(.good)
         }
         return save(.persistentReservations, table.persists ? table.encoded : nil) { [self] in
-            install(table, telling: notices)
+            install(table, telling: notices, allowingRemovalFor: released)
         }
     }
 

@@ -109,6 +109,16 @@ public final class ShardGate {
         return nexus
     }
 
+    /// I_T nexus loss, said by the shard's own thread: takes first what has been handed over up to now, through all
+    /// links. The nexus's ports must have ended to send; `whenGone` is called as after `ShardLink.lose`.
+    public func loseNexus(_ nexus: LinkedNexus) {
+        precondition(!isReceiving, "a nexus is lost from within the receipt of a request")
+        isReceiving = true
+        for link in links { drain(link, upTo: link.requestsEnd, before: .max) }
+        isReceiving = false
+        lose(nexus)
+    }
+
     private func lose(_ nexus: LinkedNexus) {
         guard !nexus.isLost else { return }
         nexus.isLost = true

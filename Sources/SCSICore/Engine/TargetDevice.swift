@@ -221,6 +221,9 @@ public final class TargetDevice {
         nexusNames.firstIndex(of: name).flatMap { initiatorPorts[$0] }
     }
 
+    /// The name that a front has given the initiator port of a nexus; `nil` if the target has forgotten it.
+    func initiatorPortName(index: UInt16) -> String? { initiatorPorts[Int(index)] }
+
     /// The nexuses with a name: one, or none if the target does not know it. More than one if a front has connected
     /// twice with the same name.
     func nexusIndices(_ name: NexusName) -> [UInt16] {

@@ -185,12 +185,11 @@ struct TaskSet: ~Copyable {
     }
 
     /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
-    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE (but for
-    /// what `interrupts` says), ACA, and what another nexus may do in spite of an ACA condition.
+    /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE and ACA (but
+    /// for what `interrupts` says), and what another nexus may do in spite of an ACA condition.
     private func mayRun(_ task: TaskHandle) -> Bool {
         switch task.attribute {
-        case .headOfQueue: return !interrupts(task)
-        case .aca: return true
+        case .headOfQueue, .aca: return !interrupts(task)
         case .simple, .ordered:
             if faulted != 0, passesACA(task) { return true }
             if isSeparate { return mayRunInOwnSet(task) }
@@ -200,9 +199,9 @@ struct TaskSet: ~Copyable {
         }
     }
 
-    /// Whether a HEAD OF QUEUE task would come between the steps of a command that is at work on the same blocks and
-    /// must not be interrupted, or such a command would be interrupted by what is at work. It waits for that, and for
-    /// nothing that waits itself.
+    /// Whether a HEAD OF QUEUE or ACA task would come between the steps of a command that is at work on the same blocks
+    /// and must not be interrupted, or such a command would be interrupted by what is at work. It waits for that, and
+    /// for nothing that waits itself: what has begun goes on to its last step, in spite of an ACA condition, too.
     private func interrupts(_ task: TaskHandle) -> Bool {
         guard let row = task.row, filter.mayConflict(row.serialization, task.address, task.blocks) else { return false }
         let isWhole = row.flags.contains(.uninterrupted)

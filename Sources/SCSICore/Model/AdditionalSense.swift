@@ -64,6 +64,7 @@ extension AdditionalSense {
     static let reportedLUNsDataChanged                 = Self(0x3f0e)
     static let echoBufferOverwritten                   = Self(0x3f0f)
     static let internalTargetFailure                   = Self(0x4400)
+    static let persistentReservationInformationLost    = Self(0x4401)
     static let invalidMessageError                     = Self(0x4900)
     static let mediumRemovalPrevented                  = Self(0x5302)
     static let insufficientResources                   = Self(0x5503)

@@ -31,6 +31,8 @@ public struct SenseData: Equatable, Sendable {
     public var information: UInt64?
     /// The sense key specific bytes, if valid: SKSV, C/D, BPV, bit pointer and field pointer (SPC-6 4.4.2.4).
     var specific: (UInt8, UInt16)?
+    /// Whether the error is that of an earlier command, whose status did not tell (response codes 71h and 73h).
+    public var isDeferred = false
 
     /// NO SENSE.
     public static let none = SenseData(.noSense, .noAdditionalSense)
@@ -47,6 +49,7 @@ public struct SenseData: Equatable, Sendable {
     public static func == (left: Self, right: Self) -> Bool {
         left.key == right.key && left.code == right.code && left.information == right.information
             && left.specific?.0 == right.specific?.0 && left.specific?.1 == right.specific?.1
+            && left.isDeferred == right.isDeferred
     }
 
     private static func illegal(_ code: AdditionalSense, inCDB: Bool, byte: Int, bit: UInt8?) -> SenseData {
@@ -84,8 +87,7 @@ public struct SenseData: Equatable, Sendable {
         return copy
     }
 
-    /// Whether this is a deferred error or a current one changes the response code; all of ours are current.
-    /// Writes fixed (70h) or descriptor (72h) format (SPC-6 4.4.3, 4.4.2), as much as fits.
+    /// Writes fixed (70h, deferred 71h) or descriptor (72h, 73h) format (SPC-6 4.4.3, 4.4.2), as much as fits.
     ///
     /// - Returns: The number of bytes written.
     func encode(descriptorFormat: Bool, into buffer: UnsafeMutableRawBufferPointer) -> Int {
@@ -103,7 +105,7 @@ public struct SenseData: Equatable, Sendable {
     private func writeFixed(to writer: inout ParameterWriter) {
         // The INFORMATION field has four bytes; a larger value is not valid in this format (SPC-6 4.4.3).
         let information = self.information.flatMap { UInt32(exactly: $0) }
-        writer.byte(information == nil ? 0x70 : 0xf0)
+        writer.byte((information == nil ? 0x70 : 0xf0) | (isDeferred ? 0x01 : 0))
         writer.byte(0)
         writer.byte(key.rawValue)
         writer.uint32(information ?? 0)
@@ -116,7 +118,7 @@ public struct SenseData: Equatable, Sendable {
     }
 
     private func writeDescriptors(to writer: inout ParameterWriter) {
-        writer.byte(0x72)
+        writer.byte(isDeferred ? 0x73 : 0x72)
         writer.byte(key.rawValue)
         writer.uint16(code.rawValue)
         writer.zeros(3)

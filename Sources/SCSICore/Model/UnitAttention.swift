@@ -53,20 +53,30 @@ enum UnitAttention: UInt8, CaseIterable {
     var sense: SenseData { SenseData(.unitAttention, row.code) }
 }
 
-/// Pending unit attention conditions: each at most once, the first to report is the lowest bit.
+/// What is to be reported to a nexus: pending unit attention conditions, each at most once, of which the lowest bit is
+/// the first to report; and whether there is a deferred error, so that a command asks for both at once.
 struct UnitAttentionSet: ExpressibleByArrayLiteral {
     private var bits: UInt32 = 0
+    private static let deferredError: UInt32 = 1 << 31
+    private var conditions: UInt32 { bits & ~Self.deferredError }
 
     init(arrayLiteral elements: UnitAttention...) { for element in elements { bits |= 1 << element.rawValue } }
 
+    /// Whether nothing is to be reported, no deferred error either.
     var isEmpty: Bool { bits == 0 }
 
+    /// Whether a deferred error is to be reported.
+    var hasDeferredError: Bool {
+        get { bits & Self.deferredError != 0 }
+        set { bits = newValue ? bits | Self.deferredError : conditions }
+    }
+
     /// How many conditions are pending.
-    var count: Int { bits.nonzeroBitCount }
+    var count: Int { conditions.nonzeroBitCount }
 
     /// The condition with the highest precedence.
     var first: UnitAttention? {
-        bits == 0 ? nil : UnitAttention(rawValue: UInt8(bits.trailingZeroBitCount))
+        conditions == 0 ? nil : UnitAttention(rawValue: UInt8(conditions.trailingZeroBitCount))
     }
 
     func contains(_ condition: UnitAttention) -> Bool { bits & (1 << condition.rawValue) != 0 }

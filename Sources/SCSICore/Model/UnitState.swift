@@ -26,6 +26,14 @@ public enum UnitStateError: Error, Equatable, CustomStringConvertible {
     /// The state of another logical unit, with this name.
     case otherUnit(UInt64)
 
+    /// Whether what was saved is lost, and not only kept from this version or this unit.
+    public var isLoss: Bool {
+        switch self {
+        case .foreign, .damaged: true
+        case .newer, .otherUnit: false
+        }
+    }
+
     /// The error in words, without the place.
     public var description: String {
         switch self {

@@ -75,6 +75,8 @@ struct BackstoreConfiguration: Equatable, Sendable {
     var blockSize: UInt32?
     /// Opened for reading only.
     var readOnly = false
+    /// A file that another daemon may have open, if it is told so too.
+    var isShared = false
 
     /// The path of a file or block device.
     var path: String? {
@@ -138,6 +140,28 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     /// The target devices by virtio-scsi target number.
     var targets: [Int: NAAName] = [:]
     var limits = LimitsConfiguration()
+    /// Who makes the socket.
+    var mode = Mode.server
+    /// Whether its queues are dealt out over all reactors, and its targets need not be on its own.
+    var isSpread = false
+    /// Whether the front-end is offered the configuration space.
+    var offersConfigurationSpace = false
+    /// Whether the front-end is offered the reset of single rings.
+    var offersRingReset = false
+
+    enum Mode: String, Sendable, CaseIterable {
+        /// targetd listens.
+        case server
+        /// The front-end listens, and targetd connects whenever it is there.
+        case client
+    }
+
+    /// Whether a guest that is attached could stay attached if this front became the other.
+    func isSameDevice(as other: Self) -> Bool {
+        var same = other
+        (same.targets, same.limits) = (targets, limits)
+        return self == same
+    }
 }
 
 /// How much may be done in a second.

@@ -88,7 +88,7 @@ struct ConfigurationReader {
 
     private mutating func readBackstore(_ node: Node, at key: String) -> BackstoreConfiguration? {
         let common = ["type", "block-size", "read-only"]
-        let own = ["ram": ["size"], "file": ["path", "size", "buffered"], "block-device": ["path", "buffered"]]
+        let own = ["ram": ["size"], "file": ["path", "size", "buffered", "shared"], "block-device": ["path", "buffered"]]
         guard let all = mapping(node, at: key, allowed: nil) else { return nil }
         guard all["type"] != nil else {
             report(key, "has no type: add type: ram, file or block-device")
@@ -101,7 +101,9 @@ struct ConfigurationReader {
         let blockSize = integer(fields, "block-size", of: ConfigurationLimits.blockSizes.map(Int.init))
         let readOnly = boolean(fields, "read-only") ?? false
         guard let medium = readMedium(type, fields) else { return nil }
-        return BackstoreConfiguration(medium: medium, blockSize: blockSize.map(UInt32.init), readOnly: readOnly)
+        return BackstoreConfiguration(
+            medium: medium, blockSize: blockSize.map(UInt32.init), readOnly: readOnly,
+            isShared: boolean(fields, "shared") ?? false)
     }
 
     private mutating func readMedium(_ type: String, _ fields: Fields) -> BackstoreConfiguration.Medium? {
@@ -220,9 +222,7 @@ struct ConfigurationReader {
     }
 
     private mutating func readFront(_ node: Node, at key: String) -> VhostUserFrontConfiguration? {
-        guard let fields = mapping(node, at: key, allowed: ["socket", "queues", "targets", "limits"]) else {
-            return nil
-        }
+        guard let fields = mapping(node, at: key, allowed: Self.frontKeys) else { return nil }
         let queues = integer(fields, "queues", in: ConfigurationLimits.queues)
         let limits = limits(fields)
         var targets: [Int: NAAName] = [:]
@@ -241,11 +241,22 @@ struct ConfigurationReader {
                 return reader.report(key, "target number \(number) is given twice at this socket")
             }
         }
+        let mode = choice(fields, "mode", of: VhostUserFrontConfiguration.Mode.allCases.map(\.rawValue))
+        let isSpread = boolean(fields, "spread") ?? false
+        let offersConfigurationSpace = boolean(fields, "config-space") ?? false
+        let offersRingReset = boolean(fields, "ring-reset") ?? false
         guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
             let socket = path(fields, "socket"), hasTargets
         else { return nil }
-        return VhostUserFrontConfiguration(socket: socket, queues: queues ?? 1, targets: targets, limits: limits)
+        return VhostUserFrontConfiguration(
+            socket: socket, queues: queues ?? 1, targets: targets, limits: limits,
+            mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server, isSpread: isSpread,
+            offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset)
     }
+
+    private static let frontKeys = [
+        "socket", "mode", "queues", "targets", "limits", "spread", "config-space", "ring-reset",
+    ]
 
     private mutating func limits(_ fields: Fields) -> LimitsConfiguration {
         guard let node = fields["limits"], !node.isEmpty else { return LimitsConfiguration() }

@@ -123,6 +123,11 @@ struct ConfigurationRules {
             if let other = sockets.updateValue(index, forKey: front.socket) {
                 report("\(key).socket", "\(front.socket) is already the socket of vhost-user-scsi[\(other)]")
             }
+            if front.isSpread, !front.limits.isEmpty {
+                report(
+                    "\(key).limits",
+                    "cannot hold over several reactors: remove spread:, or give limits to the logical units")
+            }
             checkTargets(of: front, at: key)
         }
     }

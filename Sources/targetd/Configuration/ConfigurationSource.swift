@@ -53,6 +53,7 @@ enum ConfigurationSource {
         configuration.vhostUserFronts = [
             VhostUserFrontConfiguration(socket: socket, queues: disk.queues ?? 1, targets: [0: target])
         ]
+        configuration.vhostUserFronts[0].mode = disk.client ? .client : .server
         var source = SourceMap(source: "targetd")
         let pathOption = disk.file != nil ? "--file" : "--block-device"
         source.spellings = [

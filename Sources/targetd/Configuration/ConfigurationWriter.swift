@@ -64,6 +64,7 @@ struct ConfigurationWriter {
         }
         if let blockSize = backstore.blockSize { fields.append(("block-size", "\(blockSize)")) }
         if backstore.readOnly { fields.append(("read-only", "true")) }
+        if backstore.isShared { fields.append(("shared", "true")) }
         return fields
     }
 
@@ -103,9 +104,13 @@ struct ConfigurationWriter {
         for front in fronts {
             let targets = front.targets.sorted { $0.key < $1.key }.map { ("\($0.key)", "\($0.value)") }
             var fields = [("socket", Self.quoted(front.socket))]
+            if front.mode != .server { fields.append(("mode", front.mode.rawValue)) }
             if front.queues != 1 { fields.append(("queues", "\(front.queues)")) }
             fields.append(("targets", Self.flow(targets)))
             if let limits = Self.limits(front.limits) { fields.append(("limits", limits)) }
+            if front.isSpread { fields.append(("spread", "true")) }
+            if front.offersConfigurationSpace { fields.append(("config-space", "true")) }
+            if front.offersRingReset { fields.append(("ring-reset", "true")) }
             lines.append("  - \(Self.flow(fields))")
         }
     }

@@ -25,7 +25,8 @@ struct EnvironmentRules {
             rules.check(backstore, at: "backstores.\(name)", name, &inodes)
         }
         for (index, front) in configuration.vhostUserFronts.enumerated() where !front.socket.isEmpty {
-            rules.checkSocket(front.socket, at: "vhost-user-scsi[\(index)].socket")
+            let isOurs = front.mode == .server
+            rules.checkSocket(front.socket, at: "vhost-user-scsi[\(index)].socket", isMadeByUs: isOurs)
         }
         if configuration.xen?.enabled == .always, !XenFront.isXenDomain {
             rules.report(
@@ -134,14 +135,16 @@ struct EnvironmentRules {
         return nil
     }
 
-    private mutating func checkSocket(_ path: String, at key: String) {
+    private mutating func checkSocket(_ path: String, at key: String, isMadeByUs: Bool = true) {
         switch FileStatus.of(path) {
         // Whether somebody listens there is found out when the socket is made: --check must work beside a daemon.
         case .success(let status) where status.kind == .socket: break
         case .success(let status):
-            report(key, "\(path) exists and is \(status.kind.rawValue), not a socket: it is not replaced")
+            let consequence = isMadeByUs ? "it is not replaced" : "nobody can listen there"
+            report(key, "\(path) exists and is \(status.kind.rawValue), not a socket: \(consequence)")
         case .failure(let error) where error.number == ENOENT:
-            checkFolder(of: path, at: key, toMake: "the socket")
+            // A front-end that makes it may come later, and its folder with it.
+            if isMadeByUs { checkFolder(of: path, at: key, toMake: "the socket") }
         case .failure(let error):
             report(key, "\(path) cannot be looked at: \(error.text)")
         }

@@ -5,7 +5,7 @@
 /// The reactor of each target and each socket, by index.
 ///
 /// A logical unit's task set is touched by one thread only, so whatever shares a unit is on one reactor: a target with
-/// its units, a socket with its targets. Such groups are dealt out to the reactors in turn.
+/// its units, a socket with its targets, unless the socket is spread. Such groups are dealt out to the reactors in turn.
 struct Placement: Equatable, Sendable {
     private(set) var targets: [NAAName: Int] = [:]
     private(set) var sockets: [String: Int] = [:]
@@ -86,7 +86,7 @@ extension DisjointSets where Element == Placement.Member {
         }
         for front in configuration.vhostUserFronts {
             insert(.socket(front.socket))
-            for target in front.targets.values { join(.socket(front.socket), .target(target)) }
+            for target in front.targets.values where !front.isSpread { join(.socket(front.socket), .target(target)) }
         }
     }
 }

@@ -176,7 +176,7 @@ struct Plan: Equatable, Sendable {
         var units: [Change] = []
         var targets: [Change] = []
         for front in old.vhostUserFronts {
-            guard let wanted = new.front(front.socket), wanted.queues == front.queues else {
+            guard let wanted = new.front(front.socket), wanted.isSameDevice(as: front) else {
                 sockets.append(.removeSocket(front.socket))
                 continue
             }
@@ -244,7 +244,7 @@ struct Plan: Equatable, Sendable {
             }
         }
         for front in new.vhostUserFronts {
-            guard let running = old.front(front.socket), running.queues == front.queues else {
+            guard let running = old.front(front.socket), running.isSameDevice(as: front) else {
                 changes.append(.addSocket(front.socket))
                 continue
             }
@@ -300,7 +300,9 @@ extension LogicalUnitSettings {
 
 extension BackstoreConfiguration {
     /// Whether everything but the medium is the same.
-    fileprivate func isOpenedAs(_ other: Self) -> Bool { blockSize == other.blockSize && readOnly == other.readOnly }
+    fileprivate func isOpenedAs(_ other: Self) -> Bool {
+        blockSize == other.blockSize && readOnly == other.readOnly && isShared == other.isShared
+    }
 }
 
 extension BackstoreConfiguration.Medium {

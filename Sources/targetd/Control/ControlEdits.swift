@@ -16,7 +16,7 @@ extension ControlRouter {
                 },
                 "PUT": { router, call throws(Failure) in try await router.putBackstore(call) },
                 "DELETE": { router, call throws(Failure) in try await router.deleteBackstore(call) },
-            ]),
+            ], flags: ["force"]),
         Route(
             path: "/v1/targets/{name}",
             operations: [
@@ -88,6 +88,22 @@ extension ControlRouter {
                 },
             ]),
         Route(
+            path: "/v1/targets/{name}/luns/{lun}/reservations",
+            operations: [
+                "GET": { router, call throws(Failure) in .init(try await router.daemon.reservations(try call.unit)) },
+                "DELETE": { router, call throws(Failure) in
+                    .init(try await router.daemon.clearReservations(try call.unit))
+                },
+            ]),
+        Route(
+            path: "/v1/targets/{name}/luns/{lun}/reservations/state",
+            operations: [
+                "GET": { router, call throws(Failure) in
+                    .init(try await router.daemon.exportReservations(try call.unit))
+                },
+                "PUT": { router, call throws(Failure) in try await router.importReservations(call) },
+            ]),
+        Route(
             path: "/v1/fronts/{socket}",
             operations: [
                 "GET": { router, call throws(Failure) in
@@ -95,7 +111,7 @@ extension ControlRouter {
                 },
                 "PUT": { router, call throws(Failure) in try await router.putFront(call) },
                 "DELETE": { router, call throws(Failure) in try await router.deleteFront(call) },
-            ]),
+            ], flags: ["force"]),
         Route(
             path: "/v1/fronts/{socket}/limits",
             operations: ["PUT": { router, call throws(Failure) in try await router.limitFront(call) }]),
@@ -121,12 +137,18 @@ extension ControlRouter {
 
     private func deleteBackstore(_ call: Call) async throws(Failure) -> ControlResponse {
         let name = call.name
+        let isForced = call.flags.contains("force")
         return .init(
-            try await daemon.edit("remove backstore \(name)") { configuration throws(Failure) in
+            try await daemon.edit("remove backstore \(name)", isForced: isForced) { configuration throws(Failure) in
                 for (target, units) in configuration.targets {
                     guard let unit = units.logicalUnits.first(where: { $0.value.backstore == name }) else { continue }
-                    throw Failure(
-                        .conflict, "Backstore \(name) is LUN \(unit.key) of \(target): remove that logical unit first.")
+                    guard isForced else {
+                        throw Failure(
+                            .conflict,
+                            "Backstore \(name) is LUN \(unit.key) of \(target): remove that logical unit first, or use "
+                                + "force.")
+                    }
+                    configuration.targets[target]!.logicalUnits[unit.key] = nil
                 }
                 guard configuration.backstores.removeValue(forKey: name) != nil else {
                     throw Failure(.notFound, "There is no backstore \(name).")
@@ -216,6 +238,16 @@ extension ControlRouter {
         return try await change(isReadOnly ? "protect" : "unprotect", try call.unit) { $0.readOnly = isReadOnly }
     }
 
+    private func importReservations(_ call: Call) async throws(Failure) -> ControlResponse {
+        let body = try JSONBody(
+            call.body, ["name", "state"], "what GET of this path gives: {\"name\": \"naa.…\", \"state\": \"…\"}")
+        let name = try body.string("name")
+        guard let state = Data(base64Encoded: try body.string("state")) else {
+            throw Failure(.invalidRequest, "state is not in Base64: send what GET of this path gives.")
+        }
+        return .init(try await daemon.importReservations(try call.unit, name: name, state: Array(state)))
+    }
+
     // MARK: Fronts
 
     private func putFront(_ call: Call) async throws(Failure) -> ControlResponse {
@@ -233,9 +265,13 @@ extension ControlRouter {
 
     private func deleteFront(_ call: Call) async throws(Failure) -> ControlResponse {
         let socket = call.socket
+        let isForced = call.flags.contains("force")
+        // A removal that waits for the guest is no reason to wait, too: it is the same removal.
+        let wasHurried = isForced ? await daemon.hurry(front: socket) : false
         return .init(
-            try await daemon.edit("remove front \(socket)") { configuration throws(Failure) in
+            try await daemon.edit("remove front \(socket)", isForced: isForced) { configuration throws(Failure) in
                 guard let index = configuration.vhostUserFronts.firstIndex(where: { $0.socket == socket }) else {
+                    if wasHurried { return }
                     throw Failure(.notFound, "There is no front \(socket).")
                 }
                 configuration.vhostUserFronts.remove(at: index)

@@ -55,6 +55,9 @@ struct ControlRouter: Sendable {
             path: "/v1/nexuses",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.statistics().nexuses) }]),
         Route(
+            path: "/v1/reservations",
+            operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.reservations()) }]),
+        Route(
             path: "/v1/tasks",
             operations: ["GET": { router, _ throws(Failure) in .init(try await router.daemon.tasks()) }]),
         Route(

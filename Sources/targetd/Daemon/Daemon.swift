@@ -73,7 +73,8 @@ actor Daemon {
         do {
             for index in 0..<configuration.reactors {
                 let thread = try ReactorThread(
-                    index: index, configuration: Reactor.Configuration(configuration), events: events,
+                    index: index, isAlone: configuration.reactors == 1,
+                    configuration: Reactor.Configuration(configuration), events: events,
                     stateDirectory: stateDirectory, logger: logger)
                 try thread.start()
                 threads.append(thread)
@@ -113,18 +114,20 @@ actor Daemon {
 
     /// Does `body` when it is this operation's turn.
     ///
-    /// - Parameter what: What is asked for, for those who look at operations.
+    /// - Parameters:
+    ///   - what: What is asked for, for those who look at operations.
+    ///   - waits: Whether it has a turn; one that changes no configuration may be what another waits for, and has none.
     func operation<Result>(
-        _ what: String, _ body: () async throws(Failure) -> Result
+        _ what: String, waits: Bool = true, _ body: () async throws(Failure) -> Result
     ) async throws(Failure) -> Result {
         let id = log.add(what)
         do throws(Failure) {
             do throws(ChangeError) {
-                try await begin()
+                if waits { try await begin() }
             } catch {
                 throw Failure(error)
             }
-            defer { leave() }
+            defer { if waits { leave() } }
             log.begin(id)
             let result = try await body()
             log.end(id, failure: nil)
@@ -261,7 +264,9 @@ actor Daemon {
         var error: ChangeError?
         switch change {
         case .removeSocket(let path):
-            await thread(before.sockets[path]).performAndWait { $0.removeSocket(path, done: $1) }
+            await thread(before.sockets[path]).performAndWait { [isForced] in
+                $0.removeSocket(path, isForced: isForced, done: $1)
+            }
         case .detachTarget(_, let number, let socket):
             await thread(before.sockets[socket]).perform { $0.detachTarget(number, socket: socket) }
         case .stopXen: await stopXen()
@@ -289,10 +294,18 @@ actor Daemon {
             error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }
             if error == nil { await xen?.publish(target, on: thread(after.targets[target])) }
         case .attachTarget(let name, let number, let socket):
-            await thread(after.sockets[socket]).perform { $0.attachTarget(name, number: number, socket: socket) }
+            let target = await target(name, after)
+            await thread(after.sockets[socket]).perform {
+                $0.attachTarget(target, name, number: number, socket: socket)
+            }
         case .addSocket(let path):
             let front = new.configuration.front(path)!
-            error = await thread(after.sockets[path]).perform { $0.addSocket(front) }
+            var targets: [Int: TargetReference] = [:]
+            for (number, name) in front.targets { targets[number] = await target(name, after) }
+            let all = front.isSpread ? threads.compactMap(\.shardReactor) : []
+            error = await thread(after.sockets[path]).perform { [targets] in
+                $0.addSocket(front, targets: targets, spread: all.isEmpty ? nil : all)
+            }
         case .swapMedium(let number, let target, _):
             let backstore = new.configuration.targets[target]!.logicalUnits[number]!.backstore
             error = await thread(after.targets[target]).performAndWait { [isForced] in
@@ -333,6 +346,14 @@ actor Daemon {
     private func stopXen() async {
         await xen?.stop()
         xen = nil
+    }
+
+    /// A target, from the reactor that owns it.
+    private func target(_ name: NAAName, _ placement: Placement) async -> TargetReference {
+        await thread(placement.targets[name]).perform { objects in
+            guard let target = objects.servedTargets[name] else { preconditionFailure("no target \(name)") }
+            return TargetReference(target: target)
+        }
     }
 
     private func thread(_ index: Int?) -> ReactorThread {
@@ -422,6 +443,8 @@ actor Daemon {
         await enter()
         defer { leave() }
         var errors: [ChangeError] = []
+        // A guest of one reactor may wait for a unit of another.
+        for thread in threads { await thread.perform { $0.liftLimits() } }
         // The files of the sockets are removed at once, however long the rest takes.
         for thread in threads { await thread.performAndWait { $0.removeSockets(done: $1) } }
         // Xen guests' rings are let go of while there is still what they use.

@@ -43,11 +43,19 @@ extension Daemon {
 
     /// Does something to a logical unit, on its thread, as an operation among others.
     func operate<Result: Sendable>(
-        _ what: String, on address: UnitAddress, _ body: @escaping @Sendable (LogicalUnit, ReactorObjects) -> Result
+        _ what: String, on address: UnitAddress, waits: Bool = true,
+        _ body: @escaping @Sendable (LogicalUnit, ReactorObjects) -> Result
     ) async throws(Failure) -> Result {
-        try await operation("\(what) \(address.text)") { () async throws(Failure) -> Result in
+        try await operation("\(what) \(address.text)", waits: waits) { () async throws(Failure) -> Result in
             try await look(at: address, body)
         }
+    }
+
+    /// Has a front whose removal waits for its guest's commands wait no longer. Whether there is one.
+    func hurry(front path: String) async -> Bool {
+        if isStopping { return false }
+        for thread in threads where await thread.perform({ $0.hurrySocket(path) }) { return true }
+        return false
     }
 
     /// Looks at a logical unit, on its thread.
@@ -64,9 +72,9 @@ extension Daemon {
         return result
     }
 
-    /// LOGICAL UNIT RESET by the operator.
+    /// LOGICAL UNIT RESET by the operator. At once: a removal may wait for commands that it ends.
     func reset(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
-        let ended = try await operate("reset", on: address) { unit, _ in
+        let ended = try await operate("reset", on: address, waits: false) { unit, _ in
             let count = unit.tasksInFlight
             unit.resetByOperator()
             return count
@@ -76,14 +84,17 @@ extension Daemon {
         return ChangeReport(changes: ["~ target \(address.text) reset: \(text)"], warnings: [])
     }
 
-    /// Lets nothing of a unit reach its medium, until it is thawed; returns when the medium has none of its requests.
+    /// Lets nothing of a unit reach its medium, until it is thawed; returns when the medium has none of its requests, which
+    /// holds no other operation up.
     func freeze(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
-        let wasFrozen = try await operation("freeze \(address.text)") { () async throws(Failure) -> Bool in
+        let wasFrozen = try await operation("freeze \(address.text)", waits: false) {
+            () async throws(Failure) -> Bool in
             let wasFrozen = try await look(at: address) { unit, _ in unit.frozen != nil }
-            let index = placement.targets[address.target]!
-            // Operations are one after another, so the unit is still there.
+            guard let index = placement.targets[address.target] else { return wasFrozen }
             await threads[index].performAndWait { objects, done in
-                objects.unit(address.number, target: address.target)!.freeze(whenQuiet: done)
+                // It may be gone by now.
+                guard let unit = objects.unit(address.number, target: address.target) else { return done() }
+                unit.freeze(whenQuiet: done)
             }
             return wasFrozen
         }
@@ -91,9 +102,9 @@ extension Daemon {
         return ChangeReport(changes: wasFrozen ? [] : ["~ target \(address.text) frozen"], warnings: [])
     }
 
-    /// Lets the commands of a frozen unit go on.
+    /// Lets the commands of a frozen unit go on. At once: a removal may wait for them.
     func thaw(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
-        let wasFrozen = try await operate("thaw", on: address) { unit, _ in
+        let wasFrozen = try await operate("thaw", on: address, waits: false) { unit, _ in
             let wasFrozen = unit.frozen != nil
             unit.thaw()
             return wasFrozen

@@ -5,7 +5,7 @@
 
 import ControlAPI
 import Glibc
-import Synchronization
+import Reactor
 
 /// The way of an event to its listeners. Nobody who publishes ever waits for a listener.
 final class EventHub: Sendable {
@@ -33,7 +33,7 @@ final class EventHub: Sendable {
         var nextListener: UInt64 = 0
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
 
     /// Tells all listeners.
     func publish(_ kind: Kind, subject: String?, _ text: String) {

@@ -13,7 +13,9 @@ enum QEMUArguments {
         // The guest's memory must be a file that QEMU can hand to targetd, and SIZE must be that of -m.
         let arguments = [
             "-object memory-backend-memfd,id=mem,size=SIZE,share=on -numa node,memdev=mem",
-            "-chardev socket,id=targetd\(index),path=\(quoted(optionValue(front.socket)))",
+            "-chardev socket,id=targetd\(index),path=\(quoted(optionValue(front.socket)))"
+                // QEMU waits there until targetd has connected.
+                + (front.mode == .client ? ",server=on" : ""),
             "-device vhost-user-scsi-pci,chardev=targetd\(index),num_queues=\(front.queues)",
         ]
         return arguments.joined(separator: " \\\n    ")

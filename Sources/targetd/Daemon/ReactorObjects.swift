@@ -28,6 +28,11 @@ struct ChangeError: Error, Equatable {
     var kind = Kind.failed
 }
 
+/// A target on its way from the reactor that owns it to the fronts that serve it, which may be on others.
+struct TargetReference: @unchecked Sendable {
+    let target: TargetDevice
+}
+
 /// The objects on one reactor.
 final class ReactorObjects {
     let reactor: Reactor
@@ -37,6 +42,8 @@ final class ReactorObjects {
     private var units: [String: LogicalUnit] = [:]
     private var targets: [NAAName: TargetDevice] = [:]
     private var sockets: [String: (front: VhostUserFrontConfiguration, server: VhostUserSCSIServer)] = [:]
+    /// Sockets that wait for the end of their guest's commands.
+    private var leavingSockets: [String: VhostUserSCSIServer] = [:]
     /// The limiters of sockets that have, or had, limits.
     private var throttles: [String: Throttle] = [:]
     /// The timer that wakes the reactor when a task's turn comes under a limit, and its time.
@@ -156,8 +163,13 @@ final class ReactorObjects {
         }
         let unit = LogicalUnit(
             configuration: configuration, backstore: backstore.handle, shard: shard, state: stateFile?.saved,
-            store: stateFile?.handle)
+            store: stateFile?.handle, reservationsLost: stateFile?.loss != nil)
         let log = logger
+        if let loss = stateFile?.loss {
+            log.error(
+                "the state of a disk is lost, and commands to it are refused",
+                metadata: ["target": "\(name)", "lun": "\(number)", "file": "\(loss)"])
+        }
         unit.whenStopped = { cause in
             guard case .mediumError(let code) = cause else { return }
             log.error(
@@ -273,21 +285,27 @@ final class ReactorObjects {
 
     // MARK: Sockets
 
-    func addSocket(_ front: VhostUserFrontConfiguration) -> ChangeError? {
+    /// - Parameters:
+    ///   - targets: Those of the front, by number.
+    ///   - spread: The reactors over which its queues are dealt out; `nil`: this one serves all, and owns the targets.
+    func addSocket(
+        _ front: VhostUserFrontConfiguration, targets: [Int: TargetReference], spread: [ShardReactor]?
+    ) -> ChangeError? {
         precondition(sockets[front.socket] == nil, "socket \(front.socket) is already there")
-        var served: [UInt8: TargetDevice] = [:]
-        for (number, name) in front.targets {
-            guard let target = targets[name] else { preconditionFailure("no target \(name)") }
-            served[UInt8(number)] = target
-        }
+        let served = Dictionary(uniqueKeysWithValues: targets.map { (UInt8($0.key), $0.value.target) })
         if !front.limits.isEmpty { limit(front.socket, to: front.limits, for: Array(served.values)) }
         let log = EventLog(logger, socket: front.socket, hub: events)
+        var configuration = VhostUserSCSIServer.Configuration(
+            socketPath: front.socket, requestQueues: front.queues, targets: served,
+            // One guest at a time has the socket, so the socket's name is that of the initiator.
+            initiatorPort: Self.initiatorPort(front.socket))
+        configuration.mode = front.mode == .client ? .client : .server
+        configuration.spread = spread
+        configuration.options.offersConfiguration = front.offersConfigurationSpace
+        configuration.options.offersRingReset = front.offersRingReset
         let server = VhostUserSCSIServer(
-            configuration: VhostUserSCSIServer.Configuration(
-                socketPath: front.socket, requestQueues: front.queues, targets: served,
-                // One guest at a time has the socket, so the socket's name is that of the initiator.
-                initiatorPort: Self.initiatorPort(front.socket)),
-            reactor: reactor, report: { [unowned self] in log.report($0, now: reactor.now) })
+            configuration: configuration, reactor: reactor,
+            report: { [unowned self] in log.report($0, now: reactor.now) })
         do {
             try server.start()
         } catch {
@@ -313,10 +331,11 @@ final class ReactorObjects {
         for target in served { target.setThrottle(throttle, initiatorPort: Self.initiatorPort(path)) }
     }
 
-    func attachTarget(_ name: NAAName, number: Int, socket: String) {
-        guard let server = sockets[socket]?.server, let target = targets[name] else {
+    func attachTarget(_ reference: TargetReference, _ name: NAAName, number: Int, socket: String) {
+        guard let server = sockets[socket]?.server else {
             preconditionFailure("target \(name) is attached to \(socket) before what it needs")
         }
+        let target = reference.target
         sockets[socket]?.front.targets[number] = name
         if let throttle = throttles[socket] {
             target.setThrottle(throttle, initiatorPort: Self.initiatorPort(socket))
@@ -330,23 +349,40 @@ final class ReactorObjects {
         server.detach(number: UInt8(number))
     }
 
-    /// - Parameter done: Called when the guest is disconnected and none of its commands is in flight.
-    func removeSocket(_ path: String, done: @escaping () -> Void) {
+    /// - Parameters:
+    ///   - isForced: Whether commands in flight are aborted, not answered.
+    ///   - done: Called when the guest is disconnected and none of its commands is in flight.
+    func removeSocket(_ path: String, isForced: Bool = false, done: @escaping () -> Void) {
         guard let server = sockets.removeValue(forKey: path)?.server else { preconditionFailure("no socket \(path)") }
         // Commands that wait under its limit would hold the end up. The targets keep the limiter by the socket's name:
         // without limits, it is no limiter.
         throttles.removeValue(forKey: path)?.setLimits(RateLimits())
+        leavingSockets[path] = server
         server.stop { [self] in
-            later {
+            later { [self] in
                 withExtendedLifetime(server) {}
+                leavingSockets[path] = nil
                 done()
             }
         }
+        if isForced { hurrySocket(path) }
+    }
+
+    /// Has a socket that is being removed wait for no answers any more. Whether there is one.
+    @discardableResult
+    func hurrySocket(_ path: String) -> Bool {
+        guard let server = leavingSockets[path] else { return false }
+        server.abandon()
+        return true
+    }
+
+    /// Lets commands that wait under limits go on: nothing else may hold up a stop.
+    func liftLimits() {
+        for unit in units.values { unit.setLimits(RateLimits()) }
     }
 
     /// - Parameter done: Called when all guests are disconnected and no command is in flight.
     func removeSockets(done: @escaping () -> Void) {
-        for unit in units.values { unit.setLimits(RateLimits()) }
         forEach(Array(sockets.keys)) { objects, path, next in
             objects.removeSocket(path, done: next)
         } then: { _ in
@@ -457,6 +493,7 @@ enum OpenBackstore {
             options.logicalBlockSize = Int(configuration.blockSize ?? 512)
             options.direct = !buffered
             options.readOnly = configuration.readOnly
+            options.isShared = configuration.isShared
             self = .file(try FileBackstore(options, reactor: reactor))
         case .blockDevice(let path, let buffered):
             var options = BlockDeviceBackstore.Options(path: path)

@@ -7,6 +7,7 @@ import Glibc
 import Logging
 import Reactor
 import SCSICore
+import VirtioFront
 
 /// A thread that runs one reactor.
 ///
@@ -17,20 +18,24 @@ final class ReactorThread: @unchecked Sendable {
     /// How this reactor does I/O.
     let engine: Reactor.ActiveEngine
     let reactor: Reactor
+    /// Its part in what is served by several reactors; `nil`: there is only one.
+    let shardReactor: ShardReactor?
     /// What lives on the thread; used by functions that `perform` runs there, and by nobody else.
     private let objects: ReactorObjects
     private var thread = pthread_t()
 
     /// Makes the reactor. `start` makes it run.
     init(
-        index: Int, configuration: Reactor.Configuration, events: EventHub, stateDirectory: StateDirectory?,
+        index: Int, isAlone: Bool, configuration: Reactor.Configuration, events: EventHub, stateDirectory: StateDirectory?,
         logger: Logger
     ) throws(ReactorError) {
         self.index = index
         reactor = try Reactor(configuration)
         engine = reactor.engine
+        let shard = Shard()
+        shardReactor = isAlone ? nil : ShardReactor(reactor: reactor, shard: shard)
         objects = ReactorObjects(
-            reactor: reactor, shard: Shard(), events: events, stateDirectory: stateDirectory, logger: logger)
+            reactor: reactor, shard: shard, events: events, stateDirectory: stateDirectory, logger: logger)
     }
 
     /// Starts the thread.

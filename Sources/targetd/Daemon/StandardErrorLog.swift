@@ -4,7 +4,7 @@
 
 import Glibc
 import Logging
-import Synchronization
+import Reactor
 
 /// A log handler for a daemon: with the time on a terminal or in a file, with a priority for the system's journal,
 /// which has the time itself.
@@ -12,7 +12,7 @@ struct StandardErrorLog: LogHandler {
     var metadata: Logger.Metadata = [:]
     private var ownLevel: Logger.Level?
     private let isJournal: Bool
-    private static let level = Mutex(LogLevels.standard)
+    private static let level = Locked(LogLevels.standard)
 
     /// Makes this the handler of every logger. To be called once, before the first logger is made.
     static func bootstrap(level: Logger.Level) {

@@ -12,10 +12,10 @@ from .operator import Operator
 from .reservations import Reservations
 from .restart import Restart
 from .service import Service
-from .virtio import HotPlug, ManyUnits, Migration, PackedRings
+from .virtio import ClientMode, HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, PackedRings
 from .xen import Xen
 
 ALL = [
     Itself, CommandLine, Metrics, Service, Disks, Commands, Reservations, Restart, PackedRings, HotPlug, ManyUnits,
-    Migration, Conformance, Operator, Xen,
+    Migration, MigrationOverBlockDevices, ClientMode, Conformance, Operator, Xen,
 ]  # fmt: skip

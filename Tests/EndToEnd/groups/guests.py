@@ -30,6 +30,8 @@ class GuestGroup(report.Group):
 
     disks: list[targets.Disk] = []
     queues = [1]
+    front = ""  # more keys of each socket
+    general = ""  # more lines of the daemon's file
 
     def __init__(self, kind: type[targets.Target]) -> None:
         self.kind = kind
@@ -40,7 +42,8 @@ class GuestGroup(report.Group):
 
     def prepare(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="targetd-test-")
-        self.target = self.kind(self.directory, list(self.disks), self.queues)
+        self.target = self.kind(
+            self.directory, list(self.disks), self.queues, front=self.front, general=self.general)
         for disk in self.disks:
             try:
                 self.target.medium(disk)

@@ -204,11 +204,9 @@ class ManyUnits(VirtioGroup):
 
 
 class Migration(VirtioGroup):
-    """The daemon locks a file for itself, so each has a block device of its own over the same file."""
-
-    title = "A guest moves to another daemon over the same storage"
+    title = "A guest moves to another daemon over the same file"
     queues = [2]
-    disks = [Disk("shared", "block", 64, lun=0)]
+    disks = [Disk("shared", "file", 64, lun=0, shared=True)]
 
     def finish(self) -> None:
         for thing in [getattr(self, "second_guest", None)]:
@@ -218,6 +216,11 @@ class Migration(VirtioGroup):
             self.second.stop()
             self.second.release()
         super().finish()
+
+    def share(self) -> None:
+        """Gives the second daemon the medium of the first."""
+        # The very same file, under a name in the second daemon's directory.
+        os.link(os.path.join(self.directory, "shared.img"), os.path.join(self.second.directory, "shared.img"))
 
     @case("fio with verification goes on while the guest moves")
     def move(self):
@@ -231,9 +234,7 @@ class Migration(VirtioGroup):
         other = os.path.join(self.directory, "second")
         os.mkdir(other)
         self.second = Daemon(other, list(self.disks), self.queues)
-        image = os.path.join(self.directory, "shared.img")
-        attached = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
-        self.second.loops["shared"] = LoopDevice(attached.stdout.strip(), image)
+        self.share()
         self.second.start()
         first, self.target = self.target, self.second
         incoming = os.path.join(other, "incoming.sock")
@@ -262,4 +263,43 @@ class Migration(VirtioGroup):
         result = self.guest.check(
             "wait; until ! pidof fio > /dev/null; do usleep 100000; done; cat /run/moving", seconds=300)
         require("err= 0" in result, f"fio found something:\n{result}")
+        require(not self.kernel_errors(), self.kernel_errors())
+
+
+class MigrationOverBlockDevices(Migration):
+    """Each daemon has a block device of its own over the same file."""
+
+    title = "A guest moves to another daemon over block devices of the same storage"
+    disks = [Disk("shared", "block", 64, lun=0)]
+
+    def share(self) -> None:
+        image = os.path.join(self.directory, "shared.img")
+        attached = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
+        self.second.loops["shared"] = LoopDevice(attached.stdout.strip(), image)
+
+
+class ClientMode(VirtioGroup):
+    """QEMU listens, and the daemon connects."""
+
+    title = "The daemon connects to the guests' sockets"
+    ordered = True
+    queues = [2]
+    front = ", mode: client"
+    disks = [Disk("disk", "ram", 16, lun=0)]
+
+    @case("the daemon was there first, and the guest's disk works")
+    def first(self):
+        require("server=on" in " ".join(self.target.arguments()), f"printed: {self.target.arguments()}")
+        self.verify("disk")
+
+    @case("the next guest is served when it comes, without a word to the daemon")
+    def second(self):
+        block = self.device("disk").block
+        self.guest.check(f"printf 'what the first wrote' | dd of={block} bs=512 conv=sync oflag=direct")
+        self.guest.close()
+        self.boot()
+        block = self.device("disk").block
+        found = self.guest.check(f"dd if={block} bs=512 count=1 iflag=direct | tr -d '\\0'")
+        require("what the first wrote" in found, f"the disk holds {found!r}")
+        self.verify("disk")
         require(not self.kernel_errors(), self.kernel_errors())

@@ -40,6 +40,7 @@ class Disk:
     read_only: bool = False
     also: tuple[int, ...] = ()  # other HBAs through which the same target is served: more I_T nexuses to the unit
     removable: bool = False
+    shared: bool = False  # a file that a second daemon opens as well
 
     @property
     def address(self) -> str:
@@ -87,6 +88,8 @@ class Target:
     directory: str
     disks: list[Disk]
     queues: list[int]  # request queues of each HBA
+    front: str = ""  # more keys of each socket
+    general: str = ""  # more lines of the file
     loops: dict[str, LoopDevice] = field(default_factory=dict)
 
     def medium(self, disk: Disk) -> str:
@@ -154,6 +157,11 @@ class Daemon(Target):
     def configuration(self) -> str:
         return os.path.join(self.directory, "targetd.yaml")
 
+    @property
+    def is_client(self) -> bool:
+        """Whether the guests make the sockets."""
+        return "mode: client" in self.front
+
     def socket(self, hba: int) -> str:
         return os.path.join(self.directory, f"hba{hba}.sock")
 
@@ -174,7 +182,8 @@ class Daemon(Target):
 
         def served() -> bool:
             found = self.arguments()
-            return all(os.path.exists(path) and any(path in word for word in found) for path in sockets)
+            return all(
+                (os.path.exists(path) or self.is_client) and any(path in word for word in found) for path in sockets)
 
         wait_until(served, self.process, self.log, f"targetd serves {', '.join(sockets)} and prints how to attach them")
 
@@ -201,7 +210,7 @@ class Daemon(Target):
         if child.returncode != 0:
             raise TargetError(f"targetd ended with status {child.returncode}:\n{processes.tail(self.log)}")
         left = [hba for hba in range(len(self.queues)) if os.path.exists(self.socket(hba))]
-        if left:
+        if left and not self.is_client:
             raise TargetError(f"targetd ended and left {self.socket(left[0])} behind")
 
     def kill(self) -> None:
@@ -227,12 +236,13 @@ class Daemon(Target):
 
     def _yaml(self) -> str:
         """The configuration file, in the shape that a user would write."""
-        lines = [f"state-directory: {os.path.join(self.directory, 'state')}", "backstores:"]
+        lines = [f"state-directory: {os.path.join(self.directory, 'state')}", *self.general.splitlines(), "backstores:"]
         for disk in self.disks:
             if disk.kind == "ram":
                 what = f"type: ram, size: {disk.mebibytes}MiB"
             elif disk.kind == "file":
                 what = f"type: file, path: {self.medium(disk)}, size: {disk.mebibytes}MiB"
+                what += ", shared: true" * disk.shared
             else:
                 what = f"type: block-device, path: {self.medium(disk)}"
             lines.append(f"  {disk.name}: {{ {what} }}")
@@ -252,7 +262,7 @@ class Daemon(Target):
         lines.append("vhost-user-scsi:")
         for hba, queues in enumerate(self.queues):
             targets = ", ".join(f"{target}: {name}" for target, name in served[hba].items())
-            lines.append(f"  - {{ socket: {self.socket(hba)}, queues: {queues}, targets: {{ {targets} }} }}")
+            lines.append(f"  - {{ socket: {self.socket(hba)}, queues: {queues}, targets: {{ {targets} }}{self.front} }}")
         return "\n".join(lines) + "\n"
 
     @staticmethod

@@ -65,6 +65,25 @@ struct ACAConformance {
         #expect(run(world.b, 1) == "good")
     }
 
+    @Test("SBC-5 5.3: what recovers from an ACA condition does not come between the halves of COMPARE AND WRITE")
+    func compareAndWriteIsWhole() {
+        let block = Array(repeating: 0 as UInt8, count: 512)
+        let new = Array(repeating: 7 as UInt8, count: 512)
+        world.a.send([0x89, 0] + CDB.bytes(1, 8) + [0, 0, 0, 1, 0, 0], dataOut: block + new)
+        #expect(enabled == [1])
+        fault(.headOfQueue)
+        let recovery = world.a.send(CDB.write(.ten, 1, 1), attribute: .aca, dataOut: block)
+        #expect(enabled == [1], "the medium reads for COMPARE AND WRITE, and nothing else is at work")
+        world.backstore.complete()
+        #expect(world.backstore.pending.map(\.operation) == [.write])
+        world.backstore.complete()
+        #expect(world.backstore.block(1) == new)
+        #expect(enabled == [1], "now it is the other's turn")
+        world.backstore.complete()
+        #expect(end(world.a, recovery) == "good")
+        #expect(world.backstore.block(1) == block)
+    }
+
     @Test("SAM-6 5.9.3: a command of the faulted nexus without the ACA attribute ends with ACA ACTIVE")
     func faultedNexus() {
         fault()

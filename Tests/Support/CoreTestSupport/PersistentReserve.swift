@@ -3,9 +3,10 @@
 // Called by: tests and the simulator. Must not know: the core's reservation table.
 
 extension CDB {
-    /// A service action of PERSISTENT RESERVE OUT (SPC-4 6.14.2).
+    /// A service action of PERSISTENT RESERVE OUT (SPC-4 6.16.2).
     public enum ReservationService: UInt8, CaseIterable, Sendable {
         case register, reserve, release, clear, preempt, preemptAndAbort, registerAndIgnoreExistingKey, registerAndMove
+        case replaceLostReservation
     }
 
     /// PERSISTENT RESERVE OUT. `type` is the whole of byte 2: SCOPE and TYPE.

@@ -160,6 +160,9 @@ public final class ScriptedBackstore {
     /// Completes everything, oldest first, and what follows from it.
     public func completeAll() { while !inFlight.isEmpty { complete() } }
 
+    /// Forgets what was accepted until now, for runs that would fill the memory with it.
+    public func forgetPast() { accepted = [] }
+
     private func perform(_ request: UnsafeMutablePointer<scsi_backstore_request>, limit: Int) {
         let operation = BackstoreRequest.Operation(rawValue: unsafe request.pointee.operation)!
         let first = unsafe request.pointee.offset / UInt64(blockLength)

@@ -6,6 +6,8 @@
 public struct Sense: Equatable, CustomStringConvertible, Sendable {
     /// Whether it came in descriptor format.
     public var isDescriptorFormat = false
+    /// Whether it is of a deferred error.
+    public var isDeferred = false
     /// SENSE KEY.
     public var key: UInt8 = 0
     /// ADDITIONAL SENSE CODE and qualifier.
@@ -18,7 +20,8 @@ public struct Sense: Equatable, CustomStringConvertible, Sendable {
     /// Decodes bytes; `nil` if there are none or they are malformed.
     public init?(_ bytes: [UInt8]) {
         guard let first = bytes.first else { return nil }
-        switch first & 0x7f {
+        isDeferred = first & 0x7d == 0x71
+        switch first & 0x7e {
         case 0x70:
             guard bytes.count == 18, bytes[7] == 10 else { return nil }
             key = bytes[2] & 0x0f
@@ -64,10 +67,10 @@ public struct Sense: Equatable, CustomStringConvertible, Sendable {
         )
     }
 
-    /// Key, code and pointer in one short line, as tests compare them: "5/2400 CDB 2.7".
+    /// Key, code and pointer in one short line, as tests compare them: "5/2400 CDB 2.7", "deferred 3/0c00".
     public var description: String {
         let code = String(UInt32(code) | 0x10000, radix: 16).dropFirst()
-        var text = "\(String(key, radix: 16))/\(code)"
+        var text = "\(isDeferred ? "deferred " : "")\(String(key, radix: 16))/\(code)"
         if let field {
             text += " \(field.inCDB ? "CDB" : "list") \(field.byte)" + (field.bit.map { ".\($0)" } ?? "")
         }

@@ -46,7 +46,7 @@ open class TestTarget {
 
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
     /// ON unit attention condition that every new nexus has, `savesState` gives the unit a state store, and `kept` is
-    /// what that held when the power came. `transport` gives A and B a transport; without one they call the target.
+    /// what that held when the power came; bytes that are damaged are lost. `transport` gives A and B a transport; without one they call the target.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(
@@ -58,9 +58,10 @@ open class TestTarget {
         backstore = ScriptedBackstore(blocks: blocks, blockLength: blockLength, violations: violations)
         configure(backstore)
         store = savesState || kept != nil ? ScriptedStateStore(kept: kept, violations: violations) : nil
+        let state = kept.flatMap { try? UnitState(parsing: $0, name: configuration.name) }
         unit = LogicalUnit(
-            configuration: configuration, backstore: backstore.handle, shard: shard,
-            state: kept.map { try! UnitState(parsing: $0, name: configuration.name) }, store: store?.handle)
+            configuration: configuration, backstore: backstore.handle, shard: shard, state: state,
+            store: store?.handle, reservationsLost: kept != nil && state == nil)
         media = Media(backstore)
         let added = target.add(unit, at: LUN(0)!)
         precondition(added)

@@ -76,17 +76,30 @@ enum SBC {
         return nil
     }
 
-    /// SYNCHRONIZE CACHE(10), (16): the whole cache, whatever extent is named; the extent has to exist. IMMED is taken,
-    /// and status comes when the flush has ended all the same: a flush that fails after its status could be reported as
-    /// a deferred error only, when the initiator may have let go of what it would write again.
-    static func synchronizeCache(_ task: TaskHandle, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
+    /// SYNCHRONIZE CACHE(10), (16) (SBC-4 5.33): the whole cache, whatever extent is named; the extent has to exist. With
+    /// IMMED the flush goes on after the status, and an error of it is a deferred one.
+    static func synchronizeCache(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome
+    {
         let address = LogicalBlockAddress(task.address)
         guard unit.medium.contains(address, BlockCount(task.blocks)) else {
             return .failed(.lbaOutOfRange(address, field: field.addressByte))
         }
         guard unit.cachesWrites else { return .done(.good) }
+        if cdb.bit(1, 1) {
+            unit.flushLater()
+            return .done(.good)
+        }
+        task.step = 1
         DeviceServer.fillFlush(task)
         return .submit
+    }
+
+    /// A medium tells of data that it has lost once. If a flush that went on beside this one was told, this one has lost
+    /// that data, too, whatever it was told itself: the error is its own then.
+    static func synchronized(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        guard var error = unit.takeDeferredError(for: task.nexus) else { return .done(.good) }
+        error.isDeferred = false
+        return .failed(error)
     }
 }
 

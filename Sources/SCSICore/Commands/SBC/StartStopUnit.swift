@@ -44,12 +44,14 @@ private enum StartStopAction {
 }
 
 extension SBC {
-    /// START STOP UNIT (SBC-5 5.31). IMMED lets status come as soon as the CDB was checked; a flush that comes first
-    /// takes no longer for it.
+    /// START STOP UNIT (SBC-4 5.31). Everything is done at once but the flush. With IMMED the unit changes its condition,
+    /// the status comes, and the flush goes on; an error of it is a deferred one.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
         // reservations.
         if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
+        // SPC-4 5.13.5.2: the same while nobody knows which reservation there was.
+        if cdb[4] & 0xf1 != 0x01, unit.reservations.areLost { return .failed(unit.readiness.sense) }
         guard let action = StartStopAction(cdb) else { return .failed(invalidCondition(cdb)) }
         switch action {
         case .eject where unit.isRemovalPrevented: return .failed(SenseData(.illegalRequest, .mediumRemovalPrevented))
@@ -60,6 +62,10 @@ extension SBC {
         default: break
         }
         if action.flushes, !cdb.bit(4, 2), unit.cachesWrites, unit.readiness == .ready {
+            if cdb.bit(1, 0) {
+                unit.flushLater()
+                return perform(action, on: unit)
+            }
             task.step = 1
             DeviceServer.fillFlush(task)
             return .submit
@@ -103,7 +109,18 @@ extension SBC {
     static func preventAllowMediumRemoval(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SPC-6 table 37: only to allow is allowed in the presence of reservations.
         if cdb.bit(4, 0), unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
-        unit.prevent(cdb.bit(4, 0), by: task.nexus)
+        guard !cdb.bit(4, 0), unit.prevents(task.nexus), unit.cachesWrites, unit.readiness == .ready else {
+            unit.prevent(cdb.bit(4, 0), by: task.nexus)
+            return .done(.good)
+        }
+        // What is cached is made stable before the prevention ends.
+        task.step = 1
+        DeviceServer.fillFlush(task)
+        return .submit
+    }
+
+    static func allowAfterFlush(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+        unit.prevent(false, by: task.nexus)
         return .done(.good)
     }
 }

@@ -41,8 +41,8 @@ extension SPC {
     private static func reportCapabilities(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let canPersist = unit.persistentState.canSave
         writer.uint16(8)
-        // CRH, SIP_C, ATP_C, PTPL_C. RLR_C is zero: a unit whose reservations were lost is not served at all.
-        writer.byte(0x1c | (canPersist ? 0x01 : 0x00))
+        // RLR_C, CRH, SIP_C, ATP_C, PTPL_C. What nothing keeps is not lost either.
+        writer.byte(0x1c | (canPersist ? 0x81 : 0x00))
         // TMV; ALLOW COMMANDS 011b: TEST UNIT READY under every type, MODE SENSE and its like under write exclusive
         // types; PTPL_A.
         writer.byte(0x80 | 0x30 | (unit.reservations.table.persists ? 0x01 : 0x00))

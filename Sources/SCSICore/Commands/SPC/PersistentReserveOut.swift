@@ -4,8 +4,7 @@
 
 import CTarget
 
-/// The service actions of PERSISTENT RESERVE OUT that there are (SPC-4 6.14.2). REPLACE LOST RESERVATION is not
-/// one of them: a unit whose reservations were lost is not served.
+/// The service actions of PERSISTENT RESERVE OUT (SPC-4 6.16.2).
 enum ReservationService: UInt8 {
     case register = 0x00
     case reserve = 0x01
@@ -15,6 +14,7 @@ enum ReservationService: UInt8 {
     case preemptAndAbort = 0x05
     case registerAndIgnoreExistingKey = 0x06
     case registerAndMove = 0x07
+    case replaceLostReservation = 0x08
 }
 
 extension SPC {
@@ -42,9 +42,21 @@ extension SPC {
         case .failed(let sense): return .failed(sense)
         case .changed(let table, let notices, let preempted):
             if service == .preemptAndAbort { prepareAbort(task, of: preempted, on: unit) }
-            let outcome = unit.change(table, telling: notices)
+            let outcome = unit.change(
+                table, telling: notices, allowingRemovalFor: allowsRemoval(service) ? preempted : [])
             guard service == .preemptAndAbort, case .done = outcome else { return outcome }
             return abortPreempted(task, on: unit)
+        }
+    }
+
+    /// Whether the nexuses whose registrations go do not prevent the removal of the medium any more, because they may
+    /// not be there to allow it (SPC-4 5.13.11.2.6, SBC-5 5.15).
+    private static func allowsRemoval(_ service: ReservationService) -> Bool {
+        switch service {
+        case .preemptAndAbort, .clear: true
+        case .register, .reserve, .release, .preempt, .registerAndIgnoreExistingKey, .registerAndMove,
+            .replaceLostReservation:
+            false
         }
     }
 
@@ -67,18 +79,26 @@ extension SPC {
         case .clear: return table.clear(nexus, key: key)
         case .preempt, .preemptAndAbort: return table.preempt(nexus, key: key, preempted: actionKey, type)
         case .registerAndMove: preconditionFailure("has its own parameter list")
+        case .replaceLostReservation:
+            guard unit.reservations.areLost else { return table.replaceLost(nexus) }
+            guard let type else { return .failed(.invalidField(inCDB: 2, bit: 3)) }
+            return ReservationTable.replacingLost(
+                nexus, key: key, newKey: actionKey, type, persists: list.byte(20) & 0x01 != 0)
         }
     }
 
-    /// The basic parameter list (SPC-4 6.14.3): SPEC_I_PT is for REGISTER alone, ALL_TG_PT and APTPL for registrations;
-    /// elsewhere they are ignored.
+    /// The basic parameter list (SPC-4 6.16.3): SPEC_I_PT is for REGISTER alone, ALL_TG_PT for registrations, APTPL for
+    /// them and for REPLACE LOST RESERVATION; elsewhere they are ignored.
     private static func checkParameters(
         _ service: ReservationService, _ list: ParameterReader, on unit: LogicalUnit
     ) -> SenseData? {
         let specifies = list.byte(20) & 0x08 != 0
         if specifies, service != .register { return .invalidField(inParameterList: 20, bit: 3) }
         if !specifies, list.count != basicListLength { return .parameterListLengthError }
-        guard service == .register || service == .registerAndIgnoreExistingKey else { return nil }
+        switch service {
+        case .register, .registerAndIgnoreExistingKey, .replaceLostReservation: break
+        case .reserve, .release, .clear, .preempt, .preemptAndAbort, .registerAndMove: return nil
+        }
         if list.byte(20) & 0xf2 != 0 {
             return .invalidField(inParameterList: 20, bit: list.byte(20) & 0xf0 != 0 ? 7 : 1)
         }

@@ -5,13 +5,15 @@
 import CTarget
 
 extension SPC {
-    /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, which is cleared by it; else why the unit is not
-    /// ready; else an informational exception condition (MRIE 6); else the power condition; else NO SENSE.
+    /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, or else a deferred error, which is cleared by it;
+    /// else why the unit is not ready; else an informational exception condition (MRIE 6); else the power condition; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
         let condition = unit.unitAttention(for: task.nexus)
         if let condition {
             sense = condition.sense
+        } else if let error = unit.deferredError(for: task.nexus) {
+            sense = error
         } else if unit.readiness != .ready {
             sense = unit.readiness.sense
         } else if let exception = unit.exceptionOnRequest {
@@ -24,7 +26,13 @@ extension SPC {
         }
         // Cleared once it is reported, and not by a command whose buffers are too short for the report, or that asks
         // for nothing of it.
-        if case .done = outcome, cdb[4] > 0, let condition { unit.report(condition, for: task.nexus) }
+        if case .done = outcome, cdb[4] > 0 {
+            if let condition {
+                unit.report(condition, for: task.nexus)
+            } else {
+                unit.setDeferredError(false, for: task.nexus)
+            }
+        }
         return outcome
     }
 
