@@ -61,14 +61,15 @@ private final class RingWorld {
             reactor: FuzzedTarget.reactor, statistics: VirtioFrontStatistics(), onFault: { _, _ in })
         device.setFeatures(features)
         var guards: [UInt] = []
-        memory = GuestMemory(
-            regions: guest.regions.map {
+        device.install(
+            guest.regions.map {
                 // Whoever reads on behind the end of a region shall find nothing there.
                 guards.append(unsafe UInt(bitPattern: fuzzer_guard(Self.guardBytes)!))
                 return try! MemoryRegion(
                     guestAddress: $0.guestAddress, size: $0.size, userAddress: $0.userAddress, offset: 0,
                     descriptor: $0.descriptor)
             })
+        memory = device.memory
         self.guards = guards
         self.input = input
         for ring in 0..<FuzzedGuest.rings { start(ring) }
@@ -122,7 +123,8 @@ private final class RingWorld {
 
     /// The driver resets a ring.
     private func restart(_ ring: Int) {
-        guard let queue = device.stop(ring) else { return }
+        guard let queue = device.queue(ring) else { return }
+        _ = device.stop(ring)
         core.completeAll()
         device.flush()
         check(queue)
@@ -150,7 +152,9 @@ private final class RingWorld {
             device.flush()
         } else {
             for ring in 0..<FuzzedGuest.rings {
-                if let queue = device.stop(ring) { check(queue) }
+                let queue = device.queue(ring)
+                _ = device.stop(ring)
+                if let queue { check(queue) }
             }
             device.disconnect()
         }

@@ -39,6 +39,7 @@ private final class SuspiciousExecutor: XenbusExecutor {
     }
 
     func forgotten(_ vhost: VhostIdentifier) { precondition(!connected.contains(vhost), "forgotten when connected") }
+    func isTakenByKernel(_ vhost: VhostIdentifier) -> Bool { false }
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) {}
 
     /// As the front does it: nothing is attached any more, and then the control plane is told.
