@@ -9,7 +9,8 @@ import Glibc
 typealias Fuzzer = (FuzzInput) -> Void
 
 private let fuzzers: [String: Fuzzer] = [
-    "scsi": CommandFuzzer.run, "rings": RingFuzzer.run, "messages": MessageFuzzer.run,
+    "scsi": CommandFuzzer.run, "state": StateFuzzer.run, "rings": RingFuzzer.run, "messages": MessageFuzzer.run,
+    "xen-ring": XenRingFuzzer.run, "xenstore": XenStoreFuzzer.run,
 ]
 
 /// libFuzzer's callback can carry no context.
@@ -19,7 +20,9 @@ private enum Chosen {
 
 private let name = unsafe getenv("TARGETD_FUZZER").map { unsafe String(cString: $0) } ?? ""
 guard let fuzzer = fuzzers[name] else {
-    print("No fuzzer is called '\(name)'. Set TARGETD_FUZZER to one of: \(fuzzers.keys.sorted().joined(separator: ", ")).")
+    print(
+        "No fuzzer is called '\(name)'. Set TARGETD_FUZZER to one of: \(fuzzers.keys.sorted().joined(separator: ", "))."
+    )
     exit(2)
 }
 unsafe Chosen.fuzzer = fuzzer

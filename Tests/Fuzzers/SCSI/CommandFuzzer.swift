@@ -53,7 +53,10 @@ private final class CommandWorld {
         rows = world.unit.table.all
         self.input = input
         for (index, port) in [world.a, world.b].enumerated() {
-            port.whenCompleted = { [unowned self] in self.echo[index] = $0.data }
+            port.whenCompleted = { [unowned self] in
+                Trace.note("\(index == 0 ? "A" : "B") \($0.tag) ends: \($0.summary)")
+                self.echo[index] = $0.data
+            }
             port.whenAnswered = { [unowned self] cookie, _ in
                 // Functions with the cookie 0 are those with which the target comes to rest.
                 precondition(cookie == 0 || self.functions[index].remove(cookie) != nil, "an answer to no function")
@@ -84,7 +87,8 @@ private final class CommandWorld {
             switch input.below(24) {
             case 0..<8: send(index, row(), nil)
             case 8: send(index, input.exactly(32), nil)
-            case 9, 10: echoParameters(index)
+            case 9: echoParameters(index)
+            case 10: selectModes(index)
             case 11: reserve(index)
             case 12, 13: manage(index)
             case 14..<18: completeSome()
@@ -114,8 +118,10 @@ private final class CommandWorld {
         let layout = input.byte()
         let isOut = list != nil || layout & 1 != 0
         let length = Self.lengths[input.below(Self.lengths.count)]
-        let out = list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
+        let out =
+            list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
         let lun: UInt64 = input.rarely(16) ? input.number() : 0
+        Trace.note("\(port.name) sends \(cdb) with \(out.count) bytes \(out.prefix(64)), for \(isOut ? 0 : length)")
         let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
         port.send(
             cdb, lun: lun, attribute: attribute, dataOut: out, outLayout: cut(out.count, layout),
@@ -131,20 +137,42 @@ private final class CommandWorld {
         return [first, 0, length - first]
     }
 
-    /// Sends back what the last command of the port has returned, with some bytes changed: MODE SELECT after MODE
-    /// SENSE, and whatever may be like it.
+    /// Sends back what the last command of the port has returned, with some bytes changed.
     private func echoParameters(_ index: Int) {
         var list = echo[index]
-        for _ in 0..<input.below(5) where !list.isEmpty { list[Int(input.number(UInt16.self)) % list.count] = input.byte() }
-        if input.rarely(4) { list = Array(list.prefix(input.below(64))) }
-        var cdb = row()
-        if input.flag() { cdb = list.count > 255 || input.flag() ? CDB.modeSelect10(listLength: list.count) : CDB.modeSelect6(listLength: list.count) }
-        if cdb[0] == 0x15 || cdb[0] == 0x55, !list.isEmpty {
-            // MODE DATA LENGTH is reserved for MODE SELECT.
-            list[0] = 0
-            if cdb[0] == 0x55, list.count > 1 { list[1] = 0 }
+        spoil(&list)
+        send(index, row(), list)
+    }
+
+    private func spoil(_ list: inout [UInt8]) {
+        for _ in 0..<input.below(5) where !list.isEmpty {
+            list[Int(input.number(UInt16.self)) % list.count] = input.byte()
         }
-        send(index, cdb, list)
+        if input.rarely(4) { list = Array(list.prefix(input.below(64))) }
+    }
+
+    /// MODE SENSE, and MODE SELECT of what it returned, with some bytes changed.
+    private func selectModes(_ index: Int) {
+        let isLong = input.flag(), page = input.rarely(4) ? 0x3f : input.byte() & 0x3f
+        let subpage: UInt8 = input.rarely(4) ? 0xff : 0
+        guard port(index).isConnected, port(index).hasFreeTask else { return }
+        let sense = isLong ? CDB.modeSense10(page, subpage, flags: 0) : CDB.modeSense6(page, subpage)
+        port(index).send(sense, dataIn: isLong ? 4096 : 255)
+        var list = echo[index]
+        let header = isLong ? 8 : 4
+        guard list.count >= header else { return }
+        // What MODE SENSE returns and MODE SELECT does not take: the length, write protection, PS of each page.
+        for offset in isLong ? [0, 1, 3] : [0, 2] { list[offset] = 0 }
+        var offset = header + Int(isLong ? list[7] : list[3])
+        while offset + 4 <= list.count {
+            list[offset] &= 0x7f
+            let isSubpage = list[offset] & 0x40 != 0
+            offset += isSubpage ? 4 + Int(list[offset + 2]) << 8 + Int(list[offset + 3]) : 2 + Int(list[offset + 1])
+        }
+        spoil(&list)
+        let flags: UInt8 = input.flag() ? 0x11 : 0x10
+        let short = CDB.modeSelect6(listLength: min(list.count, 255), flags: flags)
+        send(index, isLong ? CDB.modeSelect10(listLength: list.count, flags: flags) : short, list)
     }
 
     private func reserve(_ index: Int) {
@@ -175,7 +203,11 @@ private final class CommandWorld {
         let tag = UInt64(input.byte())
         cookie += 1
         functions[index].insert(cookie)
-        let number = input.rarely(8) ? input.byte() : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        let number =
+            input.rarely(8)
+            ? input.byte()
+            : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        Trace.note("\(port.name) sends the function \(number) for \(tag)")
         port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)
     }
 
@@ -186,6 +218,7 @@ private final class CommandWorld {
         let choice = input.byte()
         let error: Int32 = choice & 7 == 7 ? input.pick([5, 28, 110, 121, 11, 255]) : 0
         medium.honoursCancel = choice & 8 == 0
+        Trace.note("the medium ends \(medium.pending[index]) with \(error)")
         let offset = choice & 16 != 0 ? medium.pending[index].offset + UInt64(input.number(UInt16.self)) : nil
         medium.complete(index, error: error, errorOffset: error == 0 ? nil : offset, partial: Int(choice >> 5) * 512)
     }
@@ -218,7 +251,9 @@ private final class CommandWorld {
 
     private func changeUnit() {
         let unit = world.unit
-        switch input.below(14) {
+        let change = input.below(14)
+        Trace.note("change \(change)")
+        switch change {
         case 0: unit.freeze()
         case 1, 2: unit.thaw()
         case 3: unit.resetByOperator()
@@ -243,7 +278,8 @@ private final class CommandWorld {
 
     private func resize() {
         guard world.backstore.pending.isEmpty else { return }
-        world.backstore.geometry.size = UInt64(world.backstore.geometry.logical_block_size) * UInt64(input.number(UInt16.self) & 0xfff)
+        world.backstore.geometry.size =
+            UInt64(world.backstore.geometry.logical_block_size) * UInt64(input.number(UInt16.self) & 0xfff)
         if isPresent { world.unit.backstoreGeometryChanged() }
     }
 
@@ -273,10 +309,20 @@ private final class CommandWorld {
 
     // MARK: The end
 
+    private func clearACA(_ index: Int) {
+        let port = [world.a, world.b][index]
+        guard port.isConnected else { return }
+        cookie += 1
+        functions[index].insert(cookie)
+        port.manage(.clearACA, cookie: cookie)
+    }
+
     func finish() {
         world.unit.setLimits(RateLimits())
-        for _ in 0..<3 {
+        // Each command may establish an ACA condition for those that are left.
+        for round in 0..<100 where round < 3 || ![world.a, world.b].allSatisfy({ $0.tagsInFlight.isEmpty }) {
             world.unit.thaw()
+            for index in 0..<2 { clearACA(index) }
             world.shard.now += 100_000_000_000
             world.shard.expireDeadlines()
             world.shard.releaseThrottled()

@@ -116,6 +116,7 @@ final class FuzzedGuest {
         if input.rarely(4) { chain = [makeIndirect(chain, isPacked: shapes[ring].isPacked, &input)] }
         if input.rarely(6), !chain.isEmpty { spoil(&chain[input.below(chain.count)], &input) }
         let shape = shapes[ring]
+        Trace.note("ring \(ring), \(shape): \(chain)")
         guard chain.count <= shape.size else { return }
         if shape.isPacked { putPacked(ring, chain, &input) } else { putSplit(ring, chain, &input) }
     }
@@ -265,7 +266,7 @@ final class FuzzedGuest {
 
 extension FuzzedGuest: SharedWithMutator {
     /// The places are the areas of the rings, each with more weight at its beginning, and the buffers.
-    func mutate(_ mutation: Mutation) {
+    func exchange(_ mutation: Mutation, _ value: UInt64) -> UInt64 {
         let ring = Int(mutation.place & 3)
         let (start, length) =
             switch mutation.place >> 2 & 7 {
@@ -276,10 +277,16 @@ extension FuzzedGuest: SharedWithMutator {
             }
         let offset = start + mutation.offset % length
         switch mutation.width {
-        case 1: store(UInt8(truncatingIfNeeded: mutation.value), at: offset)
-        case 2: store(UInt16(truncatingIfNeeded: mutation.value), at: offset)
-        case 4: store(UInt32(truncatingIfNeeded: mutation.value), at: offset)
-        default: store(mutation.value, at: offset)
+        case 1: return UInt64(exchange(UInt8(truncatingIfNeeded: value), at: offset))
+        case 2: return UInt64(exchange(UInt16(truncatingIfNeeded: value), at: offset))
+        case 4: return UInt64(exchange(UInt32(truncatingIfNeeded: value), at: offset))
+        default: return exchange(value, at: offset)
         }
+    }
+
+    private func exchange<Value: FixedWidthInteger>(_ value: Value, at offset: Int) -> Value {
+        let old = load(Value.self, at: offset)
+        store(value, at: offset)
+        return old
     }
 }

@@ -87,7 +87,9 @@ private final class MessageWorld {
         // Most inputs begin as front-ends do, so that the others' noise gets deep.
         if input.byte() & 7 != 0 { setUp(input.byte()) }
         while !input.isEmpty {
-            switch input.below(20) {
+            let action = input.below(20)
+            Trace.note("action \(action)")
+            switch action {
             case 0...2: sendKnown()
             case 3: sendNoise()
             case 4...8: guest.put([2, 2, 3, 0, 1][input.below(5)], &input)
@@ -154,6 +156,7 @@ private final class MessageWorld {
 
     private func send(_ request: UInt32, _ payload: [UInt8], _ descriptors: [Int32] = [], flags: UInt32 = 9) {
         guard socket >= 0 else { return }
+        Trace.note("message \(request) with \(payload), descriptors \(descriptors), flags \(flags)")
         let bytes = wire(request) + wire(flags) + wire(UInt32(payload.count)) + payload
         _ = unsafe fuzzer_send(socket, bytes, bytes.count, descriptors, Int32(descriptors.count))
     }
@@ -271,10 +274,15 @@ private final class MessageWorld {
         case 10, 11: return (Request.getBase, wire(anyRing(), 0), [])
         case 12: return (Request.setKick, wire(UInt64(ring)), [input.flag() ? kicks[ring] : anyDescriptor()])
         case 13: return (Request.setKick, wire(UInt64(ring) | 0x100), [])
-        case 14: return (Request.setCall, wire(UInt64(ring) | (input.flag() ? 0x100 : 0)), input.flag() ? [] : [calls[0]])
+        case 14:
+            return (Request.setCall, wire(UInt64(ring) | (input.flag() ? 0x100 : 0)), input.flag() ? [] : [calls[0]])
         case 15: return (Request.setLogBase, wire(UInt64(input.number(UInt16.self)), UInt64(input.byte())), [file])
-        case 16: return (Request.getInflight, wire(UInt64(0), 0) + wire(UInt16(input.byte() & 7), UInt16(input.byte())), [])
-        case 17: return (Request.setInflight, wire(UInt64(input.number(UInt16.self)), 0) + wire(4, UInt16(16)), [anyDescriptor()])
+        case 16:
+            return (Request.getInflight, wire(UInt64(0), 0) + wire(UInt16(input.byte() & 7), UInt16(input.byte())), [])
+        case 17:
+            return (
+                Request.setInflight, wire(UInt64(input.number(UInt16.self)), 0) + wire(4, UInt16(16)), [anyDescriptor()]
+            )
         case 18: return (Request.setChannel, [], [socket])
         case 19: return (Request.getConfiguration, configuration(), [])
         case 20: return (Request.setConfiguration, configuration(), [])

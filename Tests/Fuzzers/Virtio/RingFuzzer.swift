@@ -40,6 +40,9 @@ private final class RingWorld {
     private let features: UInt64
     private let shape: RingShape
     private let mutations: [Mutation]
+    private let guards: [UInt]
+
+    private static let guardBytes = 1 << 20
 
     init(_ input: FuzzInput, _ guest: FuzzedGuest) {
         self.guest = guest
@@ -57,14 +60,23 @@ private final class RingWorld {
             targets: [0: core.target], initiatorPort: "guest", queueCapacity: FuzzedGuest.rings,
             reactor: FuzzedTarget.reactor, statistics: VirtioFrontStatistics(), onFault: { _, _ in })
         device.setFeatures(features)
-        memory = GuestMemory(
-            regions: guest.regions.map {
-                try! MemoryRegion(
+        var guards: [UInt] = []
+        device.install(
+            guest.regions.map {
+                // Whoever reads on behind the end of a region shall find nothing there.
+                guards.append(unsafe UInt(bitPattern: fuzzer_guard(Self.guardBytes)!))
+                return try! MemoryRegion(
                     guestAddress: $0.guestAddress, size: $0.size, userAddress: $0.userAddress, offset: 0,
                     descriptor: $0.descriptor)
             })
+        memory = device.memory
+        self.guards = guards
         self.input = input
         for ring in 0..<FuzzedGuest.rings { start(ring) }
+    }
+
+    deinit {
+        for guardAddress in guards { unsafe munmap(UnsafeMutableRawPointer(bitPattern: guardAddress), Self.guardBytes) }
     }
 
     private func start(_ ring: Int) {
@@ -86,7 +98,9 @@ private final class RingWorld {
         let mutator = mutations.isEmpty ? nil : Mutator.shared
         mutator?.begin(mutations, guest)
         while !input.isEmpty {
-            switch input.below(12) {
+            let action = input.below(12)
+            Trace.note("action \(action)")
+            switch action {
             case 0..<6: guest.put([2, 2, 3, 0, 0, 1][input.below(6)], &input)
             case 6, 7: turn()
             case 8: core.complete(&input)
@@ -109,7 +123,8 @@ private final class RingWorld {
 
     /// The driver resets a ring.
     private func restart(_ ring: Int) {
-        guard let queue = device.stop(ring) else { return }
+        guard let queue = device.queue(ring) else { return }
+        _ = device.stop(ring)
         core.completeAll()
         device.flush()
         check(queue)
@@ -137,7 +152,9 @@ private final class RingWorld {
             device.flush()
         } else {
             for ring in 0..<FuzzedGuest.rings {
-                if let queue = device.stop(ring) { check(queue) }
+                let queue = device.queue(ring)
+                _ = device.stop(ring)
+                if let queue { check(queue) }
             }
             device.disconnect()
         }

@@ -24,13 +24,19 @@ static inline int fuzzer_memory(size_t size) {
     return descriptor >= 0 && ftruncate(descriptor, (off_t)size) == 0 ? descriptor : -1;
 }
 
+/* Address space that nobody may touch, and that the kernel gives to nobody else: what is mapped next lies below it. */
+static inline void *fuzzer_guard(size_t size) {
+    void *address = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return address == MAP_FAILED ? NULL : address;
+}
+
 /* Whether anybody has a writable mapping of that memory; to be asked once, for it cannot be mapped any more. */
 static inline int fuzzer_is_mapped(int descriptor) { return fcntl(descriptor, F_ADD_SEALS, F_SEAL_WRITE) != 0; }
 
-/* Which of the first 256 file descriptors are open, a bit each. */
-static inline void fuzzer_descriptors(uint64_t open[4]) {
-    open[0] = open[1] = open[2] = open[3] = 0;
-    for (int descriptor = 0; descriptor < 256; descriptor++)
+/* Which of the first 128 file descriptors are open, a bit each. */
+static inline void fuzzer_descriptors(uint64_t open[2]) {
+    open[0] = open[1] = 0;
+    for (int descriptor = 0; descriptor < 128; descriptor++)
         if (fcntl(descriptor, F_GETFD) >= 0) open[descriptor / 64] |= UINT64_C(1) << descriptor % 64;
 }
 

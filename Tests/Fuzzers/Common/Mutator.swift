@@ -9,7 +9,10 @@ import Synchronization
 
 /// Memory that can be written to from another thread.
 protocol SharedWithMutator: AnyObject {
-    func mutate(_ mutation: Mutation)
+    /// Writes a value at the mutation's place.
+    ///
+    /// - Returns: What was there.
+    func exchange(_ mutation: Mutation, _ value: UInt64) -> UInt64
 }
 
 /// One store.
@@ -22,6 +25,8 @@ struct Mutation {
     let value: UInt64
     /// How long the thread waits before it.
     let pause: Int
+    /// Whether what was there comes back at once: what is checked is right then, and what is used is not.
+    let isUndone: Bool
 
     init(_ input: inout FuzzInput) {
         place = input.byte()
@@ -29,6 +34,7 @@ struct Mutation {
         let choice = input.byte()
         width = 1 << Int(choice & 3)
         pause = [0, 10, 100, 1000][Int(choice >> 2 & 3)]
+        isUndone = choice & 0x20 == 0
         value = choice & 0x10 != 0 ? input.number() : UInt64(input.byte())
     }
 }
@@ -80,7 +86,8 @@ final class Mutator: @unchecked Sendable {
     private func runOnce() {
         for mutation in mutations {
             for _ in 0..<mutation.pause where !isRunning.load(ordering: .relaxed) { return }
-            memory!.mutate(mutation)
+            let old = memory!.exchange(mutation, mutation.value)
+            if mutation.isUndone { _ = memory!.exchange(mutation, old) }
         }
     }
 }

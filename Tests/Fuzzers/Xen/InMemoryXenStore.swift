@@ -1,0 +1,1 @@
+../../XenFrontTests/InMemoryXenStore.swift
