@@ -268,7 +268,7 @@ struct EndToEndHostileMessageTests {
                 _ = try channel.receive()
             }
             // The reply goes out before the message is over.
-            daemon.perform { _ in }
+            daemon.performOnServers { _ in }
             #expect(references(descriptors) == descriptors.count)
             channel.shutDown()
         }

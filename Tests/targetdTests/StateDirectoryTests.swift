@@ -101,7 +101,8 @@ import VhostUserInitiator
 
     @Test func damagedStateIsServedOnlyToWhoReplacesTheReservations() throws {
         try FileManager.default.createDirectory(atPath: folder("state"), withIntermediateDirectories: false)
-        let file = try folder.write("state/naa.3000000000000abc", "SCSIUNIT and then nonsense, as after a bad disk")
+        // The name and version of the format, and nonsense, as after a bad disk.
+        let file = try folder.write("state/naa.3000000000000abc", "SCSIUNIT\0\0\0\u{1} and then nonsense")
         let read = SCSICommand(.flat(target: 0, lun: 0), [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], dataIn: 512)
         do {
             let daemon = try start()
