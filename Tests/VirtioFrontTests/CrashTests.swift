@@ -12,11 +12,14 @@ private final class KilledDaemon {
     let executable: String
     let directory: String
     var socket: String { directory + "/socket" }
+    private let isSpread: Bool
     private var process: pid_t = 0
     private var errors: Int32 = -1
 
-    init(executable: String) throws {
+    /// - Parameter isSpread: The queues are dealt out over two reactors.
+    init(executable: String, isSpread: Bool) throws {
         self.executable = executable
+        self.isSpread = isSpread
         // mkdtemp replaces the six letters.
         var template = Array(("/tmp/targetd-crash-" + String(repeating: "X", count: 6)).utf8CString)
         directory = unsafe String(cString: mkdtemp(&template)!)
@@ -25,7 +28,7 @@ private final class KilledDaemon {
 
     deinit {
         kill()
-        for name in ["disk", "socket"] { unsafe unlink(directory + "/" + name) }
+        for name in ["disk", "socket", "file.yaml"] { unsafe unlink(directory + "/" + name) }
         unsafe rmdir(directory)
     }
 
@@ -39,9 +42,10 @@ private final class KilledDaemon {
         unsafe posix_spawn_file_actions_init(&actions)
         unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
         unsafe posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
-        let arguments = [
-            executable, "--file", directory + "/disk", "--size", "1MiB", "--vhost-user", socket, "--queues", "2",
-        ]
+        let arguments =
+            isSpread
+            ? [executable, "--config", try writeConfiguration()]
+            : [executable, "--file", directory + "/disk", "--size", "1MiB", "--vhost-user", socket, "--queues", "2"]
         var pointers = unsafe arguments.map { unsafe strdup($0) } + [nil]
         let code = unsafe posix_spawn(&process, executable, &actions, nil, &pointers, environ)
         for index in unsafe pointers.indices { unsafe free(pointers[index]) }
@@ -57,6 +61,26 @@ private final class KilledDaemon {
             }
             text.append(byte)
         }
+    }
+
+    /// Writes the file of a daemon with two reactors; its path.
+    private func writeConfiguration() throws -> String {
+        let path = directory + "/file.yaml"
+        let text = """
+            reactors: 2
+            backstores: { disk: { type: file, path: \(directory)/disk, size: 1MiB } }
+            targets: { naa.6001405000000001: { luns: { 0: disk } } }
+            vhost-user-scsi:
+              - { socket: \(socket), queues: 2, spread: true, targets: { 0: naa.6001405000000001 } }
+
+            """
+        let file = unsafe open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+        defer { close(file) }
+        let bytes = Array(text.utf8)
+        guard file >= 0, unsafe write(file, bytes, bytes.count) == bytes.count else {
+            throw InitiatorError.systemCall("write \(path)", errno: errno)
+        }
+        return path
     }
 
     /// Ends it at once, and waits until it is gone.
@@ -158,9 +182,9 @@ private final class Writer {
     }()
     private static let kills = unsafe getenv("TARGETD_KILLS").flatMap { unsafe Int(String(cString: $0)) } ?? 8
 
-    @Test(.enabled(if: executable != nil), arguments: [false, true])
-    func noWriteIsLostDoubledOrCorruptedByKillsAtRandomMoments(_ isPacked: Bool) throws {
-        let daemon = try KilledDaemon(executable: try #require(Self.executable))
+    @Test(.enabled(if: executable != nil), arguments: [false, true], [false, true])
+    func noWriteIsLostDoubledOrCorruptedByKillsAtRandomMoments(_ isPacked: Bool, _ isSpread: Bool) throws {
+        let daemon = try KilledDaemon(executable: try #require(Self.executable), isSpread: isSpread)
         var options = VhostUserFrontEnd.Options()
         options.queues = 4
         options.ringSize = 64
