@@ -65,8 +65,9 @@ def grants() -> None:
     """What copying and mapping pages costs dom0 (decision 0009)."""
     with tempfile.TemporaryDirectory() as directory:
         program = os.path.join(directory, "xen-grants")
-        subprocess.run(["cc", "-O2", "-D__XEN_INTERFACE_VERSION__=0x00040e00", "-o", program,
-                        os.path.join(ROOT, "Tests", "Benchmarks", "xen-grants.c"), "-lxengnttab"], check=True)  # fmt: skip
+        source = os.path.join(ROOT, "Tests", "Benchmarks", "xen-grants.c")
+        subprocess.run(["cc", "-O2", "-D__XEN_INTERFACE_VERSION__=0x00040e00", "-o", program, source, "-lxengnttab"],
+                       check=True)  # fmt: skip
         outcome = xenmachine.run("xen-grants\n", {"/usr/bin/xen-grants": program}, seconds=1800, counted=True)
     print(outcome.output if outcome.status == 0 else outcome.console[-3000:])
 

@@ -44,8 +44,8 @@ def run(script: str, files: dict[str, str], seconds: float, domu: bool = False, 
         progress=None, counted: bool = False) -> Outcome:
     """Runs a shell script in dom0.
 
-    `counted`: the machine's clock counts instructions, two nanoseconds for each, and jumps while there are none, so that
-    what it measures does not depend on what else this machine does.
+    `counted`: the clock counts instructions, two nanoseconds for each, and jumps while there are none: what the machine
+    measures, and what it waits for, does not depend on what else is done here.
 
     `files` are copied from this machine, with their libraries: path in dom0 → path here. `texts` are files by content.
     """
@@ -54,8 +54,8 @@ def run(script: str, files: dict[str, str], seconds: float, domu: bool = False, 
     try:
         initrd = os.path.join(directory, "initrd")
         _write_initrd(initrd, made, domu, script, files, texts or {})
-        return _boot(made, initrd, directory, seconds, 2816 if domu else 1100, 1280 if domu else 768, progress,
-                     counted)  # fmt: skip
+        memory, dom0 = (2816, 1280) if domu else (1100, 768)
+        return _boot(made, initrd, directory, seconds, memory, dom0, progress, counted)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
