@@ -112,9 +112,8 @@ import VhostUserInitiator
             #expect(try guest.queues[2].runPastUnitAttentions(register(7)).additionalSense == 0x4401)
             #expect(try String(contentsOfFile: file, encoding: .utf8).hasPrefix("SCSIUNIT"))
             daemon.signal(SIGTERM)
-            let end = daemon.finish()
-            #expect(end.status == 0)
-            #expect(end.errors.contains("\(file): the state is damaged"))
+            #expect(daemon.finish().status == 0)
+            #expect(daemon.errorsUntilReady.contains("\(file): the state is damaged"))
         }
         let daemon = try start()
         try #require(daemon.waitUntilReady())
