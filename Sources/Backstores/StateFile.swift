@@ -37,9 +37,9 @@ public final class StateFile {
         var file: Unmanaged<StateFile>?
     }
 
-    /// Reads the file of the unit with an NAA name, if there is one. Bytes that are damaged are a loss, which the unit has
-    /// to know of (`LogicalUnit.init`, `reservationsLost`): nothing is forgotten silently. A file that cannot be read at
-    /// all, that a later version has written, or that is another unit's, is an error.
+    /// Reads the file of the unit with an NAA name, if there is one. Bytes that are damaged are a loss, which the
+    /// unit has to know of (`LogicalUnit.init`, `reservationsLost`): nothing is forgotten silently. A file that
+    /// cannot be read at all, that a later version has written, or that is another unit's, is an error.
     ///
     /// - Parameter reactor: The reactor of the logical unit.
     public init(unit: UInt64, in directory: StateDirectory, reactor: Reactor) throws(StateError) {

@@ -21,8 +21,9 @@ public final class VhostUserSCSIServer {
 
     /// What a device is made of.
     public struct Configuration {
-        /// Where the socket is made, or found in client mode; at most 107 bytes. `/proc/self/fd/N` is no path but descriptor N, which whoever
-        /// started the process has passed in: a socket that listens, or one that is connected to a front-end.
+        /// Where the socket is made, or found in client mode; at most 107 bytes. `/proc/self/fd/N` is no path but
+        /// descriptor N, which whoever started the process has passed in: a socket that listens, or one that is
+        /// connected to a front-end.
         public var socketPath: String
         /// Request queues that a guest may use, 1 to 126.
         public var requestQueues: Int
@@ -31,8 +32,9 @@ public final class VhostUserSCSIServer {
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
 
-        /// The reactors over which the request queues are dealt out, and all that own targets of the device; the server's
-        /// own must be one of them, and all must run. `nil`: the server's reactor serves all queues and owns all targets.
+        /// The reactors over which the request queues are dealt out, and all that own targets of the device; the
+        /// server's own must be one of them, and all must run. `nil`: the server's reactor serves all queues and owns
+        /// all targets.
         public var spread: [ShardReactor]?
         /// Who makes the socket.
         public var mode = Mode.server

@@ -79,8 +79,8 @@ struct CommandFlags: OptionSet {
     /// Allowed under the reservation that RESERVE(6) or (10) of another nexus has made.
     static let allowedUnderReserve = Self(rawValue: 1 << 10)
 
-    /// Carried out although the persistent reservations of the unit are lost: REPLACE LOST RESERVATION, and the commands
-    /// of SPC-4 5.13.5.2.
+    /// Carried out although the persistent reservations of the unit are lost: REPLACE LOST RESERVATION, and the
+    /// commands of SPC-4 5.13.5.2.
     static let passesLostReservations = Self(rawValue: 1 << 11)
 
     /// Reads and writes its blocks as one: not even HEAD OF QUEUE comes in between (SBC-4: COMPARE AND WRITE, ORWRITE,

@@ -4,8 +4,9 @@
 
 /// The reactor of each target and each socket, by index.
 ///
-/// A logical unit's task set is touched by one thread only, so whatever shares a unit is on one reactor: a target with
-/// its units, a socket with its targets, unless the socket is spread. Such groups are dealt out to the reactors in turn.
+/// A logical unit's task set is touched by one thread only, so whatever shares a unit is on one reactor: a target
+/// with its units, a socket with its targets, unless the socket is spread. Such groups are dealt out to the reactors
+/// in turn.
 struct Placement: Equatable, Sendable {
     private(set) var targets: [NAAName: Int] = [:]
     private(set) var sockets: [String: Int] = [:]

@@ -106,8 +106,10 @@ class Metrics(Group):
     def guest_latencies(self):
         found = self._samples()
         for operation in ["read", "write"]:
-            counts = {name: [s for s in found[f"targetd_{name}_latency_seconds_count"] if s.labels["operation"] == operation]
-                      for name in ["guest", "lun"]}  # fmt: skip
+            counts = {
+                name: [s for s in found[f"targetd_{name}_latency_seconds_count"] if s.labels["operation"] == operation]
+                for name in ["guest", "lun"]
+            }
             (guest,), (unit,) = counts["guest"], counts["lun"]
             require(guest.labels["initiator"].endswith("hba0.sock") and guest.value == unit.value > 0, f"{counts}")
 

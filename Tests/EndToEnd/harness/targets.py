@@ -262,7 +262,8 @@ class Daemon(Target):
         lines.append("vhost-user-scsi:")
         for hba, queues in enumerate(self.queues):
             targets = ", ".join(f"{target}: {name}" for target, name in served[hba].items())
-            lines.append(f"  - {{ socket: {self.socket(hba)}, queues: {queues}, targets: {{ {targets} }}{self.front} }}")
+            socket = self.socket(hba)
+            lines.append(f"  - {{ socket: {socket}, queues: {queues}, targets: {{ {targets} }}{self.front} }}")
         return "\n".join(lines) + "\n"
 
     @staticmethod

@@ -1,4 +1,5 @@
-// SPC-4 5.13.5.3, 5.13.11.3: the state of a unit is damaged, so that nobody knows which persistent reservation there was.
+// SPC-4 5.13.5.3, 5.13.11.3: the state of a unit is damaged, so that nobody knows which persistent reservation there
+// was.
 
 import CoreTestSupport
 import Testing

@@ -44,8 +44,8 @@ private enum StartStopAction {
 }
 
 extension SBC {
-    /// START STOP UNIT (SBC-4 5.31). Everything is done at once but the flush. With IMMED the unit changes its condition,
-    /// the status comes, and the flush goes on; an error of it is a deferred one.
+    /// START STOP UNIT (SBC-4 5.31). Everything is done at once but the flush. With IMMED the unit changes its
+    /// condition, the status comes, and the flush goes on; an error of it is a deferred one.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
         // reservations.

@@ -5,8 +5,9 @@
 import CTarget
 
 extension SPC {
-    /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, or else a deferred error, which is cleared by it;
-    /// else why the unit is not ready; else an informational exception condition (MRIE 6); else the power condition; else NO SENSE.
+    /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, or else a deferred error, which is cleared by
+    /// it; else why the unit is not ready; else an informational exception condition (MRIE 6); else the power
+    /// condition; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
         let condition = unit.unitAttention(for: task.nexus)
