@@ -10,8 +10,8 @@ final class Reservations {
     private(set) var table: ReservationTable
     /// The nexus that holds the reservation of a RESERVE(6) or (10) command (SPC-2 5.5.1).
     private(set) var reserved: UInt16?
-    /// Whether those of the unit's earlier life cannot be read (SPC-4 5.13.5.3: a recoverable lost persistent reservation).
-    /// It ends when they are replaced, or by the operator.
+    /// Whether those of the unit's earlier life cannot be read (SPC-4 5.13.5.3: a recoverable lost persistent
+    /// reservation). It ends when they are replaced, or by the operator.
     private(set) var areLost: Bool
     /// By nexus: the flags of which a command must have one to be carried out; none: every command is. Behind a
     /// pointer, because each command asks.

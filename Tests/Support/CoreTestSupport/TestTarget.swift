@@ -46,7 +46,8 @@ open class TestTarget {
 
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
     /// ON unit attention condition that every new nexus has, `savesState` gives the unit a state store, and `kept` is
-    /// what that held when the power came; bytes that are damaged are lost. `transport` gives A and B a transport; without one they call the target.
+    /// what that held when the power came; bytes that are damaged are lost. `transport` gives A and B a transport;
+    /// without one they call the target.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(

@@ -76,8 +76,8 @@ enum SBC {
         return nil
     }
 
-    /// SYNCHRONIZE CACHE(10), (16) (SBC-4 5.33): the whole cache, whatever extent is named; the extent has to exist. With
-    /// IMMED the flush goes on after the status, and an error of it is a deferred one.
+    /// SYNCHRONIZE CACHE(10), (16) (SBC-4 5.33): the whole cache, whatever extent is named; the extent has to exist.
+    /// With IMMED the flush goes on after the status, and an error of it is a deferred one.
     static func synchronizeCache(_ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Outcome
     {
         let address = LogicalBlockAddress(task.address)
@@ -94,8 +94,8 @@ enum SBC {
         return .submit
     }
 
-    /// A medium tells of data that it has lost once. If a flush that went on beside this one was told, this one has lost
-    /// that data, too, whatever it was told itself: the error is its own then.
+    /// A medium tells of data that it has lost once. If a flush that went on beside this one was told, this one has
+    /// lost that data, too, whatever it was told itself: the error is its own then.
     static func synchronized(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         guard var error = unit.takeDeferredError(for: task.nexus) else { return .done(.good) }
         error.isDeferred = false
