@@ -37,9 +37,9 @@ public final class StateFile {
         var file: Unmanaged<StateFile>?
     }
 
-    /// Reads the file of the unit with an NAA name, if there is one. Bytes that are damaged are a loss, which the
-    /// unit has to know of (`LogicalUnit.init`, `reservationsLost`): nothing is forgotten silently. A file that
-    /// cannot be read at all, that a later version has written, or that is another unit's, is an error.
+    /// Reads the file of the unit with an NAA name, if there is one. Bytes that are damaged are a loss, which the unit
+    /// has to know of (`LogicalUnit.init`, `reservationsLost`): nothing is forgotten silently. A file that cannot be
+    /// read at all, that a later version has written, or that is another unit's, is an error.
     ///
     /// - Parameter reactor: The reactor of the logical unit.
     public init(unit: UInt64, in directory: StateDirectory, reactor: Reactor) throws(StateError) {
@@ -60,12 +60,12 @@ public final class StateFile {
         let path = "\(directory.path)/\(name)"
         do {
             (saved, loss) = (try UnitState(parsing: bytes, name: unit), nil)
-        } catch  where error.isLoss {
+        } catch let error where error.isLoss {
             saved = nil
             loss = StateError(
                 path,
-                "\(error); which reservations, saved mode pages and identifying information this logical unit had is not "
-                    + "known, and it refuses commands until an initiator replaces the reservations (REPLACE LOST "
+                "\(error); which reservations, saved mode pages and identifying information this logical unit had is "
+                    + "not known, and it refuses commands until an initiator replaces the reservations (REPLACE LOST "
                     + "RESERVATION) or you clear them; or stop targetd and bring the file back from a copy")
         } catch {
             throw StateError(

@@ -146,6 +146,30 @@ struct LBAStatusTests {
         #expect(TestTarget().run(CDB.getLBAStatus(address), dataIn: 24).summary == "5/2100 CDB 2")
     }
 
+    /// GET LBA STATUS(32).
+    private func status32(_ address: UInt64, scan: UInt64 = 0, allocation: UInt64 = 4096) -> [UInt8] {
+        [0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 0x12, 0, 0] + CDB.bytes(address, 8) + CDB.bytes(scan, 4)
+            + [0, 0, 0, 0] + CDB.bytes(allocation, 4)
+    }
+
+    @Test("GET LBA STATUS(32) answers as (16) does, up to the end of SCAN LENGTH")
+    func variableLength() {
+        let world = TestTarget()
+        for address in 8..<12 as Range<UInt64> { world.backstore.setBlock(address, block) }
+        let long = world.run(CDB.getLBAStatus(0), dataIn: 4096).data
+        #expect(world.run(status32(0), dataIn: 4096).data == long)
+        #expect(
+            stretches(world.run(status32(4, scan: 6), dataIn: 4096).data) == ["4+4 deallocated", "8+2 mapped"])
+        #expect(stretches(world.run(status32(4000, scan: 0xffff_ffff), dataIn: 4096).data) == ["4000+96 deallocated"])
+        #expect(stretches(world.run(status32(0, allocation: 24), dataIn: 24).data) == ["0+8 deallocated"])
+        #expect(world.run(status32(4096), dataIn: 24).summary == "5/2100 CDB 12")
+        #expect(world.run(status32(.max, scan: .max >> 32), dataIn: 24).summary == "5/2100 CDB 12")
+        var short = status32(0)
+        short[7] = 0x10
+        #expect(world.run(short, dataIn: 4096).summary == "5/2400 CDB 7")
+        #expect(world.run(Array(status32(0)[..<16]), dataIn: 4096).summary == "5/2400 CDB 16")
+    }
+
     @Test("An error of the backstore is reported, and the staging buffer is free again")
     func error() {
         let world = TestTarget()

@@ -24,8 +24,17 @@ struct CommandTableTests {
     private func plain(_ row: CommandDescriptor) -> [UInt8] {
         var cdb = [UInt8](repeating: 0, count: Int(row.length))
         cdb[0] = row.operationCode
-        if row.hasServiceAction { cdb[1] = UInt8(row.serviceAction) }
+        if row.operationCode == 0x7f {
+            cdb.replaceSubrange(7..<10, with: [0x18, UInt8(row.serviceAction >> 8), UInt8(row.serviceAction & 0xff)])
+        } else if row.hasServiceAction {
+            cdb[1] = UInt8(row.serviceAction)
+        }
         return cdb
+    }
+
+    /// Whether a bit is of the SERVICE ACTION field.
+    private func isServiceAction(_ row: CommandDescriptor, _ byte: Int, _ bit: Int) -> Bool {
+        row.operationCode == 0x7f ? byte == 8 || byte == 9 : row.hasServiceAction && byte == 1 && bit < 5
     }
 
     @Test(
@@ -36,7 +45,7 @@ struct CommandTableTests {
         for byte in 1..<Int(row.length) {
             for bit in 0..<8 where row.usageByte(byte) & 1 << bit == 0 {
                 // Another service action is another row, or none.
-                if row.hasServiceAction, byte == 1, bit < 5 { continue }
+                if isServiceAction(row, byte, bit) { continue }
                 var cdb = plain(row)
                 cdb[byte] |= 1 << bit
                 let end = world.run(cdb)
@@ -51,7 +60,7 @@ struct CommandTableTests {
         let row = Self.rows[index]
         for byte in 1..<Int(row.length) {
             for bit in 0..<8 where row.usageByte(byte) & 1 << bit != 0 {
-                if row.hasServiceAction, byte == 1 { continue }
+                if isServiceAction(row, byte, bit) || row.hasServiceAction && byte == 1 { continue }
                 let world = Self.world()
                 var cdb = plain(row)
                 cdb[byte] |= 1 << bit
@@ -93,7 +102,11 @@ struct CommandTableTests {
     @Test("Service actions that no row has are INVALID FIELD IN CDB at the service action")
     func unknownServiceActions() {
         let world = Self.world()
-        for code in Set(Self.rows.filter(\.hasServiceAction).map(\.operationCode)) {
+        for action in 0...0x40 as ClosedRange<UInt8> where action != 0x12 {
+            let cdb: [UInt8] = [0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, action] + Array(repeating: 0, count: 22)
+            #expect(world.run(cdb).summary == "5/2400 CDB 8.7")
+        }
+        for code in Set(Self.rows.filter(\.hasServiceAction).map(\.operationCode)) where code != 0x7f {
             for action in 0..<32 as Range<UInt8>
             where !Self.rows.contains(where: { $0.operationCode == code && $0.serviceAction == UInt16(action) }) {
                 #expect(world.run([code, action] + Array(repeating: 0, count: 14)).summary == "5/2400 CDB 1.4")
@@ -153,7 +166,7 @@ struct CommandTableTests {
         let world = Self.world()
         let data = world.run(CDB.reportSupportedTaskManagementFunctions(), dataIn: 64).data
         #expect(data.count == 4)
-        // SPC-6 6.36: the bits by function.
+        // SPC-4 6.36: the bits by function.
         let bits: [(TaskManagementFunction, Int, UInt8)] = [
             (.abortTask, 0, 0x80), (.abortTaskSet, 0, 0x40), (.clearACA, 0, 0x20), (.clearTaskSet, 0, 0x10),
             (.logicalUnitReset, 0, 0x08), (.queryTask, 0, 0x04), (.targetReset, 0, 0x02),

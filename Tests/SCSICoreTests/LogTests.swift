@@ -58,7 +58,7 @@ struct LogSenseTests {
     /// The pages with parameters.
     static let pages: [UInt8] = [0x02, 0x03, 0x05, 0x0d, 0x0e, 0x15, 0x18, 0x19, 0x2f]
 
-    @Test("Page 00h lists the pages in ascending order, and exactly those can be asked for (SPC-6 7.3.22)")
+    @Test("Page 00h lists the pages in ascending order, and exactly those can be asked for (SPC-4)")
     func supportedPages() {
         let data = world.run(CDB.logSense(0), dataIn: 256).data
         #expect(Int(data[3]) == data.count - 4)
@@ -70,7 +70,7 @@ struct LogSenseTests {
         }
     }
 
-    @Test("Page 00h/FFh lists pages and subpages, and exactly those can be asked for (SPC-6 7.3.23)")
+    @Test("Page 00h/FFh lists pages and subpages, and exactly those can be asked for (SPC-4)")
     func supportedSubpages() {
         let data = world.run(CDB.logSense(0, 0xff), dataIn: 256).data
         #expect(Array(data[..<2]) == [0xc0, 0xff])
@@ -195,7 +195,7 @@ struct LogSenseTests {
         #expect(log.parameters.last?.value == [0, 0, 0, 9, 0, 0, 0, 1])
     }
 
-    @Test("No temperature is FFh (SPC-6 7.3.24), no background scan is status 0, no exception is ASC 0")
+    @Test("No temperature is FFh (SPC-4 7.3.21), no background scan is status 0, no exception is ASC 0")
     func whatThereIsNot() {
         #expect(world.log(0x0d).parameters.map(\.value) == [[0, 0xff], [0, 0xff]])
         world.shard.now += 3 * 60_000_000_000 + 5
@@ -203,7 +203,7 @@ struct LogSenseTests {
         #expect(world.log(0x2f).parameters.map(\.value) == [[0, 0, 0xff, 0]])
     }
 
-    @Test("Each target port has a parameter, of no specific protocol (SPC-6 7.3.17)")
+    @Test("Each target port has a parameter, of no specific protocol (SPC-4 7.3.13)")
     func ports() {
         #expect(world.log(0x18).parameters.map(\.code) == Array(world.target.ports.identifiers))
         #expect(world.log(0x18).parameters.allSatisfy { $0.value == [0x0f, 0, 0, 0] })
@@ -250,7 +250,7 @@ struct LogSelectTests {
     }
 
     @Test(
-        "Page 00h resets all pages, also as 00h/FFh; a page's subpage FFh that page (SPC-6 6.8.2)",
+        "Page 00h resets all pages, also as 00h/FFh; a page's subpage FFh that page (SPC-4 6.7.2)",
         arguments: [(0, 0, true), (0, 0xff, true), (0x03, 0xff, false), (0x19, 0xff, false)] as [(UInt8, UInt8, Bool)])
     func resetAll(page: UInt8, subpage: UInt8, all: Bool) {
         readTwoBlocks()
@@ -259,7 +259,7 @@ struct LogSelectTests {
         #expect((world.log(0x19).number(1, 0..<8) == 0) == (all || page == 0x19))
     }
 
-    @Test("Without PCR and without a list only PC 11b resets counters (SPC-6 6.8.2)", arguments: 0..<4 as Range<UInt8>)
+    @Test("Without PCR and without a list only PC 11b resets counters (SPC-4 6.7.2)", arguments: 0..<4 as Range<UInt8>)
     func pageControl(control: UInt8) {
         readTwoBlocks()
         #expect(world.run(CDB.logSelect(0x03, control: control)).summary == "good")
@@ -274,7 +274,7 @@ struct LogSelectTests {
         #expect(world.run(CDB.logSelect(flags: 1)).summary == "5/2400 CDB 1.0")
     }
 
-    @Test("With a list, PCR, a page in the CDB and default values are INVALID FIELD IN CDB (SPC-6 6.8.1)")
+    @Test("With a list, PCR, a page in the CDB and default values are INVALID FIELD IN CDB (SPC-4 6.7.1)")
     func listAndCDB() {
         let list = list(6)
         func run(_ cdb: [UInt8]) -> String { world.run(cdb, dataOut: list).summary }
@@ -286,7 +286,7 @@ struct LogSelectTests {
         #expect(run(CDB.logSelect(control: 0, listLength: 16)) == "good")
     }
 
-    @Test("A change is LOG PARAMETERS CHANGED for every other nexus, once (SPC-6 6.8)")
+    @Test("A change is LOG PARAMETERS CHANGED for every other nexus, once (SPC-4 6.7)")
     func unitAttention() {
         #expect(world.run(CDB.logSelect(flags: 2)).summary == "good")
         #expect(world.run(CDB.testUnitReady).summary == "good")

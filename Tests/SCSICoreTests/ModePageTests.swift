@@ -336,7 +336,7 @@ struct InformationalExceptionTests {
         Sense(world.run(CDB.requestSense(), dataIn: 18, on: port).data)?.description
     }
 
-    @Test("MRIE 6: REQUEST SENSE tells of a predicted failure, as often as it is asked (SPC-6 7.5.15)")
+    @Test("MRIE 6: REQUEST SENSE tells of a predicted failure, as often as it is asked (SBC-4 6.5.8)")
     func onRequest() {
         #expect(requestSense() == "0/0000")
         _ = world.fail(CDB.read(.ten, 0, 1), dataIn: 512)

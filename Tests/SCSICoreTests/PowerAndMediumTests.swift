@@ -157,7 +157,7 @@ struct PowerConditionTests {
         }
     }
 
-    @Test("VPD page 8Ah names the conditions that there are (SPC-6 7.7.14)")
+    @Test("VPD page 8Ah names the conditions that there are (SPC-4 7.8.10)")
     func vitalProductData() {
         let data = world.run(CDB.inquiry(page: 0x8a), dataIn: 64).data
         #expect(data == [0, 0x8a, 0, 14, 0x03, 0x07] + [UInt8](repeating: 0, count: 12))
@@ -288,7 +288,7 @@ struct RemovableMediumTests {
     ]
 
     @Test(
-        "PREEMPT AND ABORT and CLEAR allow what the nexuses that they unregister have prevented (SBC-5 5.15)",
+        "PREEMPT AND ABORT and CLEAR allow what the nexuses that they unregister have prevented (SBC-4 5.15)",
         arguments: preemptions)
     func preventionPreempted(service: CoreTestSupport.CDB.ReservationService, key: UInt64, left: String) {
         let c = world.addPort("C")

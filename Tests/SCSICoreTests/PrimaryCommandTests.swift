@@ -9,7 +9,7 @@ import Testing
 struct InquiryTests {
     let world = TestTarget()
 
-    @Test("Standard data: device type, version, format, length, flags, names (SPC-6 6.7.2)")
+    @Test("Standard data: device type, version, format, length, flags, names (SPC-4 6.6.2)")
     func standard() {
         let data = world.run(CDB.inquiry(), dataIn: 255).data
         #expect(data[0] == 0x00)
@@ -43,13 +43,13 @@ struct InquiryTests {
         #expect(world.run(CDB.inquiry(allocation: 95), dataIn: 95).summary == "good")
     }
 
-    @Test("A page code without EVPD is INVALID FIELD IN CDB at byte 2 (SPC-6 6.7.1)")
+    @Test("A page code without EVPD is INVALID FIELD IN CDB at byte 2 (SPC-4 6.6.1)")
     func pageWithoutEVPD() { #expect(world.run([0x12, 0, 0x80, 0, 255, 0], dataIn: 255).summary == "5/2400 CDB 2") }
 
     @Test("An unknown page is INVALID FIELD IN CDB at byte 2")
     func unknownPage() { #expect(world.run(CDB.inquiry(page: 0x42), dataIn: 255).summary == "5/2400 CDB 2") }
 
-    @Test("Page 00h lists the pages in ascending order, and each of them can be asked for (SPC-6 7.7.13)")
+    @Test("Page 00h lists the pages in ascending order, and each of them can be asked for (SPC-4)")
     func supportedPages() {
         let pages = world.run(CDB.inquiry(page: 0), dataIn: 255).data
         #expect(pages[1] == 0)
@@ -72,7 +72,7 @@ struct InquiryTests {
         #expect(String(decoding: data[4...], as: UTF8.self) == "SERIAL0001")
     }
 
-    @Test("Page 83h names the unit by NAA and T10 vendor, and the target device (SPC-6 7.7.6)")
+    @Test("Page 83h names the unit by NAA and T10 vendor, and the target device (SPC-4 7.8.6)")
     func deviceIdentification() {
         let data = world.run(CDB.inquiry(page: 0x83), dataIn: 255).data
         var designators: [(kind: [UInt8], value: [UInt8])] = []
@@ -91,7 +91,7 @@ struct InquiryTests {
         #expect(target?.value == CDB.bytes(world.target.name, 8))
     }
 
-    @Test("Page B0h carries the limits that the commands keep (SBC-5 6.6.4)")
+    @Test("Page B0h carries the limits that the commands keep (SBC-4 6.6.4)")
     func blockLimits() {
         let world = TestTarget {
             $0.geometry.maximum_transfer = 1 << 20
@@ -119,12 +119,12 @@ struct InquiryTests {
         #expect(Array(world.run(CDB.inquiry(page: 0xb1), dataIn: 255).data[..<6]) == [0, 0xb1, 0, 60, 0, 1])
     }
 
-    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, anchoring, thin (SBC-5 6.6.7)")
+    @Test("Page B2h: UNMAP, WRITE SAME with UNMAP, zeros after them, anchoring, thin (SBC-4 6.6.7)")
     func provisioning() {
         #expect(world.run(CDB.inquiry(page: 0xb2), dataIn: 255).data == [0, 0xb2, 0, 4, 0, 0xe6, 2, 0])
     }
 
-    @Test("Page 86h: attributes supported, volatile cache, sense data length (SPC-6 7.7.7)")
+    @Test("Page 86h: attributes supported, volatile cache, sense data length (SPC-4 7.8.7)")
     func extended() {
         let data = world.run(CDB.inquiry(page: 0x86), dataIn: 255).data
         #expect(data.count == 64)
@@ -227,7 +227,7 @@ struct ModeTests {
         #expect(Array(none[8...]) == Array(long[24...]))
     }
 
-    @Test("Changeable values have the bits that MODE SELECT takes; defaults are what a new unit has (SPC-6 6.14)")
+    @Test("Changeable values have the bits that MODE SELECT takes; defaults are what a new unit has (SPC-4 6.13)")
     func pageControl() {
         let current = world.run(CDB.modeSense6(0x0a), dataIn: 255).data
         #expect(world.run(CDB.modeSense6(0x0a, control: 2), dataIn: 255).data == current)
@@ -270,7 +270,7 @@ struct ModeTests {
         #expect(world.run(CDB.modeSense6(0x08), dataIn: 255).data[2] == 0x90)
     }
 
-    @Test("SWP protects from writes, for every nexus, until it is cleared (SPC-6 7.5.10)")
+    @Test("SWP protects from writes, for every nexus, until it is cleared (SPC-4 7.5.8)")
     func softwareWriteProtect() {
         let write = CDB.write(.ten, 0, 1)
         let data = [UInt8](repeating: 1, count: 512)
@@ -281,7 +281,7 @@ struct ModeTests {
         #expect(world.run(write, dataOut: data, on: world.b).summary == "good")
     }
 
-    @Test("D_SENSE selects the format of sense data (SPC-6 7.5.10), not of REQUEST SENSE, whose DESC bit does")
+    @Test("D_SENSE selects the format of sense data (SPC-4 7.5.8), not of REQUEST SENSE, whose DESC bit does")
     func descriptorSense() {
         #expect(world.run(CDB.read(.ten, 5000, 1)).sense?.isDescriptorFormat == false)
         world.setControlMode(byte: 0, to: 0x04)
@@ -301,7 +301,7 @@ struct ModeTests {
         #expect(world.run(CDB.testUnitReady, lun: 7 << 48).sense?.isDescriptorFormat == false)
     }
 
-    @Test("A list with a wrong page takes no effect, not even the right page before it (SPC-6 6.12)")
+    @Test("A list with a wrong page takes no effect, not even the right page before it (SPC-4 6.11)")
     func allOrNothing() {
         var control = Array(world.run(CDB.modeSense6(0x0a), dataIn: 255).data[4...])
         control[2] |= 0x04
@@ -360,7 +360,7 @@ struct ModeTests {
 struct AddressingTests {
     let world = TestTarget()
 
-    @Test("REPORT LUNS lists the units in order, flat above 255, from any LUN (SPC-6 6.33)")
+    @Test("REPORT LUNS lists the units in order, flat above 255, from any LUN (SPC-4 6.33)")
     func reportLUNs() {
         for lun in [300, 2, 255, 256] { _ = world.addUnit(at: lun) }
         let fields = [0, 2 << 48, 255 << 48, 0x4100 << 48, 0x412c << 48] as [UInt64]
@@ -397,7 +397,7 @@ struct AddressingTests {
         #expect(world.run(CDB.read(.ten, 0, 1), lun: lun, dataIn: 512).summary == "5/2500")
     }
 
-    @Test("INQUIRY of a missing unit returns peripheral 7Fh (SPC-6 6.7.2); REQUEST SENSE says why")
+    @Test("INQUIRY of a missing unit returns peripheral 7Fh (SPC-4 6.6.2); REQUEST SENSE says why")
     func inquiryOfMissing() {
         let end = world.run(CDB.inquiry(), lun: 9 << 48, dataIn: 255)
         #expect(end.summary == "good")

@@ -137,7 +137,7 @@ struct ProvisioningTests {
         #expect(count() == before + 2)
     }
 
-    @Test("LBPERE zero reports nothing (SBC-5 6.5.10)")
+    @Test("LBPERE zero reports nothing (SBC-4 6.5.10)")
     func reportingDisabled() {
         let world = thinWorld()
         world.change(0x01, byte: 5, clear: 0x80)
@@ -155,7 +155,7 @@ struct ProvisioningTests {
         #expect(world.attentions[0] == "6/3807")
     }
 
-    @Test("SPACE ALLOCATION FAILED WRITE PROTECT while the medium is full, then writes as ever (SBC-5 4.7.3.6)")
+    @Test("SPACE ALLOCATION FAILED WRITE PROTECT while the medium is full, then writes as ever (SBC-4 4.7.3.6)")
     func fullMedium() {
         let world = thinWorld()
         world.setThresholds(available: 1)
@@ -205,7 +205,7 @@ struct ProvisioningTests {
 
 @Suite("Logical block provisioning mode page")
 struct ProvisioningModePageTests {
-    @Test("Threshold type, arming and resource are as they are; ENABLED and THRESHOLD COUNT can be set (SBC-5 6.5.9)")
+    @Test("Threshold type, arming and resource are as they are; ENABLED and THRESHOLD COUNT can be set (SBC-4 6.5.9)")
     func descriptors() {
         let world = thinWorld()
         let page = world.modePage(0x1c, 2)

@@ -107,7 +107,7 @@ struct ReadWriteTests {
         #expect(end.sense?.information == (address > UInt64(UInt32.max) ? nil : address))
     }
 
-    @Test("LBA OUT OF RANGE carries the LBA in the INFORMATION field (SPC-6 4.4.2.2)")
+    @Test("LBA OUT OF RANGE carries the LBA in the INFORMATION field (SPC-4: INFORMATION field)")
     func information() {
         #expect(world.run(CDB.read(.ten, 5000, 1), dataIn: 512).sense?.information == 5000)
     }

@@ -58,7 +58,7 @@ enum ModelMistake: CaseIterable {
     case acaLetsCommandsBy, acaForgotten, queueErrorIgnored, oneTaskSetForAll
 }
 
-/// The control mode page (SPC-6 7.5.10), the fields that the task manager acts on.
+/// The control mode page (SPC-4 7.5.8), the fields that the task manager acts on.
 struct ModelControl: Equatable {
     /// TST 001b.
     var separate = false
@@ -158,7 +158,7 @@ struct ModelUnit {
         }
     }
 
-    /// SPC-6 7.5.10, restricted reordering: a SIMPLE command of the nexus whose effect decides over the other's.
+    /// SPC-4 7.5.8, restricted reordering: a SIMPLE command of the nexus whose effect decides over the other's.
     private func isRestricted(_ task: ModelTask, _ older: ModelTask) -> Bool {
         guard control.restricted, task.nexus == older.nexus else { return false }
         let touches = { (task: ModelTask) in task.access != .none || task.changesUnit }
@@ -188,14 +188,14 @@ struct ModelUnit {
         if tasks[index].attention == nil { select(tasks[index]) }
     }
 
-    /// SPC-6 6.12: MODE SELECT takes effect when it is carried out, and the other nexuses are told of a change.
+    /// SPC-4 6.11: MODE SELECT takes effect when it is carried out, and the other nexuses are told of a change.
     private mutating func select(_ task: ModelTask) {
         guard let page = task.modePage, modePages[page.code] != page.bytes else { return }
         modePages[page.code] = page.bytes
         for nexus in attention.keys where nexus != task.nexus { establish(0x2a01, for: nexus) }
     }
 
-    // MARK: Auto contingent allegiance (SAM-6 5.9) and QErr (SPC-6 7.5.10)
+    // MARK: Auto contingent allegiance (SAM-6 5.9) and QErr (SPC-4 7.5.8)
 
     /// SAM-6 5.9.2: all commands of the task set but the one that recovers.
     func isBlocked(_ task: ModelTask) -> Bool {

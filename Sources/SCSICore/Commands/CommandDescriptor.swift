@@ -8,7 +8,7 @@ enum CommandHandler: UInt8, CaseIterable {
     case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
-    case preFetch, writeAtomic, getLBAStatus
+    case preFetch, writeAtomic, getLBAStatus, getLBAStatus32
     case reportTargetPortGroups
     case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
     case writeBufferData, writeEchoBuffer
@@ -68,7 +68,7 @@ struct CommandFlags: OptionSet {
     /// (SAM-6 5.9.4).
     static let passesACA = Self(rawValue: 1 << 15)
 
-    // In the presence of reservations (SPC-4 5.7.1 and SBC-3 4.17, their tables of commands that are allowed then;
+    // In the presence of reservations (SPC-4 5.13.1 and SBC-4 4.17, their tables of commands that are allowed then;
     // SPC-2 5.5.1). What has none of these conflicts with a reservation that does not admit the nexus. Commands of
     // which the CDB decides have all that apply, and their handlers ask `LogicalUnit.isRestricted`.
 
@@ -122,13 +122,17 @@ struct CommandDescriptor {
     let extent: ExtentField
     let serialization: SerializationClass
     let flags: CommandFlags
-    /// The CDB usage data (SPC-6 6.35.2): a bit is one if some value of it is honoured. Two words as they lie in
+    /// The CDB usage data (SPC-4 6.35.3): a bit is one if some value of it is honoured. Two words as they lie in
     /// memory, for the validator, and the same as bytes for REPORT SUPPORTED OPERATION CODES.
     let usage: (UInt64, UInt64)
+    /// The same of bytes 16 to 31, which only variable length CDBs have: their handlers check them
+    /// (`CommandTable.validateTail`), so that no other command asks for them.
+    let usageTail: (UInt64, UInt64)
 
     /// Byte `offset` of the usage data.
     func usageByte(_ offset: Int) -> UInt8 {
-        let word = (offset < 8 ? usage.0 : usage.1).littleEndian
+        let words = [usage.0, usage.1, usageTail.0, usageTail.1]
+        let word = words[offset >> 3].littleEndian
         return UInt8(truncatingIfNeeded: word >> (UInt64(offset & 7) * 8))
     }
 }

@@ -60,18 +60,35 @@ final class CommandTable {
         return .unknownServiceAction
     }
 
-    /// The SERVICE ACTION field: bytes 8 and 9 of a variable length CDB, else five bits of byte 1 (SPC-6 4.2.2).
-    private static func serviceAction(_ cdb: CDB) -> UInt16 { cdb[0] == 0x7f ? cdb.uint16(8) : UInt16(cdb[1] & 0x1f) }
+    /// The SERVICE ACTION field: bytes 8 and 9 of a variable length CDB, else five bits of byte 1 (SPC-4: CDB formats).
+    private static func serviceAction(_ cdb: CDB) -> UInt16 {
+        cdb[0] == variableLength ? cdb.uint16(8) : UInt16(cdb[1] & 0x1f)
+    }
+
+    /// INVALID FIELD IN CDB for a service action that no row has.
+    static func invalidServiceAction(_ cdb: CDB) -> SenseData {
+        cdb[0] == variableLength ? .invalidField(inCDB: 8, bit: 7) : .invalidField(inCDB: 1, bit: 4)
+    }
+
+    /// The operation code of variable length CDBs.
+    private static let variableLength: UInt8 = 0x7f
 
     /// Checks the bits of a CDB against its row.
     ///
-    /// - Returns: What to report if a bit is set that the row does not allow (SPC-6 4.2.1: reserved bits), `nil` if
+    /// - Returns: What to report if a bit is set that the row does not allow (SPC-4: reserved bits), `nil` if
     ///   none.
     @inline(__always)
     static func validate(_ cdb: CDB, length: Int, against row: CommandRow) -> SenseData? {
         let extra = (cdb.word(0) & ~row.usage.0) | (row.length > 8 ? cdb.word(1) & ~row.usage.1 : 0)
         if extra == 0, length >= row.length { return nil }
         return fault(cdb, length: length, row: row)
+    }
+
+    /// The same for what of a variable length CDB lies behind byte 15.
+    static func validateTail(_ cdb: CDB, against row: CommandRow) -> SenseData? {
+        let usage = row.descriptor.usageTail
+        let extra = (cdb.word(2) & ~usage.0) | (cdb.word(3) & ~usage.1)
+        return extra == 0 ? nil : fault(cdb, length: row.length, row: row)
     }
 
     /// Names the first byte and the most significant bit that are not allowed.
@@ -84,8 +101,8 @@ final class CommandTable {
         return nil
     }
 
-    /// The self-check: sorted by operation code and service action, unique, lengths fit the group code (SPC-6 4.2.2),
-    /// usage data begins with the operation code.
+    /// The self-check: sorted by operation code and service action, unique, lengths fit the group code (SPC-4: CDB
+    /// formats), usage data begins with the operation code.
     private static func check(_ rows: [CommandDescriptor]) {
         for (row, next) in zip(rows, rows.dropFirst()) {
             precondition(
@@ -93,10 +110,13 @@ final class CommandTable {
             precondition(row.operationCode != next.operationCode || row.hasServiceAction && next.hasServiceAction)
         }
         for row in rows {
-            let byGroup: [UInt8: UInt8] = [0: 6, 1: 10, 2: 10, 4: 16, 5: 12]
+            let byGroup: [UInt8: UInt8] = [0: 6, 1: 10, 2: 10, 3: 32, 4: 16, 5: 12]
             precondition(byGroup[row.operationCode >> 5] == row.length, "CDB length does not fit the group code")
             precondition(row.usageByte(0) == row.operationCode, "usage data")
-            precondition(!row.hasServiceAction || UInt16(row.usageByte(1) & 0x1f) == row.serviceAction, "usage data")
+            let used =
+                row.operationCode == variableLength
+                ? UInt16(row.usageByte(8)) << 8 | UInt16(row.usageByte(9)) : UInt16(row.usageByte(1) & 0x1f)
+            precondition(!row.hasServiceAction || used == row.serviceAction, "usage data")
         }
     }
 
@@ -119,32 +139,34 @@ final class CommandTable {
         _ serialization: SerializationClass, _ flags: CommandFlags, requires: UnitFeatures = [],
         without: UnitFeatures = [], usage: [UInt8]
     ) -> Source {
-        var words: (UInt64, UInt64) = (0, 0)
+        var words: [UInt64] = [0, 0, 0, 0]
         for (offset, byte) in usage.enumerated() {
             // NACA, in the CONTROL byte (SAM-6 5.2), is honoured whatever the command is.
-            let isControl = offset == (operationCode == 0x7f ? 1 : usage.count - 1)
+            let isControl = offset == (operationCode == variableLength ? 1 : usage.count - 1)
             var used = isControl ? byte | TaskHandle.nacaBit : byte
-            // GROUP NUMBER (SBC-3 4.22) is taken and has no effect: GROUP_SUP is zero.
+            // GROUP NUMBER (SBC-4 4.22) says into which group attributes of the command should be collected. It is
+            // taken and nothing is collected, as GROUP_SUP of zero says; SBC-4 has no error for it.
             if offset == extent.groupNumberByte { used |= 0x1f }
             let bits = UInt64(used) << (UInt64(offset & 7) * 8)
-            if offset < 8 { words.0 |= bits } else { words.1 |= bits }
+            words[offset >> 3] |= bits
         }
         // The validator compares whole words: bytes behind a shorter CDB are not part of it.
-        if usage.count < 8 { words.0 |= ~0 << (UInt64(usage.count) * 8) }
-        if usage.count > 8, usage.count < 16 { words.1 |= ~0 << (UInt64(usage.count - 8) * 8) }
+        if usage.count < 8 { words[0] |= ~0 << (UInt64(usage.count) * 8) }
+        if usage.count > 8, usage.count < 16 { words[1] |= ~0 << (UInt64(usage.count - 8) * 8) }
         return Source(
             descriptor: CommandDescriptor(
                 operationCode: operationCode, hasServiceAction: serviceAction != nil, serviceAction: serviceAction ?? 0,
                 length: UInt8(usage.count), handler: handler, extent: extent, serialization: serialization,
                 flags: flags,
-                usage: (words.0.littleEndian, words.1.littleEndian)),
+                usage: (words[0].littleEndian, words[1].littleEndian),
+                usageTail: (words[2].littleEndian, words[3].littleEndian)),
             requires: requires, without: without)
     }
 
     // swift-format-ignore
     private static let source: [Source] = [
         // Code, service action, handler, extent, serialization, flags
-        //     Usage data by byte (SPC-6 6.35.2)
+        //     Usage data by byte (SPC-4 6.35.3)
         row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // REQUEST SENSE
@@ -256,6 +278,9 @@ final class CommandTable {
             usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
             usage: [0x5f, 0x08, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x7f, 0x12, .getLBAStatus32, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],  // GET LBA STATUS(32)
+            usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x12, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff,
+                    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
         row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium, .uninterrupted],     // COMPARE AND WRITE

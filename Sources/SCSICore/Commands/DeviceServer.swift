@@ -66,7 +66,8 @@ enum DeviceServer {
         case .unmap: SBC.unmap(task, cdb, on: unit)
         case .preFetch: SBC.preFetch(task, cdb, row.extent, on: unit)
         case .writeAtomic: SBC.writeAtomic(task, cdb, row.extent, on: unit)
-        case .getLBAStatus: SBC.getLBAStatus(task, cdb, on: unit)
+        case .getLBAStatus: SBC.getLBAStatus(task, LBAStatusFields(sixteen: cdb), on: unit)
+        case .getLBAStatus32: SBC.getLBAStatus32(task, cdb, row, on: unit)
         }
     }
 
@@ -101,7 +102,8 @@ enum DeviceServer {
         case .persistentReserveOut: SPC.abortPreempted(task, on: unit)
         case .sendDiagnostic: SPC.selfTestStep(task, on: unit)
         case .preFetch: SBC.preFetchDone(task)
-        case .getLBAStatus: SBC.getLBAStatusDone(task, cdb, on: unit)
+        case .getLBAStatus: SBC.getLBAStatusDone(task, LBAStatusFields(sixteen: cdb), on: unit)
+        case .getLBAStatus32: SBC.getLBAStatusDone(task, LBAStatusFields(thirtyTwo: cdb), on: unit)
         case .modeSelect: SPC.flushBeforeStatus(task)
         case .logSense: SPC.logSenseMeasured(task, cdb, on: unit)
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
@@ -143,7 +145,7 @@ enum DeviceServer {
 
     // MARK: Parameter data and lists
 
-    /// Builds parameter data and transfers it, cut to the allocation length (SPC-6 4.2.5.6).
+    /// Builds parameter data and transfers it, cut to the allocation length (SPC-4 4.2.5.6).
     static func parameterData(
         _ task: TaskHandle, _ shard: Shard, allocationLength: some BinaryInteger,
         _ build: (inout ParameterWriter) -> Void

@@ -6,7 +6,7 @@
 import CTarget
 
 enum MissingLogicalUnit {
-    /// INQUIRY, REQUEST SENSE and REPORT LUNS are answered (SAM-6 5.11, SPC-6 6.7.2); the rest is refused with LOGICAL
+    /// INQUIRY, REQUEST SENSE and REPORT LUNS are answered (SAM-6 5.11, SPC-4 6.6.2); the rest is refused with LOGICAL
     /// UNIT NOT SUPPORTED. The well-known unit (SPC-6 clause 8) also has TEST UNIT READY.
     static func execute(_ task: TaskHandle, on target: TargetDevice) -> Outcome {
         let wellKnown = LUN.parse(task.lunField) == .reportLUNsWellKnown

@@ -1,5 +1,5 @@
 // AutoContingentAllegiance: what a CHECK CONDITION does to the other commands of its task set: the ACA condition
-// (SAM-6 5.9) and QErr (SPC-6 7.5.10); and the unit attention conditions of UA_INTLCK_CTRL.
+// (SAM-6 5.9) and QErr (SPC-4 7.5.8); and the unit attention conditions of UA_INTLCK_CTRL.
 //
 // Called by: LogicalUnit (a command has ended), TaskManager (CLEAR ACA). Must not know: which command it was,
 // transports.
@@ -23,7 +23,7 @@ extension LogicalUnit {
         return true
     }
 
-    /// Marks the tasks of the task set; those of other nexuses by TAS (SPC-6 7.5.10): with TASK ABORTED, or silently
+    /// Marks the tasks of the task set; those of other nexuses by TAS (SPC-4 7.5.8): with TASK ABORTED, or silently
     /// and with a unit attention condition.
     ///
     /// - Parameters:
@@ -53,7 +53,7 @@ extension LogicalUnit {
         enableDormant()
     }
 
-    /// A command was refused with a status that has no sense data (SPC-6 7.5.10, UA_INTLCK_CTRL 11b): the next command
+    /// A command was refused with a status that has no sense data (SPC-4 7.5.8, UA_INTLCK_CTRL 11b): the next command
     /// of the nexus says so.
     func interlock(_ status: SCSIStatus, for nexus: UInt16) {
         guard modePages.unitAttentionInterlock == .establish else { return }

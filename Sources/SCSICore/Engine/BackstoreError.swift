@@ -34,7 +34,7 @@ enum BackstoreError {
     }
 
     /// The sense data for an error of a task's request. A medium error names the first block that failed if the
-    /// backstore knows it (SBC-5 4.18: INFORMATION).
+    /// backstore knows it (SBC-4 4.18: INFORMATION).
     static func sense(_ error: Int32, _ task: TaskHandle, _ medium: MediumExtent) -> SenseData {
         let operation = unsafe Int(task.request.pointee.operation)
         let reading = [SCSI_BACKSTORE_READ, SCSI_BACKSTORE_PREFETCH, SCSI_BACKSTORE_EXTENTS].contains(operation)

@@ -58,8 +58,8 @@ public struct TaskInFlight: Sendable, Equatable {
 
 extension SenseData {
     /// A command that missed its deadline: LOGICAL UNIT COMMUNICATION TIME-OUT. Not COMMAND TIMEOUT DURING PROCESSING
-    /// (2E/02), which answers a command duration limit that the initiator asked for (SPC-6 7.5.9), and for which Linux
-    /// gives the command up without a retry.
+    /// (2E/02), which answers a command duration limit that the initiator asked for (SPC-6: command duration limits),
+    /// and for which Linux gives the command up without a retry.
     static var commandTimeout: SenseData { SenseData(.abortedCommand, .logicalUnitCommunicationTimeOut) }
 }
 

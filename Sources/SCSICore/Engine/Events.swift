@@ -10,7 +10,7 @@ extension LogicalUnit {
     /// Changes the name, the serial number, the texts and the write protection that the unit was created with; the
     /// other fields of `new` are not looked at. New INQUIRY data are told by INQUIRY DATA HAS CHANGED, write
     /// protection that comes or goes by MODE PARAMETERS CHANGED, because it is a bit of the mode parameter header
-    /// (SBC-5 6.5.1).
+    /// (SBC-4 6.5.1).
     public func reconfigure(_ new: LogicalUnitConfiguration) {
         let old = configuration
         var configuration = old
@@ -28,7 +28,7 @@ extension LogicalUnit {
     }
 
     /// Tells the unit that the backstore's geometry may have changed. Initiators learn of a new size by CAPACITY DATA
-    /// HAS CHANGED (SBC-5 4.7) and by an event, of new limits by INQUIRY DATA HAS CHANGED (SPC-6 7.7: vital product
+    /// HAS CHANGED (SBC-4 4.10) and by an event, of new limits by INQUIRY DATA HAS CHANGED (SPC-4 7.8: vital product
     /// data), of new write protection by MODE PARAMETERS CHANGED.
     public func backstoreGeometryChanged() {
         // The backstore of a medium that was taken away is not the unit's any more.

@@ -9,7 +9,7 @@ import CTarget
 
 /// What makes a logical unit what it is, over restarts and through every front.
 public struct LogicalUnitConfiguration: Sendable {
-    /// The unit's NAA designator (SPC-6 7.7.6.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE
+    /// The unit's NAA designator (SPC-4 7.8.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE
     /// registered).
     public var name: UInt64
     /// T10 VENDOR IDENTIFICATION, at most 8 ASCII characters.
@@ -446,7 +446,7 @@ public final class LogicalUnit {
     func report(_ condition: UnitAttention, for nexus: UInt16) {
         clear(condition, for: nexus)
         measurements.countUnitAttention(nexus: nexus)
-        // SPC-6 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
+        // SPC-4 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
         if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
 
@@ -537,7 +537,7 @@ public final class LogicalUnit {
     }
 
     private func unknownCommand(_ task: TaskHandle) -> SenseData {
-        if case .unknownServiceAction = table.match(CDB(task)) { return .invalidField(inCDB: 1, bit: 4) }
+        if case .unknownServiceAction = table.match(CDB(task)) { return CommandTable.invalidServiceAction(CDB(task)) }
         return .invalidOperationCode
     }
 
@@ -1019,7 +1019,7 @@ public final class LogicalUnit {
         endMarked()
     }
 
-    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-6 6.13).
+    /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-4 6.12).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
         let old = modePages
         modePages = pages
@@ -1033,7 +1033,7 @@ public final class LogicalUnit {
 
     // MARK: Logs
 
-    /// LOG SELECT has changed something; everybody else learns of it (SPC-6 6.8).
+    /// LOG SELECT has changed something; everybody else learns of it (SPC-4 6.7).
     func setLog(_ log: LogState, by nexus: UInt16) {
         self.log = log
         establish(.logParametersChanged, exceptFor: nexus)
@@ -1048,7 +1048,7 @@ public final class LogicalUnit {
         if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
     }
 
-    /// The informational exception condition that there is, reported or not (SPC-6 7.3.12): the test of one, or a
+    /// The informational exception condition that there is, reported or not (SPC-4 7.3.8): the test of one, or a
     /// medium that has failed once and will again.
     var informationalException: UnitAttention? {
         if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
@@ -1071,7 +1071,7 @@ public final class LogicalUnit {
     }
 
     /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
-    /// it (SPC-6 7.3.2.2.2, 7.5.10).
+    /// it (SPC-4 7.3.2, 7.5.8).
     func errorCountersChanged(_ page: ErrorCounterPage) {
         guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
         establish(.thresholdConditionMet, exceptFor: nil)

@@ -1,4 +1,4 @@
-// PowerConditions: in which power condition a logical unit is (SPC-6 5.13, SBC-5 4.20), worked out when somebody asks.
+// PowerConditions: in which power condition a logical unit is (SPC-4 5.12, SBC-4 4.20), worked out when somebody asks.
 //
 // Owns: what START STOP UNIT has commanded, and when the medium was last used. Called by: START STOP UNIT, REQUEST
 // SENSE, LogicalUnit (resets). Must not know: the task set, backstores.
@@ -12,7 +12,8 @@
 enum PowerCondition: UInt8, CaseIterable {
     case idleA, idleB, idleC, standbyY, standbyZ
 
-    /// LOW POWER CONDITION ON, as REQUEST SENSE tells of it (SPC-6 5.13.7): entered by a timer, or by a command.
+    /// LOW POWER CONDITION ON, as REQUEST SENSE tells of it (SPC-4: power conditions): entered by a timer, or by a
+    /// command.
     // swift-format-ignore
     func sense(byTimer: Bool) -> AdditionalSense {
         switch self {
@@ -24,7 +25,7 @@ enum PowerCondition: UInt8, CaseIterable {
         }
     }
 
-    /// Where the Power Condition mode page enables the condition's timer, and where the timer is (SPC-6 7.5.13): byte
+    /// Where the Power Condition mode page enables the condition's timer, and where the timer is (SPC-4 7.5.13): byte
     /// and bit, and the first of four bytes, behind the page's header.
     private var fields: (byte: Int, bit: UInt8, timer: Int) {
         switch self {

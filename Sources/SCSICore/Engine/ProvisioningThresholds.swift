@@ -19,7 +19,7 @@ public struct MediumSpace: Sendable, Equatable {
     public var isShared: Bool
 }
 
-/// A threshold descriptor of the Logical Block Provisioning mode page (SBC-5 6.5.9).
+/// A threshold descriptor of the Logical Block Provisioning mode page (SBC-4 6.5.9).
 struct ProvisioningThreshold {
     /// THRESHOLD RESOURCE, a parameter code of log page 0Ch.
     enum Resource: UInt8, CaseIterable {

@@ -79,7 +79,7 @@ extension LogicalUnit {
     /// Whether an initiator prevents the removal of the medium.
     public var isRemovalPrevented: Bool { preventing != 0 }
 
-    /// PREVENT: a bit for each I_T nexus (SBC-5 5.15).
+    /// PREVENT: a bit for each I_T nexus (SBC-4 5.15).
     func prevent(_ prevents: Bool, by nexus: UInt16) {
         if prevents { preventing |= 1 << UInt64(nexus) } else { preventing &= ~(1 << UInt64(nexus)) }
     }

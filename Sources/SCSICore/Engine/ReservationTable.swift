@@ -1,10 +1,10 @@
 // ReservationTable: registrations and the persistent reservation of one logical unit, and what the services of
-// PERSISTENT RESERVE OUT make of them (SPC-4 5.7; clause numbers of revision 17).
+// PERSISTENT RESERVE OUT make of them (SPC-4 5.13; clause numbers of revision 36f).
 //
 // Owns: the rules. Called by: the PERSISTENT RESERVE commands, Reservations. Must not know: tasks, nexus indices, CDBs,
 // where the table is kept. Pure: a service gives the new table and whom to tell; nothing has happened then.
 
-/// An I_T nexus by the names of its ports, which are the same after a reconnection and after a restart (SPC-4 5.7.5:
+/// An I_T nexus by the names of its ports, which are the same after a reconnection and after a restart (SPC-4 5.13.5:
 /// registrations belong to I_T nexuses).
 struct NexusName: Hashable {
     /// The initiator port's SAS address, as its TransportID has it.
@@ -13,7 +13,7 @@ struct NexusName: Hashable {
     var targetPort: UInt16
 }
 
-/// A persistent reservation type (SPC-4 6.13.3). The scope is always that of the logical unit.
+/// A persistent reservation type (SPC-4 6.15.3.4). The scope is always that of the logical unit.
 enum ReservationType: UInt8, CaseIterable {
     case writeExclusive = 0x1
     case exclusiveAccess = 0x3
@@ -82,7 +82,7 @@ struct ReservationTable: Equatable {
 
     // MARK: Services
 
-    /// REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 5.7.7), of the nexus that sent the command and, if it is
+    /// REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 5.13.7), of the nexus that sent the command and, if it is
     /// not registered, of others that the parameter list names (SPEC_I_PT, ALL_TG_PT).
     ///
     /// - Parameters:
@@ -113,7 +113,7 @@ struct ReservationTable: Equatable {
         return .changed(new, notices, preempted: [])
     }
 
-    /// RESERVE (SPC-4 5.7.9).
+    /// RESERVE (SPC-4 5.13.9).
     func reserve(_ nexus: NexusName, key: UInt64, _ type: ReservationType) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
         if let existing = self.type { return isHolder(nexus) && existing == type ? .unchanged : .conflict }
@@ -122,7 +122,7 @@ struct ReservationTable: Equatable {
         return .changed(new, [], preempted: [])
     }
 
-    /// RELEASE (SPC-4 5.7.11.2).
+    /// RELEASE (SPC-4 5.13.11.2.2).
     func release(_ nexus: NexusName, key: UInt64, _ type: ReservationType?) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
         guard let existing = self.type, isHolder(nexus) else { return .unchanged }
@@ -135,7 +135,7 @@ struct ReservationTable: Equatable {
         return .changed(new, Self.notices(.reservationsReleased, told, exceptFor: nexus), preempted: [])
     }
 
-    /// CLEAR (SPC-4 5.7.11.6).
+    /// CLEAR (SPC-4 5.13.11.2.7).
     func clear(_ nexus: NexusName, key: UInt64) -> ReservationVerdict {
         guard owns(nexus, key) else { return .conflict }
         let (table, notices) = cleared(exceptFor: nexus)
@@ -152,7 +152,7 @@ struct ReservationTable: Equatable {
         return (new, Self.notices(.reservationsPreempted, told, exceptFor: nexus))
     }
 
-    /// PREEMPT and PREEMPT AND ABORT (SPC-4 5.7.11.4, 5.15.11.5).
+    /// PREEMPT and PREEMPT AND ABORT (SPC-4 5.13.11.2.4, 5.13.11.2.6).
     ///
     /// - Parameters:
     ///   - preempted: SERVICE ACTION RESERVATION KEY: whose registrations are removed.
@@ -169,8 +169,8 @@ struct ReservationTable: Equatable {
         return removeRegistrations(nexus, preempted)
     }
 
-    /// SPC-4 5.7.11.4.3: the reservation and those whose key is `preempted`, or everybody else, go; the nexus holds a
-    /// new one.
+    /// SPC-4 5.13.11.2.4.3: the reservation and those whose key is `preempted`, or everybody else, go; the nexus holds
+    /// a new one.
     private func preemptReservation(
         _ nexus: NexusName, _ preempted: UInt64?, _ type: ReservationType?
     ) -> ReservationVerdict {
@@ -188,7 +188,7 @@ struct ReservationTable: Equatable {
         return .changed(new, notices, preempted: removed.map(\.nexus))
     }
 
-    /// SPC-4 5.7.11.4.4: only registrations go, the nexus's own as well if it has that key.
+    /// SPC-4 5.13.11.2.5: only registrations go, the nexus's own as well if it has that key.
     private func removeRegistrations(_ nexus: NexusName, _ preempted: UInt64) -> ReservationVerdict {
         let removed = registrations.filter { $0.key == preempted }
         guard !removed.isEmpty else { return .conflict }
@@ -199,7 +199,7 @@ struct ReservationTable: Equatable {
         return .changed(new, notices, preempted: removed.map(\.nexus))
     }
 
-    /// REGISTER AND MOVE (SPC-4 5.7.8).
+    /// REGISTER AND MOVE (SPC-4 5.13.8).
     ///
     /// - Parameters:
     ///   - destination: The nexus that gets the reservation, registered with `newKey`.
@@ -266,7 +266,7 @@ struct ReservationTable: Equatable {
     }
 
     /// Ends a registration, and the reservation with it if that leaves no holder. Of a registrants only reservation the
-    /// other registrants are told (SPC-4 5.7.11.3).
+    /// other registrants are told (SPC-4 5.13.11.2.3).
     private mutating func unregister(_ nexus: NexusName, telling teller: NexusName) -> [ReservationNotice] {
         let wasHolder = isHolder(nexus)
         registrations.removeAll { $0.nexus == nexus }
@@ -334,7 +334,7 @@ struct ReservationTable: Equatable {
         holder = type.isAllRegistrants ? nil : held
     }
 
-    /// What a power on leaves of a table that was saved (SPC-4 5.7.5): PRGENERATION begins again.
+    /// What a power on leaves of a table that was saved (SPC-4 5.13.5): PRGENERATION begins again.
     var afterPowerOn: ReservationTable {
         guard persists else { return ReservationTable() }
         var table = self

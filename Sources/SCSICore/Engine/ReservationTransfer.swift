@@ -21,7 +21,7 @@ public struct ReservationStatus: Equatable, Sendable {
 
     /// In the order of registration.
     public let registrants: [Registrant]
-    /// The persistent reservation's type code (SPC-4 6.13.3); `nil`: there is none.
+    /// The persistent reservation's type code (SPC-4 6.15.3.4); `nil`: there is none.
     public let type: UInt8?
     /// PRGENERATION.
     public let generation: UInt32

@@ -19,7 +19,7 @@ enum Serialization {
     /// The hazard matrix. Two overlapping commands of which one writes are not reordered and do not run at once: the
     /// result of overlapping writes would be neither's, and a read could see half of a write.
     ///
-    /// That is more than QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering, SPC-6 7.5.10) asks for, and for commands
+    /// That is more than QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering, SPC-4 7.5.8) asks for, and for commands
     /// that touch blocks all that 0 (restricted reordering) asks for: what the medium holds in the end is what it would
     /// hold if the SIMPLE commands of a nexus had been carried out in their order. The last two rows are for commands
     /// that decide whether a later write of the same nexus happens at all.

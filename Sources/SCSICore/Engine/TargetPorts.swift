@@ -4,7 +4,7 @@
 // transports.
 //
 // There is one port for each kind of front, whether or not the front is in use: so numbers and names are the same
-// after a restart, in whatever order fronts come, and a registration that names a port stays true (SPC-6 5.15.5).
+// after a restart, in whatever order fronts come, and a registration that names a port stays true (SPC-4 5.13.5).
 
 /// A target port, as initiators tell it from the others of the target device.
 struct TargetPort: Equatable {

@@ -122,7 +122,7 @@ final class TaskManager {
         }
     }
 
-    /// LOGICAL UNIT RESET: tasks of other nexuses end with TASK ABORTED if TAS is one (SPC-6 7.5.10).
+    /// LOGICAL UNIT RESET: tasks of other nexuses end with TASK ABORTED if TAS is one (SPC-4 7.5.8).
     private static func mark(_ unit: LogicalUnit, resetBy nexus: UInt16) {
         let taskAborted = unit.modePages.taskAbortedStatus
         unit.mark { taskAborted && $0.nexus != nexus ? .taskAborted : .reset }

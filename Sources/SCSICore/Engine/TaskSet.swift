@@ -35,7 +35,7 @@ struct TaskSet: ~Copyable {
     private var headOfQueue = 0
     private var filter = ExtentFilter()
 
-    /// TST is 001b: each nexus has a task set of its own (SPC-6 7.5.10). Set by the unit's mode pages.
+    /// TST is 001b: each nexus has a task set of its own (SPC-4 7.5.8). Set by the unit's mode pages.
     var isSeparate = false { didSet { refreshLimit() } }
     /// QUEUE ALGORITHM MODIFIER is zero.
     var isRestricted = true
@@ -332,7 +332,7 @@ extension TaskHandle {
     /// The bit of the CONTROL byte that asks for an ACA condition (SAM-6 5.2).
     static var nacaBit: UInt8 { 0x04 }
 
-    /// NACA of the command's CONTROL byte, whose place the operation code tells (SPC-6 4.2.2).
+    /// NACA of the command's CONTROL byte, whose place the operation code tells (SPC-4: CDB formats).
     var hasNACA: Bool {
         let cdb = CDB(self)
         let offset: Int

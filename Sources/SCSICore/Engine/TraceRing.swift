@@ -96,8 +96,8 @@ final class TraceRing {
 }
 
 extension CDB {
-    /// A CDB without what follows the length that its operation code stands for (SPC-6 4.2.5.1); 32 bytes where that is
-    /// not known.
+    /// A CDB without what follows the length that its operation code stands for (SPC-4: operation code); 32 bytes where
+    /// that is not known.
     static func trimmed(_ bytes: [UInt8]) -> [UInt8] {
         switch bytes[0] >> 5 {
         case 0: Array(bytes.prefix(6))

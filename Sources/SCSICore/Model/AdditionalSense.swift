@@ -1,4 +1,4 @@
-// AdditionalSense: the additional sense codes that this target uses (SPC-6 annex F.2), one line each.
+// AdditionalSense: the additional sense codes that this target uses (SPC-4: ASC and ASCQ assignments), one line each.
 //
 // Called by: SenseData, the unit attention table. Must not know: when they apply.
 

@@ -17,7 +17,7 @@ public struct LUN: Hashable, Comparable, Sendable {
     public enum Address: Equatable, Sendable {
         /// A logical unit of the target.
         case unit(LUN)
-        /// The REPORT LUNS well-known logical unit, C1 01 (SPC-6 8.2).
+        /// The REPORT LUNS well-known logical unit, C1 01 (SPC-4 8.2).
         case reportLUNsWellKnown
         /// A structure or method that names nothing here.
         case invalid

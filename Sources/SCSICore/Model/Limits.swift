@@ -25,7 +25,7 @@ public enum Limits {
     public static let segmentsPerTask = 2048
 
     /// Bytes of one READ or WRITE data transfer: MAXIMUM TRANSFER LENGTH of the Block Limits VPD page. A longer one
-    /// gets INVALID FIELD IN CDB (SBC-5 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.
+    /// gets INVALID FIELD IN CDB (SBC-4 6.6.4). 32 MiB is what no guest driver exceeds and 32-bit sums cannot overflow.
     public static let transferBytes: UInt64 = 32 << 20
 
     /// Bytes of one WRITE SAME: MAXIMUM WRITE SAME LENGTH. One that is neither zeros nor a deallocation is written
@@ -98,7 +98,7 @@ public enum Limits {
     /// Bytes that a command of several steps moves in one of them: an abort does not wait for more than that.
     public static let pieceBytes = 256 << 10
 
-    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.7.7): every nexus
+    /// Registrations of one logical unit. One more gets INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.13.7): every nexus
     /// four times over, because SPEC_I_PT registers nexuses that do not exist yet.
     public static let registrations = 256
 

@@ -39,7 +39,8 @@ struct ParameterWriter: ~Copyable {
     /// Bytes of an array, all of them.
     mutating func bytes(_ bytes: [UInt8]) { for value in bytes { byte(value) } }
 
-    /// ASCII text, left-aligned and padded with spaces to `width` bytes (SPC-6 4.3.1); longer text is cut.
+    /// ASCII text, left-aligned and padded with spaces to `width` bytes (SPC-4: ASCII data field requirements); longer
+    /// text is cut.
     mutating func text(_ text: [UInt8], width: Int) {
         for index in 0..<width { byte(index < text.count ? text[index] : 0x20) }
     }

@@ -2,7 +2,7 @@
 //
 // Called by: commands and the device server. Must not know: tasks or media.
 
-/// A logical block address: the number of a logical block of the medium (SBC-5 4.5).
+/// A logical block address: the number of a logical block of the medium (SBC-4 4.5).
 public struct LogicalBlockAddress: Equatable, Comparable, Sendable {
     /// The block's number, from 0.
     public let value: UInt64

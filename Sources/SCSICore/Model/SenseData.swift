@@ -3,7 +3,7 @@
 // Called by: everything that refuses or fails a command; ports, through TaskHandle.copySense.
 // Must not know: commands, tasks.
 
-/// A sense key (SPC-6 4.4.8).
+/// A sense key (SPC-4: sense key descriptions).
 public enum SenseKey: UInt8, Sendable {
     case noSense = 0x0
     case recoveredError = 0x1
@@ -27,9 +27,9 @@ public struct SenseData: Equatable, Sendable {
     public var key: SenseKey
     /// What exactly it is.
     public var code: AdditionalSense
-    /// The INFORMATION field, if valid: an LBA, or the offset of a difference (SPC-6 4.4.2.2).
+    /// The INFORMATION field, if valid: an LBA, or the offset of a difference (SPC-4: INFORMATION field).
     public var information: UInt64?
-    /// The sense key specific bytes, if valid: SKSV, C/D, BPV, bit pointer and field pointer (SPC-6 4.4.2.4).
+    /// The sense key specific bytes, if valid: SKSV, C/D, BPV, bit pointer and field pointer (SPC-4 4.5.2.4).
     var specific: (UInt8, UInt16)?
     /// Whether the error is that of an earlier command, whose status did not tell (response codes 71h and 73h).
     public var isDeferred = false
@@ -87,7 +87,8 @@ public struct SenseData: Equatable, Sendable {
         return copy
     }
 
-    /// Writes fixed (70h, deferred 71h) or descriptor (72h, 73h) format (SPC-6 4.4.3, 4.4.2), as much as fits.
+    /// Writes fixed (70h, deferred 71h) or descriptor (72h, 73h) format (SPC-4: fixed and descriptor format sense
+    /// data), as much as fits.
     ///
     /// - Returns: The number of bytes written.
     func encode(descriptorFormat: Bool, into buffer: UnsafeMutableRawBufferPointer) -> Int {
@@ -103,7 +104,8 @@ public struct SenseData: Equatable, Sendable {
     }
 
     private func writeFixed(to writer: inout ParameterWriter) {
-        // The INFORMATION field has four bytes; a larger value is not valid in this format (SPC-6 4.4.3).
+        // The INFORMATION field has four bytes; a larger value is not valid in this format (SPC-4: fixed format sense
+        // data).
         let information = self.information.flatMap { UInt32(exactly: $0) }
         writer.byte((information == nil ? 0x70 : 0xf0) | (isDeferred ? 0x01 : 0))
         writer.byte(0)

@@ -60,7 +60,7 @@ enum AbortDisposition: UInt8 {
     case aborted
     /// Ended by a reset: no status.
     case reset
-    /// Ended by another nexus with TAS set to one: TASK ABORTED status (SPC-6 7.5.10).
+    /// Ended by another nexus with TAS set to one: TASK ABORTED status (SPC-4 7.5.8).
     case taskAborted
 }
 

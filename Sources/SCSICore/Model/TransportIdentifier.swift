@@ -1,9 +1,9 @@
-// TransportIdentifier: initiator ports as TransportIDs (SPC-4 7.5.4).
+// TransportIdentifier: initiator ports as TransportIDs (SPC-4 7.6.4).
 //
 // Called by: TargetDevice (names), the PERSISTENT RESERVE commands. Must not know: transports.
 //
 // No SCSI standard defines a TransportID for virtio-scsi or vscsiif. An initiator port has the format of SAS here
-// (SPC-4 7.5.4), as the targets in Linux give their virtual ports: 24 bytes with a SAS address, which every tool can
+// (SPC-4 7.6.4), as the targets in Linux give their virtual ports: 24 bytes with a SAS address, which every tool can
 // show. The address is derived from the name that the front gives the port, so it is the same after each restart.
 
 /// A TransportID of an initiator port.
@@ -13,7 +13,7 @@ enum TransportIdentifier {
     /// FORMAT CODE 00b, PROTOCOL IDENTIFIER 6h: SAS.
     private static let format: UInt8 = 0x06
 
-    /// The SAS address of the port with a name: an NAA locally assigned designator (SPC-6 7.7.6.6.3) with 60 bits of
+    /// The SAS address of the port with a name: an NAA locally assigned designator (SPC-4 7.8.6) with 60 bits of
     /// FNV-1a of the name. Two names with the same bits are less likely than a broken processor.
     static func address(of name: String) -> UInt64 {
         var hash: UInt64 = 0xcbf2_9ce4_8422_2325

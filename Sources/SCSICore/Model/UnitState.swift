@@ -53,11 +53,11 @@ public struct UnitStateKind: RawRepresentable, Hashable, Comparable, Sendable {
     /// The kind with this number.
     public init(rawValue: UInt16) { self.rawValue = rawValue }
 
-    /// Registrations and the persistent reservation, for APTPL (SPC-4 5.7.5).
+    /// Registrations and the persistent reservation, for APTPL (SPC-4 5.13.5).
     static let persistentReservations = Self(rawValue: 1)
-    /// Saved values of mode pages (SPC-6 7.5).
+    /// Saved values of mode pages (SPC-4 7.5).
     static let savedModePages = Self(rawValue: 2)
-    /// SET IDENTIFYING INFORMATION (SPC-6 6.45).
+    /// SET IDENTIFYING INFORMATION (SPC-4 6.43).
     static let identifyingInformation = Self(rawValue: 3)
 
     /// The order of the numbers.

@@ -3,7 +3,7 @@
 // Owns: how NAA names are written, and how a logical unit without a given name gets one. Called by: the configuration
 // reader and the daemon. Must not know: what a target does.
 
-/// An NAA name of 64 bits (SPC-6 7.7.6.6), written `naa.` and 16 hexadecimal digits.
+/// An NAA name of 64 bits (SPC-4 7.8.6), written `naa.` and 16 hexadecimal digits.
 struct NAAName: Hashable, Comparable, Sendable, CustomStringConvertible {
     /// The 64 bits.
     let value: UInt64

@@ -41,7 +41,7 @@ struct ACAConformance {
 
     private var enabled: [UInt64] { world.backstore.pending.map { $0.offset / 512 } }
 
-    @Test("SPC-6 6.7.2: NORMACA is one in the INQUIRY data of a unit, and zero where there is no task set")
+    @Test("SPC-4 6.6.2: NORMACA is one in the INQUIRY data of a unit, and zero where there is no task set")
     func normaca() {
         #expect(world.run(CDB.inquiry(), dataIn: 96).data[3] & 0x20 != 0)
         for lun in [9 << 48, 0xc101 << 48] as [UInt64] {
@@ -209,7 +209,7 @@ struct ACAConformance {
         #expect(world.run(CDB.testUnitReady, lun: 1 << 48, on: world.b).summary == "good")
     }
 
-    @Test("SPC-6 7.5.10, TMF_ONLY: the faulted nexus can only clear the condition; ACA commands end with ACA ACTIVE")
+    @Test("SPC-4 7.5.8, TMF_ONLY: the faulted nexus can only clear the condition; ACA commands end with ACA ACTIVE")
     func taskManagementFunctionsOnly() {
         world.setControlMode(byte: 0, to: 0x10)
         fault()

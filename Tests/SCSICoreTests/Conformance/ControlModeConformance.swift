@@ -1,4 +1,4 @@
-// SPC-6 7.5.10: the fields of the control mode page that govern the task set, seen from two I_T nexuses.
+// SPC-4 7.5.8: the fields of the control mode page that govern the task set, seen from two I_T nexuses.
 //
 // Bytes are counted behind the page header: byte 0 has TST, byte 1 QUEUE ALGORITHM MODIFIER and QERR, byte 2
 // UA_INTLCK_CTRL, byte 3 TAS.
@@ -8,7 +8,7 @@ import CoreTestSupport
 import SCSICore
 import Testing
 
-@Suite("SPC-6 7.5.10: the control mode page and the task set")
+@Suite("SPC-4 7.5.8: the control mode page and the task set")
 struct ControlModeConformance {
     let world = TestTarget()
 
@@ -309,14 +309,14 @@ struct ControlModeConformance {
 
     // MARK: What the unit says of itself
 
-    @Test("SPC-6 7.7.7: HEADSUP, ORDSUP and SIMPSUP are one; PRIOR_SUP, UASK_SUP and GROUP_SUP are not; LUICLR is")
+    @Test("SPC-4 7.8.7: HEADSUP, ORDSUP and SIMPSUP are one; PRIOR_SUP, UASK_SUP and GROUP_SUP are not; LUICLR is")
     func extendedInquiry() {
         let page = world.run(CDB.inquiry(page: 0x86), dataIn: 64).data
         #expect(page[5] == 0x07)
         #expect(page[7] & 0x01 == 0x01)
     }
 
-    @Test("SPC-6 6.36: every task management function is supported; a length below four is INVALID FIELD IN CDB")
+    @Test("SPC-4 6.36: every task management function is supported; a length below four is INVALID FIELD IN CDB")
     func supportedFunctions() {
         let short = world.run(CDB.reportSupportedTaskManagementFunctions(allocation: 3), dataIn: 64)
         #expect(short.summary == "5/2400 CDB 6")

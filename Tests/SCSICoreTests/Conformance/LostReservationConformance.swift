@@ -35,6 +35,11 @@ struct LostReservationConformance {
             }
             var cdb = (0..<Int(row.length)).map { $0 < 2 ? row.usageByte($0) & ($0 == 1 ? 0x1f : 0xff) : 0 }
             if !row.hasServiceAction { cdb[1] = 0 }
+            if row.operationCode == 0x7f {
+                // Byte 1 is CONTROL there: no NACA.
+                cdb[1] = 0
+                cdb.replaceSubrange(7..<10, with: [0x18, 0, UInt8(row.serviceAction)])
+            }
             let end = world.run(cdb, dataOut: Array(repeating: 0, count: 512), dataIn: 4096, on: world.b)
             // A list of no bytes; a stop, which the clause does not name.
             let stops = row.operationCode == 0x1b

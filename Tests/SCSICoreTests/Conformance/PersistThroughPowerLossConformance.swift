@@ -1,4 +1,4 @@
-// SPC-4 5.7.5, APTPL: registrations and reservations over power loss, with the power gone at each point.
+// SPC-4 5.13.5, APTPL: registrations and reservations over power loss, with the power gone at each point.
 
 import CoreTestSupport
 import Testing
@@ -7,7 +7,7 @@ import Testing
 
 private typealias CDB = CoreTestSupport.CDB
 
-@Suite("SPC-4 5.7.5: persistent reservations through power loss")
+@Suite("SPC-4 5.13.5: persistent reservations through power loss")
 struct PersistThroughPowerLossConformance {
     let world = TestTarget(savesState: true)
 

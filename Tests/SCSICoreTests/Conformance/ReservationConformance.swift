@@ -1,4 +1,4 @@
-// SPC-4 5.7: persistent reservations, seen from two and three I_T nexuses.
+// SPC-4 5.13: persistent reservations, seen from two and three I_T nexuses.
 
 import CBackstore
 import CoreTestSupport
@@ -15,7 +15,7 @@ private func sas(_ address: UInt64) -> [UInt8] {
 
 private let allTypes: [UInt8] = [1, 3, 5, 6, 7, 8]
 
-@Suite("SPC-4 5.7.7: registering")
+@Suite("SPC-4 5.13.7: registering")
 struct RegistrationConformance {
     let world = TestTarget()
 
@@ -149,7 +149,7 @@ struct RegistrationConformance {
     }
 }
 
-@Suite("SPC-4 6.14: the parameter list of PERSISTENT RESERVE OUT")
+@Suite("SPC-4 6.16: the parameter list of PERSISTENT RESERVE OUT")
 struct ReservationParameterConformance {
     let world = TestTarget()
 
@@ -283,7 +283,7 @@ struct ReservationParameterConformance {
     }
 }
 
-@Suite("SPC-4 5.7.9, 5.7.11: reserving, releasing, clearing, preempting")
+@Suite("SPC-4 5.13.9, 5.13.11: reserving, releasing, clearing, preempting")
 struct ReservationConformance {
     let world = TestTarget()
 
@@ -495,7 +495,7 @@ struct ReservationConformance {
         #expect(world.run([0xff, 0, 0, 0, 0, 0], on: world.b).summary == "5/2000 CDB 0")
     }
 
-    @Test("SPC-4 6.13.4: REPORT CAPABILITIES")
+    @Test("SPC-4 6.15.4: REPORT CAPABILITIES")
     func capabilities() {
         #expect(world.run(CDB.persistentReserveIn(2), dataIn: 64).data == [0, 8, 0x1c, 0xb0, 0xea, 0x01, 0, 0])
         let saving = TestTarget(savesState: true)
@@ -518,7 +518,7 @@ struct ReservationConformance {
     }
 }
 
-@Suite("SPC-4 5.7.8: REGISTER AND MOVE")
+@Suite("SPC-4 5.13.8: REGISTER AND MOVE")
 struct RegisterAndMoveConformance {
     let world = TestTarget()
 
@@ -610,7 +610,7 @@ struct RegisterAndMoveConformance {
     }
 }
 
-@Suite("SPC-4 5.7.11.5: PREEMPT AND ABORT")
+@Suite("SPC-4 5.13.11.2.6: PREEMPT AND ABORT")
 struct PreemptAndAbortConformance {
     let world = TestTarget()
 
@@ -689,7 +689,7 @@ struct PreemptAndAbortConformance {
     }
 }
 
-@Suite("SPC-2 5.5.1, SPC-3 5.6.3: RESERVE and RELEASE")
+@Suite("SPC-2 5.5.1, SPC-4 5.13.3: RESERVE and RELEASE")
 struct ReserveConformance {
     let world = TestTarget()
     private let reserve: [UInt8] = [0x16, 0, 0, 0, 0, 0]

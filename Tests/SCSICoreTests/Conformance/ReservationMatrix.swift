@@ -1,4 +1,4 @@
-// Which commands are allowed in the presence of which reservation: the tables of SPC-4 5.7.1, SBC-3 4.17 and SPC-2
+// Which commands are allowed in the presence of which reservation: the tables of SPC-4 5.13.1, SBC-4 4.17 and SPC-2
 // 5.5.1, and each of their cells sent to the target.
 
 import CoreTestSupport
@@ -37,7 +37,7 @@ private func cdb(_ code: UInt8, _ byte1: UInt8 = 0, length: Int, _ more: [Int: U
 
 // swift-format-ignore
 private let matrix: [MatrixRow] = [
-    // SPC-4 5.7.1
+    // SPC-4 5.13.1
     MatrixRow("INQUIRY",                                   cdb(0x12, length: 6),            "A A A A A", "A"),
     MatrixRow("LOG SELECT",                                cdb(0x4c, length: 10),           "C C A C C", "C"),
     MatrixRow("LOG SENSE",                                 cdb(0x4d, length: 10),           "A A A A A", "A"),
@@ -73,9 +73,10 @@ private let matrix: [MatrixRow] = [
     MatrixRow("TEST UNIT READY",                           cdb(0x00, length: 6),            "A A A A A", "C"),
     MatrixRow("WRITE BUFFER",                              cdb(0x3b, 0x02, length: 10),     "C C A C C", "C"),
     MatrixRow("WRITE BUFFER, echo buffer",                 cdb(0x3b, 0x0a, length: 10),     "C C A C C", "C"),
-    // SBC-3 4.17
+    // SBC-4 4.17
     MatrixRow("COMPARE AND WRITE",                         cdb(0x89, length: 16),           "C C A C C", "C"),
-    MatrixRow("GET LBA STATUS",                            cdb(0x9e, 0x12, length: 16),     "A C A A C", "C"),
+    MatrixRow("GET LBA STATUS(16)",                        cdb(0x9e, 0x12, length: 16),     "A C A A C", "C"),
+    MatrixRow("GET LBA STATUS(32)",                        cdb(0x7f, length: 32, [7: 0x18, 9: 0x12]), "A C A A C", "C"),
     MatrixRow("ORWRITE(16)",                               cdb(0x8b, length: 16),           "C C A C C", "C"),
     MatrixRow("PRE-FETCH(10)",                             cdb(0x34, length: 10),           "A C A A C", "C"),
     MatrixRow("PRE-FETCH(16)",                             cdb(0x90, length: 16),           "A C A A C", "C"),
@@ -107,10 +108,12 @@ private let matrix: [MatrixRow] = [
     MatrixRow("WRITE SAME(16)",                            cdb(0x93, length: 16, [13: 1]),  "C C A C C", "C"),
 ]
 
+private func serviceAction(of cdb: [UInt8]) -> UInt16 { UInt16(cdb[0] == 0x7f ? cdb[9] : cdb[1] & 0x1f) }
+
 /// Commands whose rules are not those of a table: the tests of the services, and of RESERVE and RELEASE, have them.
 private let withRulesOfTheirOwn: Set<UInt8> = [0x5f, 0x16, 0x17, 0x56, 0x57]
 
-/// A type of persistent reservation: its code (SPC-4 6.13.3), whether registrants may do what the holder may, and
+/// A type of persistent reservation: its code (SPC-4 6.15.3.4), whether registrants may do what the holder may, and
 /// whether they all hold it.
 private let types: [(code: UInt8, admitsRegistrants: Bool, isExclusiveAccess: Bool, allHold: Bool)] = [
     (1, false, false, false), (3, false, true, false), (5, true, false, false), (6, true, true, false),
@@ -121,14 +124,14 @@ private enum Role: String, CaseIterable {
     case holder, registrant, unregistered
 }
 
-@Suite("SPC-4 5.7.1, SBC-3 4.17: commands that are allowed in the presence of reservations")
+@Suite("SPC-4 5.13.1, SBC-4 4.17: commands that are allowed in the presence of reservations")
 struct ReservationMatrix {
     @Test("every command of the table has its row in the standards' tables here")
     func isComplete() {
         for row in CommandTable(features: .all).all where !withRulesOfTheirOwn.contains(row.operationCode) {
             let found = matrix.contains {
                 $0.cdb[0] == row.operationCode
-                    && (!row.hasServiceAction || UInt16($0.cdb[1] & 0x1f) == row.serviceAction)
+                    && (!row.hasServiceAction || serviceAction(of: $0.cdb) == row.serviceAction)
             }
             #expect(found, "\(row.handler): add a row with what the standard says")
         }
@@ -144,7 +147,8 @@ struct ReservationMatrix {
         let commands = makeWorld().world.unit.table.all
         return matrix.filter { row in
             commands.contains {
-                $0.operationCode == row.cdb[0] && (!$0.hasServiceAction || $0.serviceAction == row.cdb[1] & 0x1f)
+                $0.operationCode == row.cdb[0]
+                    && (!$0.hasServiceAction || $0.serviceAction == serviceAction(of: row.cdb))
             }
         }
     }
@@ -196,7 +200,7 @@ struct ReservationMatrix {
     }
 
     @Test(
-        "SPC-4 5.7.1: PERSISTENT RESERVE OUT: each type × each service × holder, registrant, unregistered",
+        "SPC-4 5.13.1: PERSISTENT RESERVE OUT: each type × each service × holder, registrant, unregistered",
         arguments: types.map(\.code))
     func services(code: UInt8) {
         let type = types.first { $0.code == code }!

@@ -96,7 +96,7 @@ struct TaskManagementConformance {
         #expect(world.run(CDB.testUnitReady, on: world.a).summary == "good")
     }
 
-    @Test("SPC-6 7.5.10: CLEAR TASK SET with TAS one ends the others' commands with TASK ABORTED and without 2F/00")
+    @Test("SPC-4 7.5.8: CLEAR TASK SET with TAS one ends the others' commands with TASK ABORTED and without 2F/00")
     func clearTaskSetWithStatus() {
         world.setControlMode(byte: 3, to: 0x40)
         let mine = read(world.a, 1)
@@ -149,7 +149,7 @@ struct TaskManagementConformance {
         }
     }
 
-    @Test("SPC-6 7.5.10: LOGICAL UNIT RESET with TAS one ends the others' commands with TASK ABORTED")
+    @Test("SPC-4 7.5.8: LOGICAL UNIT RESET with TAS one ends the others' commands with TASK ABORTED")
     func logicalUnitResetWithStatus() {
         world.setControlMode(byte: 3, to: 0x40)
         let mine = read(world.a, 1)
@@ -285,7 +285,7 @@ struct TaskManagementConformance {
 }
 
 extension TestTarget {
-    /// MODE SELECT(6) by A of one byte of the control mode page (SPC-6 7.5.10); B's unit attention is taken away.
+    /// MODE SELECT(6) by A of one byte of the control mode page (SPC-4 7.5.8); B's unit attention is taken away.
     func setControlMode(byte: Int, to value: UInt8) {
         let page = run(CDB.modeSense6(0x0a), dataIn: 255).data[4...]
         var list: [UInt8] = [0, 0, 0, 0] + page

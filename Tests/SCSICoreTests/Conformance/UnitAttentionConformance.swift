@@ -51,7 +51,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.a) == "6/2901")
     }
 
-    @Test("SPC-6 6.39: REQUEST SENSE returns the unit attention condition as parameter data and clears it")
+    @Test("SPC-4 6.39: REQUEST SENSE returns the unit attention condition as parameter data and clears it")
     func requestSenseReports() {
         let end = world.run(CDB.requestSense(), dataIn: 18)
         #expect(end.summary == "good")
@@ -60,7 +60,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.a) == "good")
     }
 
-    @Test("SPC-6 6.39: REQUEST SENSE that could not be carried out does not lose the unit attention condition")
+    @Test("SPC-4 6.39: REQUEST SENSE that could not be carried out does not lose the unit attention condition")
     func requestSenseOverrun() {
         #expect(world.run(CDB.requestSense(), dataIn: 4).summary == "overrun")
         #expect(testUnitReady(world.a) == "6/2901")
@@ -89,7 +89,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.b) == "6/2a09")
     }
 
-    @Test("SBC-5 4.7: a changed capacity is told to every nexus, by a unit attention condition and by an event")
+    @Test("SBC-4 4.7: a changed capacity is told to every nexus, by a unit attention condition and by an event")
     func capacityChanged() {
         calm()
         world.backstore.geometry.size *= 2
@@ -100,7 +100,7 @@ struct UnitAttentionConformance {
         #expect(world.run(CDB.readCapacity10, dataIn: 8).data == CDB.bytes(8191, 4) + CDB.bytes(512, 4))
     }
 
-    @Test("SBC-5 4.7: an unchanged capacity is not announced")
+    @Test("SBC-4 4.7: an unchanged capacity is not announced")
     func capacityUnchanged() {
         calm()
         world.unit.backstoreGeometryChanged()
@@ -108,7 +108,7 @@ struct UnitAttentionConformance {
         #expect(world.journal.lines == ["A 2 good"])
     }
 
-    @Test("SPC-6 6.12: MODE SELECT that changes a parameter is told to every nexus but its own")
+    @Test("SPC-4 6.11: MODE SELECT that changes a parameter is told to every nexus but its own")
     func modeParametersChanged() {
         calm()
         var list = [0, 0, 0, 0] + world.run(CDB.modeSense6(0x0a), dataIn: 255).data[4...]
@@ -119,7 +119,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.b) == "good")
     }
 
-    @Test("SPC-6 6.12: MODE SELECT that changes nothing is not announced")
+    @Test("SPC-4 6.11: MODE SELECT that changes nothing is not announced")
     func modeParametersUnchanged() {
         calm()
         let list = [0, 0, 0, 0] + world.run(CDB.modeSense6(0x0a), dataIn: 255).data[4...]
@@ -127,7 +127,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.b) == "good")
     }
 
-    @Test("SPC-6 6.33: a changed LUN map is told on every unit; one report serves for all units of the nexus")
+    @Test("SPC-4 6.33: a changed LUN map is told on every unit; one report serves for all units of the nexus")
     func reportedLUNsChanged() {
         calm()
         _ = world.addUnit(at: 1)
@@ -138,7 +138,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.b) == "6/3f0e")
     }
 
-    @Test("SPC-6 6.33: REPORT LUNS clears REPORTED LUNS DATA HAS CHANGED of its nexus on all units")
+    @Test("SPC-4 6.33: REPORT LUNS clears REPORTED LUNS DATA HAS CHANGED of its nexus on all units")
     func reportLUNsClears() {
         calm()
         _ = world.addUnit(at: 1)
@@ -147,7 +147,7 @@ struct UnitAttentionConformance {
         #expect(testUnitReady(world.b) == "6/3f0e")
     }
 
-    @Test("SPC-6 6.33: REPORT LUNS that could not be carried out does not lose REPORTED LUNS DATA HAS CHANGED")
+    @Test("SPC-4 6.33: REPORT LUNS that could not be carried out does not lose REPORTED LUNS DATA HAS CHANGED")
     func reportLUNsOverrun() {
         calm()
         _ = world.addUnit(at: 1)
@@ -205,7 +205,7 @@ struct UnitAttentionConformance {
         #expect(world.a.completions.last { $0.tag == second }?.summary == "good")
     }
 
-    @Test("SPC-6 6.39: REQUEST SENSE that asks for no data (ALLOCATION LENGTH 0) leaves the condition pending")
+    @Test("SPC-4 6.39: REQUEST SENSE that asks for no data (ALLOCATION LENGTH 0) leaves the condition pending")
     func requestSenseOfNothing() {
         #expect(world.run(CDB.requestSense(allocation: 0)).summary == "good")
         #expect(testUnitReady(world.a) == "6/2901")
@@ -225,7 +225,7 @@ struct UnitAttentionConformance {
         }
     }
 
-    @Test("SPC-6 6.7: INQUIRY data that change are told to every nexus by INQUIRY DATA HAS CHANGED, others are not")
+    @Test("SPC-4 6.6: INQUIRY data that change are told to every nexus by INQUIRY DATA HAS CHANGED, others are not")
     func inquiryDataChanged() {
         calm()
         var configuration = world.unit.configuration
@@ -241,7 +241,7 @@ struct UnitAttentionConformance {
         }
     }
 
-    @Test("SPC-6 7.7: a limit of the medium that changes is told by INQUIRY DATA HAS CHANGED: it is in page B0h")
+    @Test("SPC-4 7.8: a limit of the medium that changes is told by INQUIRY DATA HAS CHANGED: it is in page B0h")
     func limitsChanged() {
         calm()
         world.backstore.geometry.maximum_transfer = 4096
@@ -251,7 +251,7 @@ struct UnitAttentionConformance {
     }
 
     @Test(
-        "SBC-5 6.5.1: write protection that comes or goes is told by MODE PARAMETERS CHANGED: WP is in the mode header")
+        "SBC-4 6.5.1: write protection that comes or goes is told by MODE PARAMETERS CHANGED: WP is in the mode header")
     func writeProtectionChanged() {
         calm()
         var configuration = world.unit.configuration

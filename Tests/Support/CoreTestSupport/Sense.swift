@@ -1,4 +1,4 @@
-// Sense: sense data read back from its bytes, by a decoder of its own (SPC-6 4.4.2, 4.4.3).
+// Sense: sense data read back from its bytes, by a decoder of its own (SPC-4: descriptor and fixed format sense data).
 //
 // Called by: tests. Must not know: how the core encodes it.
 

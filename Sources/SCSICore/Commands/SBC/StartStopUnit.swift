@@ -21,7 +21,7 @@ private enum StartStopAction {
         }
     }
 
-    /// Decodes a CDB (SBC-5 5.31).
+    /// Decodes a CDB (SBC-4 5.31).
     ///
     /// - Returns: `nil` if POWER CONDITION or its modifier has no meaning.
     init?(_ cdb: CDB) {
@@ -47,7 +47,7 @@ extension SBC {
     /// START STOP UNIT (SBC-4 5.31). Everything is done at once but the flush. With IMMED the unit changes its
     /// condition, the status comes, and the flush goes on; an error of it is a deferred one.
     static func startStopUnit(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        // SBC-5 table 13: START without a power condition, and without a load, is allowed in the presence of
+        // SBC-4 4.17: START without a power condition, and without a load, is allowed in the presence of
         // reservations.
         if cdb[4] & 0xf3 != 0x01, unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         // SPC-4 5.13.5.2: the same while nobody knows which reservation there was.
@@ -105,9 +105,9 @@ extension SBC {
         return .done(.good)
     }
 
-    /// PREVENT ALLOW MEDIUM REMOVAL (SBC-5 5.15), of removable units only.
+    /// PREVENT ALLOW MEDIUM REMOVAL (SBC-4 5.15), of removable units only.
     static func preventAllowMediumRemoval(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
-        // SPC-6 table 37: only to allow is allowed in the presence of reservations.
+        // SPC-4 table 65 and SBC-4 5.15: only to allow is allowed in the presence of reservations.
         if cdb.bit(4, 0), unit.isRestricted(task.nexus) { return .done(.reservationConflict) }
         guard !cdb.bit(4, 0), unit.prevents(task.nexus), unit.cachesWrites, unit.readiness == .ready else {
             unit.prevent(cdb.bit(4, 0), by: task.nexus)

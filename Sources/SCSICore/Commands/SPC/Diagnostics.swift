@@ -9,8 +9,10 @@ extension SPC {
     private static let diagnosticHeader = 4
     private static let supportedPages: UInt8 = 0x00
 
-    /// SEND DIAGNOSTIC (SPC-6): SELFTEST, or with PF a parameter list, which can only be the empty Supported
-    /// Diagnostic Pages page.
+    /// SEND DIAGNOSTIC (SPC-4 6.42): SELFTEST, or with PF a parameter list, which can only be the empty Supported
+    /// Diagnostic Pages page. The short and extended self-tests of SELF-TEST CODE are refused with INVALID FIELD IN CDB
+    /// at that field, and there is no log page 10h of their results: what they would test, the host's devices, the host
+    /// tests itself, and a test in the background that reads blocks would find no more than the default one.
     static func sendDiagnostic(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let length = Int(cdb.uint16(3))
         if cdb.bit(1, 2) {

@@ -23,7 +23,7 @@ enum SPC {
         case blockLimitsExtension = 0xb7
     }
 
-    /// INQUIRY (SPC-6 6.7).
+    /// INQUIRY (SPC-4 6.6).
     static func inquiry(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let allocationLength = cdb.uint16(3)
         guard cdb.bit(1, 0) else {
@@ -46,7 +46,7 @@ enum SPC {
         }
     }
 
-    /// Standard INQUIRY data, 96 bytes (SPC-6 6.7.2).
+    /// Standard INQUIRY data, 96 bytes (SPC-4 6.6.2).
     static func standardInquiry(
         peripheral: UInt8, removable: Bool = false, _ vendor: String, _ product: String, _ revision: String,
         _ writer: inout ParameterWriter
@@ -80,7 +80,7 @@ enum SPC {
             writer.bytes([0x3f, 0xff, 0x00, 0x00])
         case .ports: ports(unit, &writer)
         case .powerCondition:
-            // Power Condition (SPC-6 7.7.14): all of them; leaving them takes no time of its own.
+            // Power Condition (SPC-4 7.8.10): all of them; leaving them takes no time of its own.
             writer.bytes([0x03, 0x07])
             writer.zeros(12)
         case .featureSets:
@@ -93,7 +93,7 @@ enum SPC {
             writer.zeros(58)
         case .logicalBlockProvisioning: logicalBlockProvisioning(unit, &writer)
         case .blockLimitsExtension:
-            // SBC-5 6.6.5: no streams, no scattered writes.
+            // SBC-4 6.6.5: no streams, no scattered writes.
             writer.zeros(60)
         }
     }
@@ -138,7 +138,7 @@ enum SPC {
         }
     }
 
-    /// Extended INQUIRY Data (SPC-6 7.7.7).
+    /// Extended INQUIRY Data (SPC-4 7.8.7).
     private static func extendedInquiry(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         writer.byte(0x00)
         writer.byte(0x07)  // HEADSUP, ORDSUP, SIMPSUP; not PRIOR_SUP: nothing follows from a priority
@@ -149,7 +149,7 @@ enum SPC {
         writer.zeros(50)
     }
 
-    /// Block Limits (SBC-5 6.6.4).
+    /// Block Limits (SBC-4 6.6.4).
     private static func blockLimits(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let shift = unit.medium.blockShift
         let geometry = unit.geometry
@@ -172,7 +172,7 @@ enum SPC {
         writer.zeros(8)  // no ATOMIC BOUNDARY
     }
 
-    /// Logical Block Provisioning (SBC-5 6.6.7).
+    /// Logical Block Provisioning (SBC-4 6.6.7).
     private static func logicalBlockProvisioning(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let thin = unit.isThinProvisioned
         let readsZeros = unit.geometry.has(SCSI_BACKSTORE_DISCARD_READS_ZEROS)

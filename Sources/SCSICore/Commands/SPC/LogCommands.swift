@@ -5,7 +5,7 @@
 import CBackstore
 import CTarget
 
-/// PC of LOG SENSE and LOG SELECT (SPC-6 6.9): which values of data counters. List parameters have only one.
+/// PC of LOG SENSE and LOG SELECT (SPC-4 6.8): which values of data counters. List parameters have only one.
 private enum LogValues: UInt8 {
     case threshold, cumulative, defaultThreshold, defaultCumulative
 
@@ -19,7 +19,7 @@ extension SPC {
 
     // MARK: LOG SENSE
 
-    /// LOG SENSE (SPC-6 6.9). PPC is obsolete, SP is refused: nothing is saved.
+    /// LOG SENSE (SPC-4 6.8). PPC is obsolete, SP is refused: nothing is saved.
     static func logSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let code = LogPageCode(cdb[2] & 0x3f, cdb[3])
         let all = LogPages.all(of: unit)
@@ -119,11 +119,11 @@ extension SPC {
 
     // MARK: LOG SELECT
 
-    /// LOG SELECT (SPC-6 6.8): without a list it resets, with one it sets. SP is refused: nothing is saved.
+    /// LOG SELECT (SPC-4 6.7): without a list it resets, with one it sets. SP is refused: nothing is saved.
     static func logSelect(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let length = Int(cdb.uint16(7))
         if length == 0 { return resetLogs(task, cdb, on: unit) }
-        // The pages are named in the list, and a list sets values (SPC-6 6.8.1).
+        // The pages are named in the list, and a list sets values (SPC-4 6.7.1).
         if cdb.bit(1, 1) { return .failed(.invalidField(inCDB: 1, bit: 1)) }
         if cdb[2] & 0x3f != 0 { return .failed(.invalidField(inCDB: 2, bit: 5)) }
         if cdb[3] != 0 { return .failed(.invalidField(inCDB: 3)) }
@@ -142,7 +142,7 @@ extension SPC {
         return .done(.good)
     }
 
-    /// SPC-6 6.8.2: with PCR, counters and thresholds get their default values; without it, those that PC names, if it
+    /// SPC-4 6.7.2: with PCR, counters and thresholds get their default values; without it, those that PC names, if it
     /// names default values.
     private static func resetLogs(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let code = LogPageCode(cdb[2] & 0x3f, cdb[3])
@@ -181,7 +181,7 @@ extension SPC {
         let known = LogPages.parameters(code, of: unit)
         var next = 0
         while offset < end {
-            // A page that ends within a parameter, and parameters out of order (SPC-6 7.3.2).
+            // A page that ends within a parameter, and parameters out of order (SPC-4 7.3.2).
             guard end >= offset + 4, end >= offset + 4 + Int(list.byte(offset + 3)) else {
                 return .invalidField(inParameterList: offset)
             }

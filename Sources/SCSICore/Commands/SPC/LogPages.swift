@@ -1,4 +1,4 @@
-// LogPages: the log pages of a logical unit (SPC-6 7.3, SBC-5 6.4): which there are, and their parameters, each from a
+// LogPages: the log pages of a logical unit (SPC-4 7.3, SBC-4 6.4): which there are, and their parameters, each from a
 // counter or a state of the unit.
 //
 // Owns: what LOG SELECT can change: thresholds, and from where counters count. Called by: LOG SENSE, LOG SELECT,
@@ -24,7 +24,7 @@ struct LogPageCode: Hashable, Comparable {
     static func < (left: Self, right: Self) -> Bool { (left.page, left.subpage) < (right.page, right.subpage) }
 }
 
-/// What a parameter is (SPC-6 7.3.2.2.2), and what LOG SELECT may do with it.
+/// What a parameter is (SPC-4 7.3.2), and what LOG SELECT may do with it.
 enum LogParameterKind: UInt8 {
     /// A data counter that has a threshold.
     case boundedCounter = 0b00
@@ -43,7 +43,7 @@ struct LogParameter {
     static func list(_ code: UInt16, _ value: [UInt8]) -> Self { Self(code: code, kind: .binaryList, value: value) }
 }
 
-/// The three error counter pages (SPC-6 7.3.9, 7.3.16, 7.3.25), which differ in what they count.
+/// The three error counter pages (SPC-4 7.3.14, 7.3.22, 7.3.23), which differ in what they count.
 enum ErrorCounterPage: UInt8, CaseIterable {
     case write = 0x02, read = 0x03, verify = 0x05
 
@@ -88,7 +88,7 @@ enum ErrorCounterPage: UInt8, CaseIterable {
     }
 }
 
-/// The threshold of a data counter (SPC-6 7.3.2.2.2).
+/// The threshold of a data counter (SPC-4 7.3.2).
 struct LogThreshold: Equatable {
     /// Never met by a counter that has not overflowed.
     static let none = Self(value: .max, isEnabled: false, criteria: 0)
@@ -145,7 +145,7 @@ struct LogState {
         }
     }
 
-    /// The default cumulative values: zero (SPC-6 7.3.3, parameters marked "reset only").
+    /// The default cumulative values: zero (SPC-4: resetting log parameters, those marked "reset only").
     mutating func resetCounters(_ page: UInt8, at statistics: LogicalUnitStatistics) {
         switch page {
         case 0x02, 0x03, 0x05, 0x19: origins[page] = statistics
@@ -195,7 +195,7 @@ enum LogPages {
         }
     }
 
-    /// Logical Block Provisioning (SBC-5 6.4.5): available and used LBA mapping resources in threshold sets, as
+    /// Logical Block Provisioning (SBC-4 6.4.5): available and used LBA mapping resources in threshold sets, as
     /// measured last; SCOPE: the unit's own, or shared with others.
     private static func logicalBlockProvisioning(_ unit: LogicalUnit) -> [LogParameter] {
         let measured = unit.measuredSpace
@@ -208,31 +208,31 @@ enum LogPages {
         ]
     }
 
-    /// Temperature: FFh, what a device server reports that cannot tell (SPC-6 7.3.24): a virtual disk has none. There
+    /// Temperature: FFh, what a device server reports that cannot tell (SPC-4 7.3.21): a virtual disk has none. There
     /// is no reference temperature either.
     private static var temperature: [LogParameter] { [.list(0, [0, 0xff]), .list(1, [0, 0xff])] }
 
-    /// Start-Stop Cycle Counter (SPC-6 7.3.20): what was counted. There is no lifetime to compare it with, and no date
+    /// Start-Stop Cycle Counter (SPC-4 7.3.17): what was counted. There is no lifetime to compare it with, and no date
     /// of manufacture.
     private static func startStopCycles(_ unit: LogicalUnit) -> [LogParameter] {
         let statistics = unit.statistics
         return [.list(4, bytes(statistics.startStopCycles)), .list(6, bytes(statistics.loadUnloadCycles))]
     }
 
-    /// Background Scan (SBC-5 6.4.2): the status alone: none is active, none was performed, for nothing here scans. The
+    /// Background Scan (SBC-4 6.4.2): the status alone: none is active, none was performed, for nothing here scans. The
     /// minutes are those since the unit came to be in this daemon.
     private static func backgroundScan(_ unit: LogicalUnit) -> [LogParameter] {
         let age = unit.shard.clock &- (unit.poweredOnAt ?? unit.shard.clock)
         return [.list(0, bytes(UInt32(clamping: age / 60_000_000_000)) + [0, 0, 0, 0, 0, 0, 0, 0])]
     }
 
-    /// Protocol Specific Port (SPC-6 7.3.17): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither
+    /// Protocol Specific Port (SPC-4 7.3.13): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither
     /// virtio nor Xen has one of T10's, and so there is nothing specific to tell.
     private static func protocolSpecificPorts(_ unit: LogicalUnit) -> [LogParameter] {
         (unit.target?.ports.identifiers ?? 1...1).map { .list($0, [0x0f, 0, 0, 0]) }
     }
 
-    /// General Statistics and Performance (SPC-6 7.3.11), in nanoseconds. The weighted fields are zero, as they are
+    /// General Statistics and Performance (SPC-4 7.3.6), in nanoseconds. The weighted fields are zero, as they are
     /// where command priority is not supported.
     private static func generalStatistics(_ unit: LogicalUnit) -> [LogParameter] {
         let now = unit.statistics
@@ -255,7 +255,7 @@ enum LogPages {
         ]
     }
 
-    /// Informational Exceptions (SPC-6 7.3.12): the exception that there is, and no temperature.
+    /// Informational Exceptions (SPC-4 7.3.8): the exception that there is, and no temperature.
     private static func informationalExceptions(_ unit: LogicalUnit) -> [LogParameter] {
         let exception = unit.informationalException?.code ?? .noAdditionalSense
         return [.list(0, [exception.code, exception.qualifier, 0xff, 0])]

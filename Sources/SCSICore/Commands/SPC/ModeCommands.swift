@@ -9,14 +9,14 @@ extension SPC {
     private static let allPages: UInt8 = 0x3f
     private static let allSubpages: UInt8 = 0xff
 
-    /// MODE SENSE(6), (10) (SPC-6 6.14, 6.15).
+    /// MODE SENSE(6), (10) (SPC-4 6.13, 6.14).
     static func modeSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let long = cdb[0] == 0x5a
         let control = cdb[2] >> 6
         let (code, subpage) = (cdb[2] & 0x3f, cdb[3])
         let saves = unit.persistentState.canSave
         if control == 3, !saves { return .failed(SenseData(.illegalRequest, .savingParametersNotSupported)) }
-        // All pages have no subpage but all or none (SPC-6 6.14.1).
+        // All pages have no subpage but all or none (SPC-4 6.13.1).
         if code == allPages, subpage != 0, subpage != allSubpages { return .failed(.invalidField(inCDB: 3)) }
         let pages = unit.modePages.pages.filter {
             (code == allPages || $0.code == code) && (subpage == allSubpages || $0.subpage == subpage)
@@ -46,7 +46,7 @@ extension SPC {
     private static func modeHeader(
         long: Bool, longLBA: Bool, _ descriptorLength: Int, _ unit: LogicalUnit, _ writer: inout ParameterWriter
     ) {
-        // DEVICE-SPECIFIC PARAMETER (SBC-5 6.5.1): WP, DPOFUA.
+        // DEVICE-SPECIFIC PARAMETER (SBC-4 6.5.1): WP, DPOFUA.
         let specific: UInt8 = (unit.isWriteProtected ? 0x80 : 0) | 0x10
         if long {
             writer.uint16(0)
@@ -63,7 +63,7 @@ extension SPC {
         }
     }
 
-    /// The short and the long LBA mode parameter block descriptor (SBC-5 6.5.2).
+    /// The short and the long LBA mode parameter block descriptor (SBC-4 6.5.2).
     private static func blockDescriptor(longLBA: Bool, _ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let length = unit.geometry.logical_block_size
         if longLBA {
@@ -75,7 +75,7 @@ extension SPC {
         writer.uint32(length)
     }
 
-    /// MODE SELECT(6), (10) (SPC-6 6.12, 6.13): the whole list is checked before any of it takes effect, and with SP it
+    /// MODE SELECT(6), (10) (SPC-4 6.11, 6.12): the whole list is checked before any of it takes effect, and with SP it
     /// takes effect when it is saved.
     static func modeSelect(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let long = cdb[0] == 0x55
@@ -128,7 +128,7 @@ extension SPC {
         return nil
     }
 
-    /// The number and length of the blocks cannot be changed (SBC-5 6.5.2); 0 blocks, or the maximum, mean "as it is".
+    /// The number and length of the blocks cannot be changed (SBC-4 6.5.2); 0 blocks, or the maximum, mean "as it is".
     private static func checkBlockDescriptor(
         _ list: ParameterReader, at offset: Int, longLBA: Bool, _ unit: LogicalUnit
     ) -> SenseData? {

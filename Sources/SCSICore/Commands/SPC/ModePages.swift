@@ -1,4 +1,4 @@
-// ModePages: the mode pages of a logical unit: default, saved, current and changeable values (SPC-6 7.5, SBC-5 6.5).
+// ModePages: the mode pages of a logical unit: default, saved, current and changeable values (SPC-4 7.5, SBC-4 6.5).
 //
 // Owns: the page table, and the form in which values are saved. Called by: MODE SENSE, MODE SELECT, LogicalUnit (the
 // bits that have effects). Must not know: tasks, the backstore, where values are saved.
@@ -31,7 +31,7 @@ struct ModePage {
     /// PS: there is something to save. Whether anything can keep it is the unit's to know.
     var isSaveable: Bool { changeable.contains { $0 != 0 } }
 
-    /// Bytes of the page header: two, or four with a subpage (SPC-6 7.5.8).
+    /// Bytes of the page header: two, or four with a subpage (SPC-4: mode page formats).
     var headerLength: Int { subpage == 0 ? 2 : 4 }
 
     /// Writes header and values.
@@ -49,7 +49,7 @@ struct ModePage {
     }
 }
 
-/// QERR (SPC-6 7.5.10): what a CHECK CONDITION does to the other commands of its task set.
+/// QERR (SPC-4 7.5.8): what a CHECK CONDITION does to the other commands of its task set.
 enum QueueErrorManagement: UInt8 {
     /// Nothing; an ACA condition blocks them.
     case none = 0b00
@@ -58,7 +58,7 @@ enum QueueErrorManagement: UInt8 {
     case abortNexus = 0b11
 }
 
-/// UA_INTLCK_CTRL (SPC-6 7.5.10): what a CHECK CONDITION that reports a unit attention condition does to it.
+/// UA_INTLCK_CTRL (SPC-4 7.5.8): what a CHECK CONDITION that reports a unit attention condition does to it.
 enum UnitAttentionInterlock: UInt8 {
     case none = 0b00
     /// Only REQUEST SENSE clears it.
@@ -101,34 +101,34 @@ struct ModePages {
         let lbpere: UInt8 = thresholds ? 0x80 : 0
         // swift-format-ignore
         pages = [
-            // Read-Write Error Recovery (SBC-5 6.5.10): LBPERE. The medium below corrects what it can; nothing to
+            // Read-Write Error Recovery (SBC-4 6.5.10): LBPERE. The medium below corrects what it can; nothing to
             // choose.
             ModePage(0x01, 0, defaults:   [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, lbpere, 0, 0, 0, 0]),
-            // Verify Error Recovery (SBC-5 6.5.11): the same.
+            // Verify Error Recovery (SBC-4 6.5.11): the same.
             ModePage(0x07, 0, defaults:   [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Caching (SBC-5 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the
+            // Caching (SBC-4 6.5.6): WCE. The other bits steer a cache that this target has not: reads go to the
             // medium, and nothing is read ahead.
             ModePage(0x08, 0, defaults:   [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                               changeable: [wce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            // Control (SPC-6 7.5.10): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
+            // Control (SPC-4 7.5.8): TST, TMF_ONLY, D_SENSE, RLEC; QUEUE ALGORITHM MODIFIER, QERR; UA_INTLCK_CTRL,
             // SWP; TAS; busy timeout period unlimited.
             ModePage(0x0a, 0, defaults:   [0x00, 0x00, 0x00, 0x00, 0, 0, 0xff, 0xff, 0, 0],
                               changeable: [0x35, 0x16, 0x38, 0x40, 0, 0, 0, 0, 0, 0]),
-            // Control Extension (SPC-6 7.5.11): MAXIMUM SENSE DATA LENGTH.
+            // Control Extension (SPC-4 7.5.9): MAXIMUM SENSE DATA LENGTH.
             ModePage(0x0a, 1, defaults:   [0, 0, UInt8(SCSI_SENSE_CAPACITY)] + Self.zeros(25),
                               changeable: Self.zeros(28)),
-            // Power Condition (SPC-6 7.5.13): the conditions' timers, all disabled.
+            // Power Condition (SPC-4 7.5.13): the conditions' timers, all disabled.
             ModePage(0x1a, 0, defaults:   Self.zeros(38),
                               changeable: [0x01, 0x0f] + Array(repeating: 0xff, count: 20) + Self.zeros(16)),
-            // Informational Exceptions Control (SPC-6 7.5.15): DEXCPT, TEST; MRIE 6: on request. An exception is
+            // Informational Exceptions Control (SBC-4 6.5.8): DEXCPT, TEST; MRIE 6: on request. An exception is
             // reported when it occurs, once (REPORT COUNT 1).
             ModePage(0x1c, 0, defaults:   [0x00, 0x06, 0, 0, 0, 0, 0, 0, 0, 1],
                               changeable: [0x0c, 0x06, 0, 0, 0, 0, 0, 0, 0, 0]),
         ]
         if thresholds {
-            // Logical Block Provisioning (SBC-5 6.5.9): the threshold descriptors; a threshold is told to every nexus.
+            // Logical Block Provisioning (SBC-4 6.5.9): the threshold descriptors; a threshold is told to every nexus.
             pages.append(
                 ModePage(
                     0x1c, 2, defaults: Self.zeros(12) + ProvisioningThreshold.defaults,
@@ -217,7 +217,7 @@ struct ModePages {
     }
 }
 
-/// What the Informational Exceptions Control mode page says (SPC-6 7.5.15).
+/// What the Informational Exceptions Control mode page says (SBC-4 6.5.8).
 struct InformationalExceptionsControl {
     /// MRIE, the methods that there are.
     enum Method: UInt8 {
@@ -243,7 +243,7 @@ struct InformationalExceptionsControl {
 
     /// The index of a byte that does not have a value that it may have.
     static func fault(_ values: [UInt8]) -> Int? {
-        // SPC-6 7.5.15: TEST with DEXCPT.
+        // SBC-4 6.5.8: TEST with DEXCPT.
         if values[0] & 0x0c == 0x0c { return 0 }
         return Method(rawValue: values[1]) == nil ? 1 : nil
     }

@@ -5,7 +5,7 @@
 import CTarget
 
 extension SPC {
-    /// PERSISTENT RESERVE IN (SPC-4 6.13). While an SPC-2 reservation is there, nobody may use the other method
+    /// PERSISTENT RESERVE IN (SPC-4 6.15). While an SPC-2 reservation is there, nobody may use the other method
     /// (SPC-2 5.5.1).
     static func persistentReserveIn(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         if unit.reservations.reserved != nil { return .done(.reservationConflict) }
@@ -26,7 +26,7 @@ extension SPC {
         for registration in table.registrations { writer.uint64(registration.key) }
     }
 
-    /// READ RESERVATION (SPC-4 6.13.3). An all registrants reservation has no key.
+    /// READ RESERVATION (SPC-4 6.15.3.4). An all registrants reservation has no key.
     private static func readReservation(_ table: ReservationTable, _ writer: inout ParameterWriter) {
         writer.uint32(table.generation)
         guard let type = table.type else { return writer.uint32(0) }
@@ -37,7 +37,7 @@ extension SPC {
         writer.zeros(2)
     }
 
-    /// REPORT CAPABILITIES (SPC-4 6.13.4).
+    /// REPORT CAPABILITIES (SPC-4 6.15.4).
     private static func reportCapabilities(_ unit: LogicalUnit, _ writer: inout ParameterWriter) {
         let canPersist = unit.persistentState.canSave
         writer.uint16(8)
@@ -64,7 +64,7 @@ extension SPC {
         }
     }
 
-    /// READ FULL STATUS (SPC-4 6.13.5): one descriptor for each registered I_T nexus, so ALL_TG_PT is zero.
+    /// READ FULL STATUS (SPC-4 6.15.5): one descriptor for each registered I_T nexus, so ALL_TG_PT is zero.
     private static func readFullStatus(_ table: ReservationTable, _ writer: inout ParameterWriter) {
         writer.uint32(table.generation)
         writer.uint32(UInt32(table.registrations.count * (24 + TransportIdentifier.length)))

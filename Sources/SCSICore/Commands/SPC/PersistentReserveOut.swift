@@ -20,7 +20,7 @@ enum ReservationService: UInt8 {
 extension SPC {
     private static let basicListLength = 24
 
-    /// PERSISTENT RESERVE OUT (SPC-4 6.14).
+    /// PERSISTENT RESERVE OUT (SPC-4 6.16).
     static func persistentReserveOut(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         guard let service = ReservationService(rawValue: cdb[1] & 0x1f) else {
             preconditionFailure("a service action that is not in the command table")
@@ -50,7 +50,7 @@ extension SPC {
     }
 
     /// Whether the nexuses whose registrations go do not prevent the removal of the medium any more, because they may
-    /// not be there to allow it (SPC-4 5.13.11.2.6, SBC-5 5.15).
+    /// not be there to allow it (SPC-4 5.13.11.2.6, SBC-4 5.15).
     private static func allowsRemoval(_ service: ReservationService) -> Bool {
         switch service {
         case .preemptAndAbort, .clear: true
@@ -133,7 +133,7 @@ extension SPC {
 
     private struct Fault: Error { let sense: SenseData }
 
-    /// The additional parameter data of SPEC_I_PT (SPC-4 6.14.3): a length and TransportIDs.
+    /// The additional parameter data of SPEC_I_PT (SPC-4 6.16.3): a length and TransportIDs.
     private static func readInitiatorPorts(_ list: ParameterReader) -> Result<[UInt64], Fault> {
         guard list.count >= 28 else { return .failure(Fault(sense: .parameterListLengthError)) }
         let length = list.uint32(24)
@@ -151,7 +151,7 @@ extension SPC {
         return .success(addresses)
     }
 
-    /// REGISTER AND MOVE has a parameter list of its own (SPC-4 6.14.4).
+    /// REGISTER AND MOVE has a parameter list of its own (SPC-4 6.16.4).
     private static func registerAndMove(
         _ list: ParameterReader, _ nexus: NexusName, on unit: LogicalUnit
     ) -> ReservationVerdict {
@@ -184,7 +184,7 @@ extension SPC {
         for index in names.flatMap({ unit.target?.nexusIndices($0) ?? [] }) { task.progress |= 1 << UInt64(index) }
     }
 
-    /// Aborts the commands of the preempted nexuses (SPC-4 5.7.11.5). GOOD comes when the last of them has ended:
+    /// Aborts the commands of the preempted nexuses (SPC-4 5.13.11.2.6). GOOD comes when the last of them has ended:
     /// afterwards none of them touches the medium.
     static func abortPreempted(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         guard task.step == 1 else { return .done(.good) }
@@ -195,7 +195,7 @@ extension SPC {
 
     // MARK: RESERVE and RELEASE of SPC-2
 
-    /// RESERVE(6), RESERVE(10) (SPC-2 7.21, 7.22), with the exceptions of SPC-3 5.6.3 (CRH): while there are
+    /// RESERVE(6), RESERVE(10) (SPC-2 7.21, 7.22), with the exceptions of SPC-4 5.13.3 (CRH): while there are
     /// registrations, a nexus that may do everything is told GOOD and gets nothing.
     static func reserve(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         if unit.persistentState.isBusy { return .needsState }
@@ -214,7 +214,7 @@ extension SPC {
         return .done(.good)
     }
 
-    /// SPC-3 5.6.3: a holder, or a registered nexus under a type that admits registrants.
+    /// SPC-4 5.13.3: a holder, or a registered nexus under a type that admits registrants.
     private static func admits(_ task: TaskHandle, on unit: LogicalUnit) -> Bool {
         let table = unit.reservations.table
         guard let type = table.type, let name = unit.target?.nexusName(task.nexus) else { return false }

@@ -5,7 +5,7 @@
 import CTarget
 
 extension SPC {
-    /// REQUEST SENSE (SPC-6 6.39): a pending unit attention condition, or else a deferred error, which is cleared by
+    /// REQUEST SENSE (SPC-4 6.39): a pending unit attention condition, or else a deferred error, which is cleared by
     /// it; else why the unit is not ready; else an informational exception condition (MRIE 6); else the power
     /// condition; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
@@ -45,7 +45,7 @@ extension SPC {
         return reportLUNs(task, cdb, of: target)
     }
 
-    /// REPORT LUNS (SPC-6 6.33) with SELECT REPORT 00h (units), 01h (well-known units), 02h (both).
+    /// REPORT LUNS (SPC-4 6.33) with SELECT REPORT 00h (units), 01h (well-known units), 02h (both).
     static func reportLUNs(_ task: TaskHandle, _ cdb: CDB, of target: TargetDevice) -> Outcome {
         let select = cdb[2]
         guard select <= 2 else { return .failed(.invalidField(inCDB: 2)) }
@@ -60,7 +60,7 @@ extension SPC {
         return outcome
     }
 
-    /// REPORT SUPPORTED OPERATION CODES (SPC-6 6.35): all, or one in the three ways to name it, with or without the
+    /// REPORT SUPPORTED OPERATION CODES (SPC-4 6.35): all, or one in the three ways to name it, with or without the
     /// command timeouts descriptor.
     static func reportSupportedOperationCodes(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         let options = cdb[2] & 7
@@ -116,14 +116,14 @@ extension SPC {
         if timeouts { timeoutsDescriptor(&writer) }
     }
 
-    /// The command timeouts descriptor (SPC-6 6.35.4) with no timeouts indicated: how long a command takes is the
+    /// The command timeouts descriptor (SPC-4 6.35.4) with no timeouts indicated: how long a command takes is the
     /// medium's business.
     private static func timeoutsDescriptor(_ writer: inout ParameterWriter) {
         writer.uint16(10)
         writer.zeros(10)
     }
 
-    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6 6.36): all that SAM-6 has. An allocation length below four is
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36): all that SAM-6 has. An allocation length below four is
     /// an error here, unlike elsewhere.
     static func reportSupportedTaskManagementFunctions(
         _ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit
