@@ -6,8 +6,8 @@ import Glibc
 
 /// A value behind a mutex.
 ///
-/// Not `Synchronization.Mutex`: its code is in a library that is not built for ThreadSanitizer, which would take every use
-/// of the value for a race. It knows the mutexes of pthreads.
+/// Not `Synchronization.Mutex`: its code is in a library that is not built for ThreadSanitizer, which would take every
+/// use of the value for a race. It knows the mutexes of pthreads.
 @safe
 public final class Locked<Value: Sendable>: @unchecked Sendable {
     // An address of its own, as pthreads wants it.

@@ -398,7 +398,8 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
 
     @Test func whatASocketOffersAndWhoMakesItIsRead() {
         let read = ConfigurationReader.read(
-            goodConfiguration.replacing("queues: 4", with: "mode: client, spread: true, config-space: true, ring-reset: true"),
+            goodConfiguration.replacing(
+                "queues: 4", with: "mode: client, spread: true, config-space: true, ring-reset: true"),
             name: "f.yaml")
         #expect(read.problems.isEmpty)
         let front = read.configuration.vhostUserFronts.first

@@ -27,8 +27,8 @@ public struct ReservationStatus: Equatable, Sendable {
     public let generation: UInt32
     /// APTPL: whether all this survives power loss.
     public let persists: Bool
-    /// The initiator port that holds the reservation of RESERVE(6) or (10), which a reset of the unit ends (SPC-2 5.5.1);
-    /// `nil`: none.
+    /// The initiator port that holds the reservation of RESERVE(6) or (10), which a reset of the unit ends (SPC-2
+    /// 5.5.1); `nil`: none.
     public let reservedBy: String?
     /// Whether they cannot be read: commands are refused until an initiator replaces them (REPLACE LOST RESERVATION),
     /// or `clearReservations` or `importReservations` does.

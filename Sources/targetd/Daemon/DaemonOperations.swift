@@ -84,8 +84,8 @@ extension Daemon {
         return ChangeReport(changes: ["~ target \(address.text) reset: \(text)"], warnings: [])
     }
 
-    /// Lets nothing of a unit reach its medium, until it is thawed; returns when the medium has none of its requests, which
-    /// holds no other operation up.
+    /// Lets nothing of a unit reach its medium, until it is thawed; returns when the medium has none of its requests,
+    /// which holds no other operation up.
     func freeze(_ address: UnitAddress) async throws(Failure) -> ChangeReport {
         let wasFrozen = try await operation("freeze \(address.text)", waits: false) {
             () async throws(Failure) -> Bool in

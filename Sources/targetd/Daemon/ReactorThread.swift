@@ -26,7 +26,8 @@ final class ReactorThread: @unchecked Sendable {
 
     /// Makes the reactor. `start` makes it run.
     init(
-        index: Int, isAlone: Bool, configuration: Reactor.Configuration, events: EventHub, stateDirectory: StateDirectory?,
+        index: Int, isAlone: Bool, configuration: Reactor.Configuration, events: EventHub,
+        stateDirectory: StateDirectory?,
         logger: Logger
     ) throws(ReactorError) {
         self.index = index

@@ -106,10 +106,14 @@ class Metrics(Group):
     def guest_latencies(self):
         found = self._samples()
         for operation in ["read", "write"]:
-            counts = {name: [s for s in found[f"targetd_{name}_latency_seconds_count"] if s.labels["operation"] == operation]
-                      for name in ["guest", "lun"]}  # fmt: skip
-            (guest,), (unit,) = counts["guest"], counts["lun"]
-            require(guest.labels["initiator"].endswith("hba0.sock") and guest.value == unit.value > 0, f"{counts}")
+            def of(name: str, operation=operation):
+                samples = found[f"targetd_{name}_latency_seconds_count"]
+                (sample,) = [sample for sample in samples if sample.labels["operation"] == operation]
+                return sample
+
+            guest, unit = of("guest"), of("lun")
+            require(guest.labels["initiator"].endswith("hba0.sock"), f"{guest}")
+            require(guest.value == unit.value > 0, f"{guest}, {unit}")
 
     @case("reactors, fronts and nexuses tell what they did")
     def others(self):

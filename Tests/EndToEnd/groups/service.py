@@ -151,8 +151,9 @@ class Service(Group):
             require(done["changes"] == wanted, f"{done['changes']}")
             after = self._answer("status", "--json")
             require(before == {f["socket"]: f["connections"] for f in after["fronts"]}, "sockets were touched")
-            return (f"served after {seconds:.2f} s, of which {work:.2f} s of processor time; {resident >> 10} KiB resident, "
-                    f"{(resident - empty) / (SOCKETS * UNITS - 1) / 1024:.0f} KiB for each logical unit")  # fmt: skip
+            each = (resident - empty) / (SOCKETS * UNITS - 1) / 1024
+            return (f"served after {seconds:.2f} s, of which {work:.2f} s of processor time; "
+                    f"{resident >> 10} KiB resident, {each:.0f} KiB for each logical unit")  # fmt: skip
         finally:
             processes.stop(daemon, 60)
 
