@@ -121,14 +121,16 @@ public struct ReservationReport: Codable, Equatable, Sendable {
     public var registrants: [RegistrantReport]
     /// The initiator port that has reserved the unit by RESERVE(6) or (10).
     public var reservedBy: String?
+    /// Whether those that were saved cannot be read, so that most commands are refused until they are replaced or cleared.
+    public var lost: Bool
 
     /// Whether there is anything to tell.
-    public var isEmpty: Bool { registrants.isEmpty && reservedBy == nil }
+    public var isEmpty: Bool { registrants.isEmpty && reservedBy == nil && !lost }
 
     /// A report of these values.
     public init(
         target: String, lun: Int, type: String?, generation: UInt32, persists: Bool, registrants: [RegistrantReport],
-        reservedBy: String?
+        reservedBy: String?, lost: Bool
     ) {
         self.target = target
         self.lun = lun
@@ -137,6 +139,7 @@ public struct ReservationReport: Codable, Equatable, Sendable {
         self.persists = persists
         self.registrants = registrants
         self.reservedBy = reservedBy
+        self.lost = lost
     }
 }
 

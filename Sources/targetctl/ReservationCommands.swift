@@ -36,7 +36,8 @@ struct ShowReservations: ParsableCommand {
                 }
                 // Of the older kind: held by one initiator, without a key.
                 let reserved = unit.reservedBy.map { [unit.target, "\(unit.lun)", $0, "", "", "reserve(6)", "no"] }
-                return registrants + (reserved.map { [$0] } ?? [])
+                let lost = unit.lost ? [unit.target, "\(unit.lun)", "", "", "", "lost", "yes"] : nil
+                return registrants + [reserved, lost].compactMap(\.self)
             }, right: [1])
     }
 }

@@ -122,7 +122,8 @@ import Yams
 
     private static func reservations(type: String?, by initiator: String?) -> ReservationReport {
         ReservationReport(
-            target: "", lun: 0, type: type, generation: 0, persists: false, registrants: [], reservedBy: initiator)
+            target: "", lun: 0, type: type, generation: 0, persists: false, registrants: [], reservedBy: initiator,
+            lost: false)
     }
 
     private static func registrant(_ initiator: String?) -> RegistrantReport {

@@ -25,7 +25,7 @@ extension Daemon {
         try await operation("clear reservations of \(address.text)") { () async throws(Failure) -> ChangeReport in
             let before = try await reservations(address)
             guard before.reservedBy == nil else { throw Self.reserved(address) }
-            if before.registrants.isEmpty { return ChangeReport(changes: [], warnings: []) }
+            if before.registrants.isEmpty, !before.lost { return ChangeReport(changes: [], warnings: []) }
             try await transfer(address) { $0.clearReservations(done: $1) }
             let count = before.registrants.count
             let text = "reservations cleared: \(count) registrant\(count == 1 ? "" : "s")"
@@ -113,7 +113,7 @@ extension ReservationReport {
             target: address.target.description, lun: address.number,
             type: status.type.map { Self.types[$0] ?? "type \($0)" }, generation: status.generation,
             persists: status.persists, registrants: status.registrants.map(RegistrantReport.init),
-            reservedBy: status.reservedBy)
+            reservedBy: status.reservedBy, lost: status.areLost)
     }
 
     /// The types of persistent reservations (SPC-4 6.13.3).
