@@ -41,8 +41,8 @@ final class VhostServer {
     private var devices: [VirtualDevice: Destination] = [:]
     private var source: WorkSourceToken?
     private var descriptor: DescriptorToken?
-    /// Set while requests wait for staging memory.
-    private var timer: TimerToken?
+    /// Set while requests wait for staging memory, for the first of them whose time-out ends.
+    private var timer: (token: TimerToken, time: UInt64)?
     private var whenIdle: [(condition: () -> Bool, action: () -> Void)] = []
     private var faultReported = false
 
@@ -218,20 +218,24 @@ final class VhostServer {
 
     @inline(__always)
     private func flush() {
-        if port.isShortOfMemory && timer == nil { expireWaiting() }
+        if port.isShortOfMemory { expireWaiting() }
         port.flush()
         if !whenIdle.isEmpty { checkIdle() }
     }
 
-    /// Ends what has waited too long for staging memory, and looks again when the next one will have.
+    /// Ends what has waited too long for staging memory, and has the reactor come back when the next one will have.
     private func expireWaiting() {
-        timer = nil
-        guard let time = port.expireWaiting(now: worker.reactor.now) else { return }
-        timer = unsafe worker.reactor.setTimer(
+        guard let time = port.expireWaiting(now: worker.reactor.now), time != timer?.time else { return }
+        if let timer { worker.reactor.cancel(timer.token) }
+        let token = unsafe worker.reactor.setTimer(
             at: time,
             { context in
-                unsafe Unmanaged<VhostServer>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.expireWaiting() }
+                unsafe Unmanaged<VhostServer>.fromOpaque(context)._withUnsafeGuaranteedRef {
+                    $0.timer = nil
+                    $0.expireWaiting()
+                }
             }, Unmanaged.passUnretained(self).toOpaque())
+        timer = (token, time)
     }
 
     private func reportFault() {
@@ -276,8 +280,9 @@ final class VhostServer {
         if keepingRecord { port.stop() }
         if let source { worker.reactor.remove(source) }
         if let descriptor { worker.reactor.unwatch(descriptor) }
-        if let timer { worker.reactor.cancel(timer) }
-        (source, descriptor, timer) = (nil, nil, nil)
+        if let timer { worker.reactor.cancel(timer.token) }
+        (source, descriptor) = (nil, nil)
+        timer = nil
         port.disconnect()
         channel.close()
         unsafe worker.grants.unmap(page)

@@ -3,7 +3,7 @@
  *
  * Grants pages of this domain to itself. Prints, for each number of pages, the least nanoseconds of 200 rounds of: one
  * grant copy hypercall for all of them; mapping all of them, reading one byte of each cache line, and unmapping them.
- * Decision 0009 uses it:
+ * Decision 0009 uses it, by xen.py --grants, where an instruction is eight nanoseconds. By hand:
  *     cc -O2 -D__XEN_INTERFACE_VERSION__=0x00040e00 -o xen-grants xen-grants.c -lxengnttab
  */
 #include <stdint.h>

@@ -44,8 +44,8 @@ def run(script: str, files: dict[str, str], seconds: float, domu: bool = False, 
         progress=None, counted: bool = False) -> Outcome:
     """Runs a shell script in dom0.
 
-    `counted`: the clock counts instructions, two nanoseconds for each, and jumps while there are none: what the machine
-    measures, and what it waits for, does not depend on what else is done here.
+    `counted`: the clock counts instructions, eight nanoseconds for each, and jumps while there are none: what the
+    machine measures, and what it waits for, does not depend on what else is done here.
 
     `files` are copied from this machine, with their libraries: path in dom0 → path here. `texts` are files by content.
     """
@@ -82,7 +82,7 @@ def _boot(made: xenimage.XenImage, initrd: str, directory: str, seconds: float, 
     console = os.path.join(directory, "console")
     result = os.path.join(directory, "result")
     linux = LINUX_ARGUMENTS.replace(",", ",,")
-    clock = ["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off,align=off"] if counted else [
+    clock = ["-accel", "tcg,thread=single", "-icount", "shift=3,sleep=off,align=off"] if counted else [
         "-accel", "tcg,thread=multi"]  # fmt: skip
     command = [
         "qemu-system-x86_64", "-machine", "q35", *clock, "-cpu", CPU, "-m", str(memory),
