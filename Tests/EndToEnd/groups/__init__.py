@@ -6,6 +6,7 @@ from .commandline import CommandLine
 from .commands import Commands
 from .conformance import Conformance
 from .disks import Disks
+from .fullmedium import FullMedium
 from .itself import Itself
 from .metrics import Metrics
 from .operator import Operator
@@ -16,6 +17,6 @@ from .virtio import ClientMode, HotPlug, ManyUnits, Migration, MigrationOverBloc
 from .xen import Xen
 
 ALL = [
-    Itself, CommandLine, Metrics, Service, Disks, Commands, Reservations, Restart, PackedRings, HotPlug, ManyUnits,
-    Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
+    Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Restart, PackedRings, HotPlug,
+    ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
 ]  # fmt: skip

@@ -132,7 +132,7 @@ class Commands(GuestGroup):
             output = self._tool(f"sg_modes -a -a --control={control} {{sg}}")
             for page in ["Caching", "Control", "Power condition", "Informational exceptions control"]:
                 require(page in output, output)
-        # Byte 2 bit 2 of the control page is D_SENSE (SPC-6 7.5.10).
+        # Byte 2 bit 2 of the control page is D_SENSE (SPC-4 7.5.8).
         original = self._page("0xa", 0)
         wanted = original[:2] + [original[2] ^ 0x04] + original[3:]
         text = ",".join(f"{byte & 0x3F if index == 0 else byte:x}" for index, byte in enumerate(wanted))

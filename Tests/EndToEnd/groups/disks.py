@@ -117,7 +117,7 @@ class Disks(GuestGroup):
             require(reported == expected, f"{name}: expected {sorted(expected)}:\n{output}")
 
     def _luns_of_first(self):
-        # scsi-hd answers REPORT LUNS at LUN 0 only, against SPC-6 6.33.
+        # scsi-hd answers REPORT LUNS at LUN 0 only, against SPC-4 6.33.
         return [("ram", self.guest.check(f"sg_luns {self.devices['ram'].generic}"))]
 
     @case("sg_readcap: both forms give the size that was asked for")

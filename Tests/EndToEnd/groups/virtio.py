@@ -239,7 +239,7 @@ class Migration(VirtioGroup):
         first, self.target = self.target, self.second
         incoming = os.path.join(other, "incoming.sock")
         guest = VirtioGuest.__new__(VirtioGuest)
-        guest.extra = ["-incoming", f"unix:{incoming}"]
+        guest.extra, guest._emulator = ["-incoming", f"unix:{incoming}"], self.guest._emulator
         arguments = self.hba_arguments()
         self.target = first
         self.second_guest = guest

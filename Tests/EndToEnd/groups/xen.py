@@ -19,7 +19,7 @@ from . import conformance
 
 SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "xen")
 SECONDS = 1800
-# SBC-3 5.10: PRE-FETCH ends with CONDITION MET if the medium has a cache and the blocks are in it, as on this file.
+# SBC-4 5.13: PRE-FETCH ends with CONDITION MET if the medium has a cache and the blocks are in it, as on this file.
 # libiscsi takes every status of SG_IO but GOOD and CHECK CONDITION for an error.
 CONDITION_MET = ["Prefetch10.Simple", "Prefetch10.Flags", "Prefetch16.Simple", "Prefetch16.Flags"]
 

@@ -41,6 +41,8 @@ class Disk:
     also: tuple[int, ...] = ()  # other HBAs through which the same target is served: more I_T nexuses to the unit
     removable: bool = False
     shared: bool = False  # a file that a second daemon opens as well
+    on_error: str = ""  # what on-error: says: report, stop, retry
+    space: int = 0  # MiB of a file system of the medium's own; 0: it lies where everything lies
 
     @property
     def address(self) -> str:
@@ -82,6 +84,48 @@ class LoopDevice:
 
 
 @dataclass
+class SmallFileSystem:
+    """A file system of this machine with little space, for the medium of one disk."""
+
+    path: str
+    mebibytes: int
+
+    @staticmethod
+    def create(path: str, mebibytes: int) -> "SmallFileSystem":
+        with open(f"{path}.ext4", "wb") as file:
+            file.truncate(mebibytes * MIB)
+        os.mkdir(path)
+        for command in (["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", f"{path}.ext4"],
+                        ["mount", "-o", "loop", f"{path}.ext4", path]):  # fmt: skip
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode != 0:
+                raise NotPossible(f"this machine mounts no file system for us ({command[0]}: {result.stderr.strip()})")
+        return SmallFileSystem(path, mebibytes)
+
+    @property
+    def free(self) -> int:
+        """MiB that are left."""
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_bsize // MIB
+
+    @property
+    def ballast(self) -> str:
+        return os.path.join(self.path, "ballast")
+
+    def leave(self, mebibytes: int) -> None:
+        """Takes all space but this."""
+        with open(self.ballast, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, (self.free - mebibytes) * MIB)
+
+    def give_back(self) -> None:
+        """Gives the space back that `leave` has taken."""
+        os.remove(self.ballast)
+
+    def remove(self) -> None:
+        subprocess.run(["umount", self.path], check=True)
+
+
+@dataclass
 class Target:
     """What the two targets have in common: disks, and a directory for their files."""
 
@@ -91,10 +135,16 @@ class Target:
     front: str = ""  # more keys of each socket
     general: str = ""  # more lines of the file
     loops: dict[str, LoopDevice] = field(default_factory=dict)
+    spaces: dict[str, SmallFileSystem] = field(default_factory=dict)
 
     def medium(self, disk: Disk) -> str:
         """The path of what holds a disk's data; made if it is not there."""
         path = os.path.join(self.directory, f"{disk.name}.img")
+        if disk.space:
+            if disk.name not in self.spaces:
+                place = os.path.join(self.directory, disk.name)
+                self.spaces[disk.name] = SmallFileSystem.create(place, disk.space)
+            return os.path.join(self.spaces[disk.name].path, "medium.img")
         if disk.kind != "block":
             return path
         if disk.name not in self.loops:
@@ -105,6 +155,8 @@ class Target:
         """Gives the machine's resources back. The disks' data is gone with the directory."""
         while self.loops:
             self.loops.popitem()[1].remove()
+        while self.spaces:
+            self.spaces.popitem()[1].remove()
 
 
 class Reference(Target):
@@ -270,6 +322,8 @@ class Daemon(Target):
     def _unit(disk: Disk) -> str:
         """The value of a LUN in the configuration file."""
         options = ["read-only: true"] * disk.read_only + ["removable: true"] * disk.removable
+        if disk.on_error:
+            options.append(f"on-error: {disk.on_error}" + ", retry-timeout: 10min" * (disk.on_error == "retry"))
         return f"{{ {', '.join([f'backstore: {disk.name}', *options])} }}" if options else disk.name
 
 
