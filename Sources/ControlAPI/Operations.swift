@@ -121,7 +121,8 @@ public struct ReservationReport: Codable, Equatable, Sendable {
     public var registrants: [RegistrantReport]
     /// The initiator port that has reserved the unit by RESERVE(6) or (10).
     public var reservedBy: String?
-    /// Whether those that were saved cannot be read, so that most commands are refused until they are replaced or cleared.
+    /// Whether those that were saved cannot be read, so that most commands are refused until they are replaced or
+    /// cleared.
     public var lost: Bool
 
     /// Whether there is anything to tell.

@@ -88,7 +88,9 @@ struct ConfigurationReader {
 
     private mutating func readBackstore(_ node: Node, at key: String) -> BackstoreConfiguration? {
         let common = ["type", "block-size", "read-only"]
-        let own = ["ram": ["size"], "file": ["path", "size", "buffered", "shared"], "block-device": ["path", "buffered"]]
+        let own = [
+            "ram": ["size"], "file": ["path", "size", "buffered", "shared"], "block-device": ["path", "buffered"],
+        ]
         guard let all = mapping(node, at: key, allowed: nil) else { return nil }
         guard all["type"] != nil else {
             report(key, "has no type: add type: ram, file or block-device")
