@@ -237,6 +237,9 @@ import VhostUserInitiator
                 #expect(try answer.value == 200)
                 #expect(try get(unit, LogicalUnitStatus.self).aborted == (force ? 1 : 0))
                 #expect(try get("/v1/fronts", [FrontStatus].self).isEmpty)
+                // What acted beside it took nothing of its progress.
+                let removal = try get("/v1/operations", [OperationStatus].self).first { $0.what.hasPrefix("remove") }
+                #expect(removal?.state == "done" && removal?.done == 1 && removal?.total == 1)
             }
         }
     }

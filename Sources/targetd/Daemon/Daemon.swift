@@ -128,7 +128,7 @@ actor Daemon {
                 throw Failure(error)
             }
             defer { if waits { leave() } }
-            log.begin(id)
+            log.begin(id, hasTurn: waits)
             let result = try await body()
             log.end(id, failure: nil)
             return result

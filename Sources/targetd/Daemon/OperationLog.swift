@@ -1,4 +1,4 @@
-// OperationLog: the operations that wait, the one that is under way, and those that have ended lately.
+// OperationLog: the operations that wait, those that are under way, and those that have ended lately.
 //
 // Called by: the daemon. Must not know: what an operation does.
 
@@ -11,7 +11,8 @@ struct OperationLog {
 
     private(set) var operations: [OperationStatus] = []
     private var last: UInt64 = 0
-    private var running: UInt64?
+    /// The one whose turn it is, if any: only it makes changes one after another.
+    private var current: UInt64?
 
     /// A new operation, which waits for its turn.
     mutating func add(_ what: String) -> UInt64 {
@@ -20,19 +21,20 @@ struct OperationLog {
         return last
     }
 
-    mutating func begin(_ id: UInt64) {
-        running = id
+    /// - Parameter hasTurn: Whether it is the only one that does; others act beside it.
+    mutating func begin(_ id: UInt64, hasTurn: Bool) {
+        if hasTurn { current = id }
         update(id) { $0.state = "running" }
     }
 
-    /// The operation under way has made so many of its changes.
+    /// The operation whose turn it is has made so many of its changes.
     mutating func progress(_ done: Int, of total: Int) {
-        guard let running else { return }
-        update(running) { ($0.done, $0.total) = (done, total) }
+        guard let current else { return }
+        update(current) { ($0.done, $0.total) = (done, total) }
     }
 
     mutating func end(_ id: UInt64, failure: String?) {
-        if running == id { running = nil }
+        if current == id { current = nil }
         update(id) {
             $0.state = failure == nil ? "done" : "failed"
             $0.message = failure
