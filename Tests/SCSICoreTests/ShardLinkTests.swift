@@ -383,6 +383,27 @@ struct ShardLinkTests {
 
     // MARK: Waking
 
+    @Test("a shard that sleeps with events for which there was no room is woken when there is some")
+    func wakesForRoom() {
+        for lun in 1..<120 {
+            let unit = LogicalUnit(
+                configuration: LogicalUnitConfiguration(name: 0x3000_0000_0000_0001, serial: "S"),
+                backstore: world.backstore.handle, shard: world.shard)
+            let added = world.target.add(unit, at: LUN(lun)!)
+            #expect(added)
+        }
+        world.gate.flush()
+        #expect(!world.gate.prepareToSleep(), "there is nothing that it could do")
+        let before = unsafe world.wakes[0]
+        world.links[0].receive()
+        #expect(!world.journal.lines.contains("B event 4 0 0"))
+        world.links[0].flush()
+        #expect(unsafe world.wakes[0] == before + 1)
+        world.pump()
+        #expect(world.journal.lines.contains("B event 4 0 0"))
+        for lun in 1..<120 { world.target.remove(at: LUN(lun)!) {} }
+    }
+
     @Test("a thread that sleeps is woken once, one that does not is not")
     func wakes() {
         #expect(!world.gate.prepareToSleep())

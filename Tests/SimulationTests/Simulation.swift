@@ -683,7 +683,7 @@ final class Simulation {
             case "e/1d00":
                 // What a HEAD OF QUEUE or ACA command writes may come between WRITE AND VERIFY's write and its check.
                 [0x2f, 0xaf, 0x8f, 0x89].contains(record.cdb[0])
-                    || record.cdb[0] == 0x8e && (features.attributes || features.naca)
+                    || record.cdb[0] == 0x8e && (features.attributes || features.naca || features.anyCDB)
             default:
                 summary.hasPrefix("5/2100")
                     ? outside || entry.wasResized : features.errors || entry.wasResized && summary.hasPrefix("3/")

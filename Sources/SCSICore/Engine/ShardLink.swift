@@ -116,6 +116,8 @@ public final class ShardLink: @unchecked Sendable {
     private let stamps: StampCounter
     /// Set while the shard's thread holds answers back until what it has given back is delivered.
     private let deliveryAwaited = Atomic<Bool>(false)
+    /// Set while the shard's thread has notices for which there was no room.
+    private let roomAwaited = Atomic<Bool>(false)
 
     // The port's thread's own.
     private var tasksUnderWay = 0
@@ -259,20 +261,21 @@ public final class ShardLink: @unchecked Sendable {
             unsafe answers.consume()
             worked = true
         }
-        if worked, isDeliveryAwaited { hasSent = true }
+        if worked, isAwaited(deliveryAwaited) { hasSent = true }
+        let hasNotices = unsafe notices.position != noticesEnd
         while unsafe notices.position != noticesEnd, let notice = unsafe notices.first {
             unsafe notices.consume()
             unsafe deliver(notice)
-            worked = true
         }
-        return worked
+        if hasNotices, isAwaited(roomAwaited) { hasSent = true }
+        return worked || hasNotices
     }
 
-    /// Whether the shard's thread holds an answer back until tasks are delivered here. It says so before it looks at
-    /// how far the delivery is, and here it is asked after the delivery: one of the two sees the other.
-    private var isDeliveryAwaited: Bool {
+    /// Whether the shard's thread waits for what was taken from a ring here. It says so before it looks at how far that
+    /// is, and here it is asked after the taking: one of the two sees the other.
+    private func isAwaited(_ flag: borrowing Atomic<Bool>) -> Bool {
         atomicMemoryFence(ordering: .sequentiallyConsistent)
-        return deliveryAwaited.load(ordering: .relaxed)
+        return flag.load(ordering: .relaxed)
     }
 
     private func deliver(_ answer: LinkAnswer) {
@@ -330,9 +333,11 @@ public final class ShardLink: @unchecked Sendable {
     var givenBack: Int { unsafe answers.pushedEnd }
     var delivered: Int { unsafe answers.consumedEnd }
 
-    func awaitDelivery(_ isAwaited: Bool) {
-        guard deliveryAwaited.load(ordering: .relaxed) != isAwaited else { return }
-        deliveryAwaited.store(isAwaited, ordering: .relaxed)
+    func awaitDelivery(_ isAwaited: Bool) { say(isAwaited, deliveryAwaited) }
+
+    private func say(_ isAwaited: Bool, _ flag: borrowing Atomic<Bool>) {
+        guard flag.load(ordering: .relaxed) != isAwaited else { return }
+        flag.store(isAwaited, ordering: .relaxed)
         if isAwaited { atomicMemoryFence(ordering: .sequentiallyConsistent) }
     }
 
@@ -341,7 +346,8 @@ public final class ShardLink: @unchecked Sendable {
     /// Whether there is something to do for the shard's thread, which is about to sleep.
     func ownerPreparesToSleep() -> Bool {
         ownerSleeps.raise()
-        guard unsafe requests.isEmpty else {
+        let hasRoomForDeferred = unsafe !deferred.isEmpty && notices.room > 0
+        guard unsafe requests.isEmpty, !hasRoomForDeferred else {
             ownerSleeps.lower()
             return true
         }
@@ -396,6 +402,8 @@ public final class ShardLink: @unchecked Sendable {
     /// Sends what found no room, and wakes the port's thread if it sleeps and something was sent.
     func flushToPort() {
         while let next = deferred.first, push(next.nexus, next.event) { deferred.removeFirst() }
+        // The port's thread wakes this one when it has made room; `ownerPreparesToSleep` looks once more.
+        say(!deferred.isEmpty, roomAwaited)
         guard hasAnswered else { return }
         hasAnswered = false
         if portSleeps.take() { wakePort.wake() }
