@@ -498,6 +498,8 @@ final class ShardSimulation {
             // They may have been carried out, or be carried out yet.
             performed[nexus.shard] += nexus.functions.values
             nexus.functions = [:]
+            // The thread of the first link says it, so that one is awake.
+            threads[0].alarm.isAwake = true
             nexus.port.disconnect()
         } else if nexus.port.isGone, nexus.commands.isEmpty {
             connect(index)
