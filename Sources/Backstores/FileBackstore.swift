@@ -145,13 +145,18 @@ public final class FileBackstore {
         guard status.st_mode & S_IFMT == S_IFREG else { throw BackstoreError(path, .notRegularFile) }
     }
 
+    /// The kernel ends what a killed process had in flight, and lets go of its locks with that, after the process is
+    /// gone already: a daemon that follows one must not fail for it. So a lock is asked for again for two seconds.
     private static func lock(_ descriptor: Int32, _ options: Options) throws(BackstoreError) {
-        // Readers may share, and so may those who have agreed to.
-        guard clinux_lock(descriptor, options.readOnly || options.isShared ? 1 : 0) != 0 else { return }
-        switch errno {
-        case EAGAIN, EACCES: throw BackstoreError(options.path, .locked)
-        case let code: throw BackstoreError(options.path, .systemCall("lock", errno: code))
+        for attempt in 0...100 {
+            if attempt > 0 { usleep(20_000) }
+            // Readers may share, and so may those who have agreed to.
+            guard clinux_lock(descriptor, options.readOnly || options.isShared ? 1 : 0) != 0 else { return }
+            guard errno == EAGAIN || errno == EACCES else {
+                throw BackstoreError(options.path, .systemCall("lock", errno: errno))
+            }
         }
+        throw BackstoreError(options.path, .locked)
     }
 
     /// Creates the file with its size; `nil` if somebody else has created it meanwhile. A file that could not be
