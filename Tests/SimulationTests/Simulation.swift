@@ -629,8 +629,8 @@ final class Simulation {
         if before.mark == nil, before.hasNotBegun {
             // The oldest goes on first.
             entry.model.enable(through: record.id)
-        } else if before.mark == nil, before.waitsForResource, completion.summary != "b/0801" {
-            // Who waits for order goes on before who waits for room.
+        } else if before.mark == nil, before.waitsForResource, !isBusy {
+            // Who waits for order goes on before who waits for room, save while many are being ended at once.
             entry.model.enable()
         }
         let expired = entry.model.tasks[position].isLate && completion.summary == "b/0801"

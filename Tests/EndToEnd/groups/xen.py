@@ -96,6 +96,6 @@ class Xen(Group):
     def both(self) -> str:
         return self._run("both", ["commands"])
 
-    @case("a driver domain: targetd in one PV guest serves another, dies under load, outlives its guests")
+    @case("a driver domain: targetd in one PV guest serves another, dies under load, outlives its guest")
     def driver(self) -> str:
-        return self._run("driver", ["commands", "driven", "second"])
+        return self._run("driver", ["commands", "driven"])

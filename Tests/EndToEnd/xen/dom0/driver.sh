@@ -53,17 +53,6 @@ collect guest
 check "its vhost is closed or gone" within 30 sh -c "
     ! xenstore-read $nodes/0/state > /dev/null 2>&1 || [ \"\$(xenstore-read $nodes/0/state)\" = 6 ]"
 
-need "a second guest" create second /guest-second.sh
-second=$(xl domid second)
-need "it gets the same disk" targetctl xen attach --backend driver --no-wait second $TARGET:0,0:0:0:0
-xl unpause second
-need "its load runs" within 120 said second "load runs"
-check "destroying it under load" xl destroy second
-check "the driver domain lets go of it" within 30 inside driver \
-    "grep '$second/0.*\(domain is gone\|closed\)' /tmp/target.log"
-check "the daemon lives, and stops in good order" inside driver \
-    "killall -0 targetd && killall -TERM targetd; . /library.sh; within 30 sh -c \"! killall -0 targetd\""
-log second | grep -E "^(not )?ok " | sed "s/^\(not ok\|ok\) /\1 second: /"
 [ $failures = 0 ] || inside driver "tail -40 /tmp/target.log; dmesg | tail -20"
 xl destroy driver
 [ $failures = 0 ] || report
