@@ -98,10 +98,6 @@ struct ModelTask {
     var isEnabled = false
     /// Enabled, and kept from ending (or, before it could begin, from beginning) by an ACA condition.
     var isParked = false
-    /// Parked before it could begin.
-    var hasNotBegun = false
-    /// Enabled, and waiting for memory or room in the medium.
-    var waitsForResource = false
     /// How a task management function or a CHECK CONDITION said that it ends.
     var mark: String?
     /// The unit attention condition that was pending when it was enabled.

@@ -611,10 +611,7 @@ final class Simulation {
     private func syncParked(_ entry: Unit) {
         for index in entry.model.tasks.indices {
             let task = entry.model.tasks[index]
-            let handle = ports[task.nexus].task(task.tag)
-            entry.model.tasks[index].isParked = handle?.state == .blocked
-            entry.model.tasks[index].hasNotBegun = handle?.state == .blocked && handle?.waitsFor != .response
-            entry.model.tasks[index].waitsForResource = handle?.state == .dormant && handle?.waitsFor != .order
+            entry.model.tasks[index].isParked = ports[task.nexus].task(task.tag)?.state == .blocked
         }
     }
 
@@ -624,15 +621,7 @@ final class Simulation {
             return fail("a command came back that is not in the model")
         }
         let refused = entry.lun == nil && completion.summary == "5/2500"
-        let before = entry.model.tasks[position]
         syncParked(entry)
-        if before.mark == nil, before.hasNotBegun {
-            // The oldest goes on first.
-            entry.model.enable(through: record.id)
-        } else if before.mark == nil, before.waitsForResource, !isBusy {
-            // Who waits for order goes on before who waits for room, save while many are being ended at once.
-            entry.model.enable()
-        }
         let expired = entry.model.tasks[position].isLate && completion.summary == "b/0801"
         if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused, !expired {
             entry.model.enable(through: record.id)
