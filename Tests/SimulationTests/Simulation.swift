@@ -383,6 +383,7 @@ final class Simulation {
             record.refusal = (refusal, task)
             return
         }
+        syncEnabled(entry)
         entry.model.tasks.append(task)
         syncParked(entry)
         entry.model.enable(entry.model.tasks.count - 1)
@@ -622,8 +623,9 @@ final class Simulation {
         }
     }
 
-    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends now may block
-    /// the others, and nothing says whether they went on before that; that all went on that may, `settle` sees.
+    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends or comes now may
+    /// keep the others from it, and nothing says whether they went on before that; that all went on that may, `settle`
+    /// sees.
     private func syncEnabled(_ entry: Unit) {
         for index in entry.model.tasks.indices {
             let task = entry.model.tasks[index]
