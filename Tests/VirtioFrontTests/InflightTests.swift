@@ -57,6 +57,47 @@ import VirtioFront
     }
 
     @Test(arguments: [false, true])
+    func whatWouldDoSomethingElseTheSecondTimeIsNotDoneAgain(_ isPacked: Bool) throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        var options = options(isPacked: isPacked)
+        options.features |= VirtioFeatureBit.inOut
+        let frontEnd = try VhostUserFrontEnd.ready(world, options)
+        let old = pattern(512, seed: 1), new = pattern(512, seed: 2)
+        let difference = zip(old, new).map { $0 ^ $1 }
+        world.perform { objects in for block: UInt64 in 1..<4 { objects.backstore.setBlock(block, old) } }
+        world.hold(true)
+        let commands = [
+            // Takes the unit attention condition of the new nexus.
+            SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
+            SCSICommand(unit0, CDB.xdWriteRead(1, 1), dataOut: new, dataIn: 512),
+            SCSICommand(unit0, CDB.xpWrite(2, 1), dataOut: new),
+            SCSICommand(unit0, [0x89, 0] + CDB.bytes(3, 8) + [0, 0, 0, 1, 0, 0], dataOut: old + new),
+            SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
+        ]
+        let requests = commands.map { frontEnd.requests.submit($0) }
+        world.wait { $0.backstore.pending.count == 5 }
+        frontEnd.disconnect()
+        world.wait { !$0.server.isConnected }
+        // Each is done to its end, and nobody is there to be told.
+        world.hold(false)
+        try frontEnd.reconnect()
+        let results = try requests.map { try $0.wait() }
+        #expect(results[0].senseKey == 6)
+        for result in results[1..<4] {
+            #expect(result.response == 0 && result.senseKey == 0xb && result.additionalSense == 0x0800)
+        }
+        #expect(results[4].isGood)
+        let blocks = world.perform { objects in (1..<4 as Range<UInt64>).map { objects.backstore.block($0) } }
+        // The engine ends the commands of a lost nexus where they are: at their first step.
+        for (block, done) in zip(blocks, [new, difference, new]) { #expect(block == old || block == done) }
+        // What comes new is carried out.
+        let block = blocks[1]
+        #expect(try frontEnd.requests.run(commands[2]).isGood)
+        #expect(world.perform { $0.backstore.block(2) } == zip(block, new).map { $0 ^ $1 })
+    }
+
+    @Test(arguments: [false, true])
     func aRingThatWasStoppedLeavesNoNotes(_ isPacked: Bool) throws {
         let world = try ServerWorld()
         defer { world.stop() }
