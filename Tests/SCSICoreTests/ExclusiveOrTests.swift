@@ -43,7 +43,7 @@ struct ExclusiveOrTests {
         for address in 7..<10 as Range<UInt64> { #expect(world.backstore.block(address) == new) }
     }
 
-    @Test("XDWRITEREAD with DISABLE WRITE returns the same and leaves the blocks as they are", arguments: [false, true])
+    @Test("XDWRITEREAD with DISABLE WRITE returns the same and leaves the blocks alone", arguments: [false, true])
     func disablesWrite(isLong: Bool) {
         fill(7..<9)
         let end = world.run(

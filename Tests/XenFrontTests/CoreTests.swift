@@ -50,7 +50,7 @@ struct CoreTests {
         end()
     }
 
-    @Test("A command with data both ways gets an error: a request has one buffer; its relative of one way is carried out")
+    @Test("XDWRITEREAD, which needs two buffers, gets an error in each direction; XPWRITE is carried out")
     func bidirectional() {
         bench.backstore.setBlock(9, Array(repeating: 0x0f, count: 512))
         let page = guest.grant([UInt8](repeating: 0x3c, count: 512))
