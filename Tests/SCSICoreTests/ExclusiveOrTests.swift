@@ -1,5 +1,5 @@
-// XDWRITEREAD and XPWRITE (SBC-3): exclusive or of what the medium holds and what the initiator sends; the first of them
-// moves data both ways.
+// XDWRITEREAD and XPWRITE (SBC-3): exclusive or of what the medium holds and what the initiator sends; the first of
+// them moves data both ways.
 //
 // Must not know: how the core stages what it reads.
 

@@ -65,8 +65,8 @@ struct CommandFlags: OptionSet {
     static let worksWithoutUnit = Self(rawValue: 1 << 1)
     /// Needs the medium: refused while the unit is stopped.
     static let needsMedium = Self(rawValue: 1 << 2)
-    /// Changes the medium: refused when it is write protected. XDWRITEREAD changes it unless its CDB says otherwise: its
-    /// handler asks.
+    /// Changes the medium: refused when it is write protected. XDWRITEREAD changes it unless its CDB says otherwise, so
+    /// its handler asks.
     static let writesMedium = Self(rawValue: 1 << 3)
     /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
     /// (SAM-6 5.9.4).

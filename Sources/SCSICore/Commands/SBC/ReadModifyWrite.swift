@@ -67,8 +67,8 @@ extension SBC {
 
     // MARK: ORWRITE, XPWRITE
 
-    /// ORWRITE(16): each bit that is one in the data becomes one on the medium. XPWRITE(10), (32) (SBC-3): each such bit
-    /// is inverted. Read, changed and written back in pieces; `progress` counts the bytes that are written.
+    /// ORWRITE(16): each bit that is one in the data becomes one on the medium. XPWRITE(10), (32) (SBC-3): each such
+    /// bit is inverted. Read, changed and written back in pieces; `progress` counts the bytes that are written.
     static func combine(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
         if let sense = CommandTable.validateVariableLength(cdb, against: row) { return .failed(sense) }
         if let refusal = checkExtent(task, row.extent, on: unit) { return refusal }
