@@ -636,8 +636,8 @@ final class Simulation {
         }
     }
 
-    /// Which of the commands that may be enabled the engine has enabled since the last look. What has ended may be about
-    /// to block the others, and nothing says whether they went on before that; that all have that may, `settle` sees.
+    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends now may block
+    /// the others, and nothing says whether they went on before that; that all went on that may, `settle` sees.
     private func syncEnabled(_ entry: Unit) {
         for index in entry.model.tasks.indices {
             let task = entry.model.tasks[index]
