@@ -36,7 +36,7 @@ extension SBC {
 
     /// The pieces are as long as those of ORWRITE; `progress` counts the bytes that are given to the initiator. What it
     /// sent is copied before it is used, so that the blocks and what it gets belong together whatever it does with its
-    /// buffers, which may be the same memory.
+    /// buffers meanwhile.
     static func xdWriteReadStep(
         _ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit
     ) -> Outcome {
