@@ -377,7 +377,7 @@ final class Simulation {
             passesUnitAttention: Self.passing.contains(code), modePage: modePage)
         task.hasNACA = record.cdb.last! & 0x04 != 0
         task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
-        task.isWhole = [0x89, 0x8b, 0x9c].contains(code)
+        task.isWhole = [0x89, 0x8b, 0x9c, 0x51, 0x53].contains(code)
         task.arrival = shard.now
         if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
             record.refusal = (refusal, task)
@@ -505,7 +505,7 @@ final class Simulation {
         let data = values.flatMap(block)
         let extent = CDB.bytes(address, 8)
         let count = CDB.bytes(blocks, 4)
-        switch random.below(6) {
+        switch random.below(9) {
         case 0:
             // Changes nothing, but a write of another in between would be lost.
             return Command(
@@ -526,6 +526,20 @@ final class Simulation {
             return Command(
                 cdb: CDB.preFetch(random.pick([.ten, .sixteen]), address, blocks, immediate: random.chance(1, in: 2)),
                 address: address, blocks: blocks)
+        case 5:
+            // The same as ORWRITE of zeros.
+            return Command(
+                cdb: CDB.xpWrite(address, blocks), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
+                address: address, blocks: blocks)
+        case 6:
+            return Command(
+                cdb: CDB.xdWriteRead(address, blocks), dataOut: data, dataIn: data.count, address: address,
+                blocks: blocks, values: values)
+        case 7:
+            // The exclusive or with zeros is what the blocks hold: a read.
+            return Command(
+                cdb: CDB.xdWriteRead(address, blocks, flags: 4), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
+                dataIn: data.count, address: address, blocks: blocks)
         default:
             return Command(cdb: CDB.getLBAStatus(address), dataIn: 8 + 16 * 256, address: address, blocks: 1)
         }
@@ -734,7 +748,9 @@ final class Simulation {
     }
 
     private func judgeData(_ record: Tracked, _ completion: Completion) {
-        let isRead = [0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) && !record.isRandom
+        let isRead =
+            ([0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) || record.cdb[0] == 0x53 && record.cdb[1] & 4 != 0)
+            && !record.isRandom
         let isCompare = [0x2f, 0xaf, 0x8f].contains(record.cdb[0]) && !record.isRandom
         let reached =
             completion.service != .commandComplete || completion.status == .taskAborted
