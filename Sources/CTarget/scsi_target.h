@@ -47,7 +47,7 @@ struct scsi_command {
     uint8_t cdb_length;      /* bytes that the initiator sent, or the transport's fixed size; at most 32 */
     uint8_t attribute;
     uint8_t priority;        /* 0: not given */
-    uint8_t group;           /* the front's own: which commands SCSI_SUSPEND_TASKS suspends together; 0 if it never does */
+    uint8_t group;           /* the front's own: which commands SCSI_SUSPEND_TASKS takes back together */
     uint32_t timeout_milliseconds; /* the transport's deadline for the command; 0: none */
     /* Buffers of the initiator, of any alignment, length and number. `_length` is the sum of the elements.
      * The core may shorten a list in place when the command needs less than it offers. */
@@ -103,9 +103,10 @@ enum {
     SCSI_TARGET_RESET = 10,
     /* No function of SAM's, and none that an initiator can ask for: the front stops a part of itself and takes the
      * commands back. Each task of the nexus that has `group` is completed soon:
-     *  - with SCSI_SERVICE_SUSPENDED if it can be carried out from its beginning later. The initiator shall not learn of
-     *    that: no status, no unit attention condition. The core asks the medium to let go of its data, and completes it
-     *    when the medium has.
+     *  - with SCSI_SERVICE_SUSPENDED if it can be carried out from its beginning later. The initiator does not learn of
+     *    that: no status, no unit attention condition. If the medium has it, the core asks for its cancellation, and
+     *    completes the task when the medium has let go of its memory. The front fills the command anew for the next
+     *    time: the segment lists may have been shortened.
      *  - with its response if it has come to its end all the same, or if it must not be carried out twice. One that an
      *    ACA condition keeps from ending is completed, too.
      *  - as aborted or reset if another function ends it.

@@ -1,5 +1,5 @@
-// SCSI_SUSPEND_TASKS: what becomes of a group's commands, whatever they wait for, and whatever the medium makes of being
-// asked to let go of them.
+// SCSI_SUSPEND_TASKS: what becomes of a group's commands, whatever they wait for, and whatever the medium makes of their
+// cancellation.
 
 import CBackstore
 import CoreTestSupport
@@ -70,7 +70,8 @@ struct SuspensionTests {
         }
     }
 
-    @Test("What waits comes back at once and silently, changes nothing, and is carried out when it comes again",
+    @Test(
+        "What waits comes back at once and silently, changes nothing, and is carried out when it comes again",
         arguments: WaitingFor.allCases)
     func waiting(reason: WaitingFor) {
         let world = world(reason == .retry ? .retry(nanoseconds: .max) : .report)
@@ -140,7 +141,8 @@ struct SuspensionTests {
         #expect(end(world, bad)?.hasPrefix("3/1100") == true && isAnswered(world))
     }
 
-    @Test("With an error policy, an error freezes the unit as ever, and its command comes back", arguments: [true, false])
+    @Test(
+        "With an error policy, an error freezes the unit as ever, and its command comes back", arguments: [true, false])
     func policy(stops: Bool) {
         let world = world(stops ? .stop : .retry(nanoseconds: .max))
         let tag = world.a.send(CDB.write(.ten, 7, 1), dataOut: Self.new, group: 1)
@@ -278,8 +280,9 @@ struct SuspensionTests {
     @Test("Every command has been judged: what writes in steps, or changes the unit, does not begin anew")
     func repetitions() {
         let notAlways = CommandTable(features: .all).all.filter { $0.handler.repetition != .always }
-        #expect(notAlways.filter { $0.flags.contains(.needsMedium) && $0.serialization == .write }
-            .allSatisfy { $0.flags.contains(.uninterrupted) && $0.handler.repetition == .untilItWrites })
+        #expect(
+            notAlways.filter { $0.flags.contains(.needsMedium) && $0.serialization == .write }
+                .allSatisfy { $0.flags.contains(.uninterrupted) && $0.handler.repetition == .untilItWrites })
         #expect(notAlways.filter { $0.serialization == .unitState }.allSatisfy { $0.handler == .modeSelect })
     }
 
@@ -289,7 +292,9 @@ struct SuspensionTests {
     func scope() {
         let world = world()
         let (_, medium) = world.addUnit(at: 1)
-        _ = world.run(CDB.requestSense(), lun: 1 << 48, dataIn: 18)
+        for (port, lun) in [(world.a, 0), (world.a, 1), (world.b, 0)] as [(MockPort, UInt64)] {
+            _ = world.run(CDB.requestSense(), lun: lun << 48, dataIn: 18, on: port)
+        }
         let tags = [
             world.a.send(CDB.write(.ten, 7, 1), dataOut: Self.new, group: 1),
             world.a.send(CDB.read(.ten, 0, 1), lun: 1 << 48, dataIn: 512, group: 1),
@@ -305,7 +310,8 @@ struct SuspensionTests {
         #expect(world.backstore.block(7) == Self.old)
     }
 
-    @Test("A function that ends a command takes precedence, before and after",
+    @Test(
+        "A function that ends a command takes precedence, before and after",
         arguments: [.abortTask, .abortTaskSet, .logicalUnitReset] as [TaskManagementFunction], [true, false])
     func functions(function: TaskManagementFunction, first: Bool) {
         let world = world()

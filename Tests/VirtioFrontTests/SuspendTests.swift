@@ -85,7 +85,9 @@ enum Resumption: CaseIterable, Sendable {
             var sequence = 0
             // The last round leaves everything on the first daemon: the other one has been migrated to.
             for round in 0..<(resumption == .otherDaemon ? 1 : 3) {
-                for block in 0..<round * 3 { _ = try frontEnd.requests.run(read10(unit(0), block: UInt32(block), count: 1)) }
+                for block in 0..<round * 3 {
+                    _ = try frontEnd.requests.run(read10(unit(0), block: UInt32(block), count: 1))
+                }
                 freeze(daemon)
                 // They take the unit attention conditions of another nexus.
                 let first = (0..<4).map { frontEnd.requests.submit(read10(unit(0), block: $0, count: 1)) }
@@ -107,7 +109,8 @@ enum Resumption: CaseIterable, Sendable {
                 try waitForTasks(daemon, 0)
                 #expect(frontEnd.queues.allSatisfy { !$0.hasUsed })
                 freeze(daemon, false)
-                #expect(daemon.perform { $0.target.logicalUnits[0].unit.statistics.writes } == UInt64(round * writes.count))
+                #expect(
+                    daemon.perform { $0.target.logicalUnits[0].unit.statistics.writes } == UInt64(round * writes.count))
                 try resume(frontEnd, bases, resumption, daemon, other)
                 for read in first { #expect(try read.wait().response == 0) }
                 for write in writes { #expect(try write.wait().isGood) }
@@ -350,7 +353,9 @@ enum Resumption: CaseIterable, Sendable {
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: options(isPacked: isPacked))
             for round in 0..<3 {
                 daemon.inject(0, .hold)
-                let writes = (0..<3).map { frontEnd.queues[3].submit(write10(unit(0), block: 1, content(1, 3, 3 * round + $0))) }
+                let writes = (0..<3).map {
+                    frontEnd.queues[3].submit(write10(unit(0), block: 1, content(1, 3, 3 * round + $0)))
+                }
                 try waitForTasks(daemon, 3)
                 try daemon.waitForHeld(1)
                 try frontEnd.channel.send(.getVringBase, WireBytes.of(UInt32(3), 0))
