@@ -547,7 +547,10 @@ final class VhostUserSession {
         let index = try ring(message)
         rings[index].isStarted = false
         unwatchKick(index)
-        let suspending = protocolFeatures & VhostUserProtocolFeature.getVringBaseInflight != 0
+        // A ring may also stop because its driver resets it (RING_RESET), and must not find commands of then.
+        let suspending =
+            protocolFeatures & VhostUserProtocolFeature.getVringBaseInflight != 0
+            && features & VirtioFeature.ringReset == 0
         // From now on: a command that was given back is not found by a function.
         if suspending, index >= VirtioSCSIDevice.firstRequestQueue { device.withheld.insert(index) }
         switch device.stop(index, suspending: suspending) {

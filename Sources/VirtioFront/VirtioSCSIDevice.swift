@@ -430,7 +430,8 @@ final class VirtioSCSIDevice {
 
     /// Tells the targets. One for which there is no room in its link is told later.
     private func sendSuspensions(_ queue: DeviceQueue) {
-        guard !queue.suspending.isEmpty else { return }
+        // When the front-end is gone nothing may be sent any more.
+        guard !queue.suspending.isEmpty, !queue.ring.isDetached else { return }
         // Nobody looks at the answer: all has been given back when nothing is in flight.
         let request = scsi_task_management_request.suspension(ofGroup: UInt8(queue.index), cookie: 0)
         let numbers = queue.suspending
