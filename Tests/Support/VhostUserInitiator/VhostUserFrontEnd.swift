@@ -99,7 +99,7 @@ public final class VhostUserFrontEnd {
     /// - Parameter path: The socket of another back-end, as after a migration.
     public func reconnect(to path: String? = nil) throws(InitiatorError) {
         self.path = path ?? self.path
-        channel = try VhostUserChannel(path: path)
+        channel = try VhostUserChannel(path: self.path)
         try negotiate()
         try shareMemory()
         try shareInflight()
