@@ -423,8 +423,8 @@ final class VirtioSCSIDevice {
 
     /// Has the targets give back what they have of a queue.
     private func suspend(_ queue: DeviceQueue) {
-        let slots = unsafe (0..<queue.ring.size).filter { unsafe queue.ring.slot($0).pointee.inFlight }
-        queue.suspending = unsafe Set(slots.map { unsafe queue.targetNumbers[$0] }).sorted()
+        let slots = (0..<queue.ring.size).filter { unsafe queue.ring.slot($0).pointee.inFlight }
+        queue.suspending = Set(slots.map { unsafe queue.targetNumbers[$0] }).sorted()
         sendSuspensions(queue)
     }
 
