@@ -316,7 +316,16 @@ enum Resumption: CaseIterable, Sendable {
         let abort = frontEnd.control.submitTaskManagement(VIRTIO_SCSI_T_TMF_ABORT_TASK, unit0, tag: 77)
         world.hold(false)
         world.perform { $0.unit.freeze() }
-        try frontEnd.reconnect()
+        try frontEnd.reconnect(startsQueues: false)
+        for queue in frontEnd.queues[..<2] {
+            try frontEnd.start(queue)
+            try frontEnd.enable(queue, true)
+        }
+        #expect(world.sleeps() && !frontEnd.control.hasUsed)
+        for queue in frontEnd.queues[2...] {
+            try frontEnd.start(queue)
+            try frontEnd.enable(queue, true)
+        }
         try frontEnd.control.wait(for: abort)
         try frontEnd.requests.collect()
         // A unit attention condition of the new nexus may have been first.

@@ -96,14 +96,16 @@ public final class VhostUserFrontEnd {
     /// Connects again with the same memory, and starts the same rings where the device had left them. What was in
     /// flight must have been completed or given up before, or be noted as in flight.
     ///
-    /// - Parameter path: The socket of another back-end, as after a migration.
-    public func reconnect(to path: String? = nil) throws(InitiatorError) {
+    /// - Parameters:
+    ///   - path: The socket of another back-end, as after a migration.
+    ///   - startsQueues: Whether it goes as far as that.
+    public func reconnect(to path: String? = nil, startsQueues: Bool = true) throws(InitiatorError) {
         self.path = path ?? self.path
         channel = try VhostUserChannel(path: self.path)
         try negotiate()
         try shareMemory()
         try shareInflight()
-        try startQueues()
+        if startsQueues { try self.startQueues() }
     }
 
     /// Ends the connection, as a front-end that dies.
