@@ -1,5 +1,5 @@
-// SCSI_SUSPEND_TASKS: what becomes of a group's commands, whatever they wait for, and whatever the medium makes of their
-// cancellation.
+// SCSI_SUSPEND_TASKS: what becomes of a group's commands, whatever they wait for, and whatever the medium makes of the
+// cancellation of what it has.
 
 import CBackstore
 import CoreTestSupport
