@@ -12,6 +12,7 @@
  *  - The core never touches any of it again after `complete_task` was called.
  *  - `complete_task` may be called before the call that handed the task over has returned.
  *  - A task management function completes after every task that it ended has been completed.
+ *  - A front that must stop at once what may take long gets its commands back by SCSI_SUSPEND_TASKS.
  *
  * Compatibility: structures begin with their size as the filler saw it; fields are appended and never moved.
  */
@@ -63,6 +64,8 @@ struct scsi_command {
     uint32_t data_in_count;
     uint64_t data_out_length; /* bytes */
     uint64_t data_in_length;  /* bytes */
+    uint8_t group;            /* the front's own: which commands SCSI_SUSPEND_TASKS takes back together */
+    uint8_t reserved[7];
 };
 
 /* scsi_response.service_response: SAM-6 5.1, and what the transports here want to tell apart below it. */
@@ -72,6 +75,9 @@ enum {
     SCSI_SERVICE_RESET = 2,              /* ended by a reset: no status */
     SCSI_SERVICE_OVERRUN = 3,            /* the CDB asks for more data than the buffers hold; nothing was done */
     SCSI_SERVICE_TARGET_FAILURE = 4,     /* the target could not take the command */
+    /* Not carried out, or not to its end, because of SCSI_SUSPEND_TASKS: hand it in again, here or to another target of
+     * the same medium, as it was received. Only a front that suspends tasks sees it. */
+    SCSI_SERVICE_SUSPENDED = 5,
 };
 
 /* What the core fills before complete_task. */
@@ -104,12 +110,27 @@ enum {
     SCSI_QUERY_TASK_SET = 8,
     SCSI_QUERY_ASYNCHRONOUS_EVENT = 9,
     SCSI_TARGET_RESET = 10,
+    /* No function of SAM's, and none that an initiator can ask for: the front stops a part of itself and takes the
+     * commands back. Each task of the nexus that has `group` is completed soon:
+     *  - with SCSI_SERVICE_SUSPENDED if it can be carried out from its beginning later. The initiator does not learn of
+     *    that: no status, no unit attention condition. If the medium has it, the core asks for its cancellation, and
+     *    completes the task when the medium has let go of its memory. The front fills the command anew for the next
+     *    time: the segment lists may have been shortened.
+     *  - with its response if it has come to its end all the same, or if it must not be carried out twice. One that an
+     *    ACA condition keeps from ending is completed, too.
+     *  - as aborted or reset if another function ends it.
+     * FUNCTION COMPLETE follows when the last of them was completed; FUNCTION REJECTED if the same is under way for the
+     * group already. The front hands in nothing of the group until then. `lun` and `tag` are not looked at. What the
+     * front hands in again is a new command in every respect; a front whose commands have an order hands them in in
+     * that order. A core that does not know the function answers FUNCTION REJECTED and lets the commands end. */
+    SCSI_SUSPEND_TASKS = 128,
 };
 
 struct scsi_task_management_request {
     uint32_t struct_size;
     uint8_t function;
-    uint8_t reserved[3];
+    uint8_t group;    /* SCSI_SUSPEND_TASKS: scsi_command.group of the tasks */
+    uint8_t reserved[2];
     uint8_t lun[8];
     uint64_t tag;     /* of the task that ABORT TASK and QUERY TASK name */
     uint64_t cookie;  /* the front's own, given back */

@@ -143,6 +143,11 @@ final class InflightQueue {
     /// Whether a back-end ended without stopping this queue: its notes count.
     var isResumed: Bool { unsafe clinux_load16_relaxed(part + Field.version) == 1 }
 
+    /// The same, and there are any.
+    var hasNotes: Bool {
+        isResumed && (0..<size).contains { unsafe clinux_load8_relaxed(entry($0) + Field.inflight) != 0 }
+    }
+
     private func load(_ offset: Int) -> UInt16 { unsafe clinux_load16_relaxed(part + offset) }
     private func store(_ offset: Int, _ value: UInt16) { unsafe clinux_store16_release(part + offset, value) }
 

@@ -164,11 +164,11 @@ final class QueueLanes {
         _ = with(index) { $0.setEnabled(index, isEnabled) }
     }
 
-    func stop(_ index: Int) -> QueueStop {
+    func stop(_ index: Int, suspending: Bool) -> QueueStop {
         guard inService[index] else { return .notInService }
         inService[index] = false
         bases[index] = nil
-        let stop = with(index) { $0.stop(index) } ?? .notInService
+        let stop = with(index) { $0.stop(index, suspending: suspending) } ?? .notInService
         if case .busy = stop { busy.insert(index) }
         return stop
     }

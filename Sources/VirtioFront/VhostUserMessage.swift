@@ -97,11 +97,13 @@ enum VhostUserProtocolFeature {
     static let inbandNotifications: UInt64 = 1 << 14
     static let configureMemorySlots: UInt64 = 1 << 15
     static let status: UInt64 = 1 << 16
+    /// A ring may stop with requests in flight, which are noted (INFLIGHT_SHMFD).
+    static let getVringBaseInflight: UInt64 = 1 << 20
 
     /// CONFIG is among them where it is configured: QEMU's vhost-user-scsi warns of it at each start.
     static let offered =
         multiqueue | logSharedMemory | replyAcknowledge | backendRequests | inflightSharedMemory | resetDevice
-        | inbandNotifications | configureMemorySlots | status
+        | inbandNotifications | configureMemorySlots | status | getVringBaseInflight
 }
 
 /// A request that the back-end sends at the channel that SET_BACKEND_REQ_FD brought.

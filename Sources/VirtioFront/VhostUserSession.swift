@@ -258,6 +258,7 @@ final class VhostUserSession {
         device.install([])
         device.dropRetired()
         inflight = nil
+        findWithheld()
         log = nil
         applyLog()
         for index in rings.indices { forget(index) }
@@ -313,6 +314,7 @@ final class VhostUserSession {
         status = 0
         inflight?.finish()
         inflight = nil
+        findWithheld()
         space.sizes = VirtioSCSISizes()
         device.reset()
     }
@@ -379,7 +381,18 @@ final class VhostUserSession {
                 queueSize: size)
         else { throw SessionFault.refused("no notes for \(queues) rings of \(size) descriptors fit there") }
         inflight = region
+        findWithheld()
     }
+
+    /// Whether commands of a request queue are noted in flight.
+    private func hasNotes(_ index: Int) -> Bool {
+        guard index >= VirtioSCSIDevice.firstRequestQueue, let inflight else { return false }
+        let isPacked = features & VirtioFeature.ringPacked != 0
+        return inflight.queue(index, size: inflight.queueSize, isPacked: isPacked)?.hasNotes ?? false
+    }
+
+    /// All queues are out of service: in which of them are commands in flight.
+    private func findWithheld() { device.withheld = Set(rings.indices.filter(hasNotes)) }
 
     // MARK: Dirty logging
 
@@ -427,6 +440,7 @@ final class VhostUserSession {
         }
         self.features = features
         device.setFeatures(features)
+        if isOutOfService { findWithheld() }
         applyLog()
         // Without protocol features rings are enabled from the start (vhost-user, "Ring states").
         if features & VirtioFeature.protocolFeatures == 0 {
@@ -437,6 +451,10 @@ final class VhostUserSession {
     private func setProtocolFeatures(_ features: UInt64) throws {
         guard features & ~options.protocolFeatures == 0 else {
             throw SessionFault.refused("protocol features \(String(features, radix: 16)) were not all offered")
+        }
+        let suspends = features & VhostUserProtocolFeature.getVringBaseInflight != 0
+        guard !suspends || features & VhostUserProtocolFeature.inflightSharedMemory != 0 else {
+            throw SessionFault.refused("GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD")
         }
         protocolFeatures = features
     }
@@ -529,8 +547,15 @@ final class VhostUserSession {
         let index = try ring(message)
         rings[index].isStarted = false
         unwatchKick(index)
-        switch device.stop(index) {
+        // A ring may also stop because its driver resets it (RING_RESET), and must not find commands of then.
+        let suspending =
+            protocolFeatures & VhostUserProtocolFeature.getVringBaseInflight != 0
+            && features & VirtioFeature.ringReset == 0
+        // From now on: a command that was given back is not found by a function.
+        if suspending, index >= VirtioSCSIDevice.firstRequestQueue { device.withheld.insert(index) }
+        switch device.stop(index, suspending: suspending) {
         case .notInService:
+            if !hasNotes(index) { device.withheld.remove(index) }
             return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(rings[index].base ?? beginning)
         case .drained(let base): return stopped(index, base)
         case .busy:
@@ -546,9 +571,10 @@ final class VhostUserSession {
     /// Where a ring begins if nobody says otherwise.
     private var beginning: UInt32 { features & VirtioFeature.ringPacked != 0 ? Virtqueue.packedBeginning : 0 }
 
-    /// A ring has stopped with nothing in flight.
+    /// A ring has stopped with nothing in flight but what is noted.
     private func stopped(_ index: Int, _ base: UInt32) -> [UInt8] {
         rings[index].base = base
+        if !hasNotes(index) { device.withheld.remove(index) }
         return VhostUserMessage.bytes(UInt32(index)) + VhostUserMessage.bytes(base)
     }
 
@@ -688,6 +714,7 @@ final class VhostUserSession {
             return fault(index, found.rawValue)
         }
         device.started(index)
+        device.withheld.remove(index)
     }
 
     /// On the thread that serves the ring, while this one waits.

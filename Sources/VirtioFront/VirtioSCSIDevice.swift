@@ -61,8 +61,11 @@ final class DeviceQueue {
     var isEnabled = true
     /// The front-end has no way to notify us: the queue is looked at without pause.
     var mustPoll = false
-    /// What is available waits for room in a link, which completions make.
+    /// What is available waits for room in a link, which completions make; or, of functions, for queues with commands
+    /// that are noted in flight.
     var isStalled = false
+    /// It stops without being drained: targets that are to be told so, and are not yet.
+    var suspending: [UInt8] = []
 
     init(ring: Virtqueue, call: Int32, index: Int, device: VirtioSCSIDevice) {
         self.ring = ring
@@ -70,6 +73,7 @@ final class DeviceQueue {
         self.index = index
         unsafe self.device = device
         pool = TaskPool(capacity: ring.size, segmentsPerTask: 1)
+        for slot in 0..<ring.size { unsafe pool[slot].command.group = UInt8(index) }
         unsafe responses = .allocate(capacity: ring.size)
         unsafe responses.initialize(repeating: nil, count: ring.size)
         unsafe functions = .allocate(capacity: ring.size)
@@ -143,6 +147,10 @@ final class VirtioSCSIDevice {
     private var isDisconnected = false
     /// The links that its commands take.
     private var linksInUse: [ShardLink] = []
+    /// Request queues whose commands are noted in flight and that are not in service: functions wait for them.
+    var withheld: Set<Int> = [] {
+        didSet { if withheld.isEmpty { running[Self.controlQueue]?.isStalled = false } }
+    }
     /// Queues that wait for room to take what a back-end that ended has left.
     private var resubmitting: [DeviceQueue] = []
     /// The guest's memory as this thread's queues see it.
@@ -373,7 +381,10 @@ final class VirtioSCSIDevice {
     }
 
     private func resubmitMore() {
-        let queues = resubmitting.filter { running[$0.index] === $0 && !$0.isBroken }
+        let queues = resubmitting.filter { queue in
+            (running[queue.index] === queue || stopped.contains { $0 === queue }) && !queue.isBroken
+                && !queue.ring.isQuiet
+        }
         resubmitting = []
         for queue in queues { resubmit(queue) }
         refreshPolled()
@@ -402,13 +413,16 @@ final class VirtioSCSIDevice {
     }
 
     /// Takes a queue out of service. Its requests in flight are still answered.
-    func stop(_ index: Int) -> QueueStop {
-        if let lanes, lanes.isElsewhere(index) { return lanes.stop(index) }
+    ///
+    /// - Parameter suspending: Commands need not be: those that can be carried out again stay noted as in flight.
+    func stop(_ index: Int, suspending: Bool = false) -> QueueStop {
+        if let lanes, lanes.isElsewhere(index) { return lanes.stop(index, suspending: suspending) }
         guard let queue = running[index] else { return .notInService }
         running[index] = nil
         bases[index] = nil
         refreshPolled()
-        guard queue.ring.inFlight == 0 else {
+        if suspending, index >= Self.firstRequestQueue, queue.ring.beginSuspension() { suspend(queue) }
+        guard isDone(queue) else {
             stopped.append(queue)
             waitsForDrain = true
             return .busy
@@ -416,10 +430,44 @@ final class VirtioSCSIDevice {
         return .drained(base: conclude(queue))
     }
 
+    /// Has the targets give back what they have of a queue.
+    private func suspend(_ queue: DeviceQueue) {
+        let slots = (0..<queue.ring.size).filter { unsafe queue.ring.slot($0).pointee.inFlight }
+        queue.suspending = Set(slots.map { unsafe queue.targetNumbers[$0] }).sorted()
+        sendSuspensions(queue)
+    }
+
+    /// Tells the targets. One for which there is no room in its link is told later.
+    private func sendSuspensions(_ queue: DeviceQueue) {
+        // When the front-end is gone nothing may be sent any more.
+        guard !queue.suspending.isEmpty, !queue.ring.isDetached else { return }
+        // Nobody looks at the answer: all has been given back when nothing is in flight.
+        let request = scsi_task_management_request.suspension(ofGroup: UInt8(queue.index), cookie: 0)
+        let numbers = queue.suspending
+        queue.suspending = []
+        for number in numbers {
+            // One that was taken away meanwhile has ended what it had.
+            guard let entry = unsafe targets[Int(number)] else { continue }
+            if let nexus = unsafe entry.pointee.nexus {
+                unsafe entry.pointee.target._withUnsafeGuaranteedRef { $0.receive(request, nexus: nexus) }
+            } else if unsafe !entry.pointee.link!._withUnsafeGuaranteedRef({ link in
+                unsafe entry.pointee.linkedNexus!._withUnsafeGuaranteedRef { link.send(request, nexus: $0) }
+            }) {
+                queue.suspending.append(number)
+            }
+        }
+    }
+
+    /// Whether nothing of a queue that has stopped is left to do.
+    private func isDone(_ queue: DeviceQueue) -> Bool {
+        let resubmits = queue.ring.hasRecovered && !queue.ring.isQuiet && !queue.isBroken && !isPaused
+        return queue.ring.inFlight == 0 && !resubmits
+    }
+
     /// The last request of a queue that has stopped is answered.
     private func conclude(_ queue: DeviceQueue) -> UInt32 {
         if !queue.ring.isDetached {
-            queue.ring.finish()
+            if queue.isBroken || !queue.ring.leavesNotes { queue.ring.finish() }
             notify(queue)
         }
         return queue.ring.base
@@ -526,7 +574,12 @@ final class VirtioSCSIDevice {
     private func settle() {
         for queue in stopped {
             notify(queue)
-            guard queue.ring.inFlight == 0 else { continue }
+            sendSuspensions(queue)
+        }
+        // Only now: what one queue gives back may let commands of another end.
+        let done = stopped.filter(isDone)
+        stopped.removeAll(where: isDone)
+        for queue in done {
             let base = conclude(queue)
             bases[queue.index] = base
             let index = queue.index
@@ -535,7 +588,6 @@ final class VirtioSCSIDevice {
                 home.awaitDrain()
             }
         }
-        stopped.removeAll { $0.ring.inFlight == 0 }
         waitsForDrain = !stopped.isEmpty || isPaused
         if let laneHome, isPaused || isDisconnected, requestsInFlight == 0, !laneDrainTold {
             laneDrainTold = true
@@ -628,7 +680,7 @@ final class VirtioSCSIDevice {
                 case .done: break
                 case .later:
                     unsafe queue.ring.unpop(slot)
-                    queue.isStalled = queue.index >= Self.firstRequestQueue
+                    queue.isStalled = queue.index >= Self.firstRequestQueue || !withheld.isEmpty
                     return count
                 case .broken(let fault):
                     unsafe queue.ring.unpop(slot)
@@ -766,27 +818,47 @@ final class VirtioSCSIDevice {
     private func complete(
         _ task: TaskHandle, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ queue: DeviceQueue, _ ring: Virtqueue
     ) {
+        if ring.isQuiet { return unsafe completeQuietly(task, slot, queue, ring) }
+        unsafe answer(task, slot, queue, ring)
+    }
+
+    /// A command of a queue whose front-end is gone, or that stops without being drained.
+    @inline(never)
+    private func completeQuietly(
+        _ task: TaskHandle, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ queue: DeviceQueue, _ ring: Virtqueue
+    ) {
+        if ring.isDetached { return unsafe ring.pushUsed(slot, length: 0) }
+        guard task.response.service_response == ServiceResponse.suspended.rawValue else {
+            return unsafe answer(task, slot, queue, ring)
+        }
+        // What of it was done may have been written there.
+        if isLogging { unsafe noteData(slot) }
+        unsafe ring.suspend(slot)
+    }
+
+    @inline(__always)
+    private func answer(
+        _ task: TaskHandle, _ slot: UnsafeMutablePointer<VirtqueueSlot>, _ queue: DeviceQueue, _ ring: Virtqueue
+    ) {
         let head = unsafe Int(slot.pointee.number)
         let written = unsafe task.command.data_in_length &- task.response.data_in_residual
-        if !ring.isDetached {
-            let pieces = unsafe queue.responses[head].unsafelyUnwrapped
-            // One field for both ways: what was offered less what was moved (5.6.6.1).
-            let residual = UInt32(clamping: task.response.data_in_residual &+ task.response.data_out_residual)
-            let (status, qualifier) = (task.response.status, task.response.status_qualifier)
-            var code = VirtioSCSIResponse(task.response.service_response)
-            // It was not a function that ended it: the target was taken away.
-            if code == .aborted, unsafe targets[Int(queue.targetNumbers[head])] == nil { code = .transportFailure }
-            if status == SCSIStatus.checkCondition.rawValue, code == .ok {
-                pieces.writeCommand(
-                    task, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
-            } else {
-                pieces.writeCommand(
-                    code, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
-            }
-            if isLogging {
-                unsafe note(pieces, slot)
-                unsafe noteData(slot)
-            }
+        let pieces = unsafe queue.responses[head].unsafelyUnwrapped
+        // One field for both ways: what was offered less what was moved (5.6.6.1).
+        let residual = UInt32(clamping: task.response.data_in_residual &+ task.response.data_out_residual)
+        let (status, qualifier) = (task.response.status, task.response.status_qualifier)
+        var code = VirtioSCSIResponse(task.response.service_response)
+        // It was not a function that ended it: the target was taken away.
+        if code == .aborted, unsafe targets[Int(queue.targetNumbers[head])] == nil { code = .transportFailure }
+        if status == SCSIStatus.checkCondition.rawValue, code == .ok {
+            pieces.writeCommand(
+                task, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
+        } else {
+            pieces.writeCommand(
+                code, status: status, qualifier: qualifier, residual: residual, senseSize: sizes.sense)
+        }
+        if isLogging {
+            unsafe note(pieces, slot)
+            unsafe noteData(slot)
         }
         unsafe ring.pushUsed(slot, length: UInt32(sizes.response) &+ UInt32(truncatingIfNeeded: written))
     }
@@ -832,7 +904,8 @@ final class VirtioSCSIDevice {
 
     private func taskManagement(_ queue: DeviceQueue, _ slot: UnsafeMutablePointer<VirtqueueSlot>) -> ChainOutcome {
         guard let response = unsafe slot.pointee.takeResponse(1) else { return .broken(.header) }
-        guard takeCommands() else { return .later }
+        // A command that is noted in flight has been sent before it, and comes when its queue is in service.
+        guard withheld.isEmpty, takeCommands() else { return .later }
         unsafe queue.responses[Int(slot.pointee.number)] = response
         statistics.taskManagementFunctions += 1
         var request = scsi_task_management_request()
@@ -917,7 +990,8 @@ final class VirtioSCSIDevice {
     }
 
     fileprivate static func completeTaskManagement(cookie: UInt64, response: UInt8) {
-        let slot = unsafe UnsafeMutablePointer<VirtqueueSlot>(bitPattern: UInt(cookie))!
+        // None: a suspension, which nobody waits for.
+        guard let slot = unsafe UnsafeMutablePointer<VirtqueueSlot>(bitPattern: UInt(cookie)) else { return }
         unsafe slot.pointee.queue._withUnsafeGuaranteedRef { ring in
             unsafe ring.owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { queue in
                 unsafe queue.device.finishControl(slot, [VirtioSCSIResponse(function: response).rawValue])

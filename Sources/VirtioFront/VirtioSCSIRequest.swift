@@ -156,6 +156,8 @@ extension VirtioSCSIResponse {
         case .reset: self = .reset
         case .overrun: self = .overrun
         case .targetFailure: self = .targetFailure
+        // Such a command is not answered (VirtioSCSIDevice.giveBackQuietly).
+        case .suspended: self = .failure
         case nil: self = .failure
         }
     }

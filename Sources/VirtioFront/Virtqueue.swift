@@ -120,7 +120,12 @@ final class Virtqueue {
     /// The device's side of this queue, unretained: it owns the ring.
     var owner: Unmanaged<DeviceQueue>?
     /// Set when the front-end is gone: what is in flight ends without a word to the guest.
-    var isDetached = false
+    private(set) var isDetached = false
+    /// Set when the ring stops and need not be drained: what is given back by `suspend` stays noted as in flight.
+    private(set) var isSuspending = false
+    /// Whether one of them is set: not every end goes to the guest.
+    private(set) var isQuiet = false
+    private var hasSuspended = false
 
     /// Bytes of the three areas (virtio 1.2, tables in 2.7 and 2.8).
     static func areas(size: Int, isPacked: Bool) -> (descriptors: UInt64, available: UInt64, used: UInt64) {
@@ -390,7 +395,7 @@ final class Virtqueue {
 
     /// The front-end is gone: what is in flight ends without a word, what waits for its turn has ended.
     func detach() {
-        isDetached = true
+        (isDetached, isQuiet) = (true, true)
         for number in 0..<size {
             let slot = unsafe slots + number
             if unsafe slot.pointee.inFlight, unsafe slot.pointee.isUsed { unsafe release(slot) }
@@ -406,6 +411,26 @@ final class Virtqueue {
         inFlight -= 1
         if isPacked { unsafe releasePacked(slot) }
     }
+
+    /// Begins to stop without being drained, if the ring can: what is in flight is noted, and nothing that has ended
+    /// waits for what has not (IN_ORDER), because it would be carried out again.
+    ///
+    /// - Returns: Whether it can.
+    func beginSuspension() -> Bool {
+        guard inflight != nil, !isInOrder else { return false }
+        (isSuspending, isQuiet) = (true, true)
+        return true
+    }
+
+    /// Lets go of a chain that was not carried out. Whoever serves the ring next finds it in the notes.
+    func suspend(_ slot: UnsafeMutablePointer<VirtqueueSlot>) {
+        precondition(isSuspending)
+        hasSuspended = true
+        unsafe release(slot)
+    }
+
+    /// Whether the notes of what is in flight are for whoever serves the ring next.
+    var leavesNotes: Bool { hasSuspended || hasRecovered }
 
     /// The queue has stopped with nothing in flight.
     func finish() { inflight?.finish() }

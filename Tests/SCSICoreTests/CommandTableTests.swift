@@ -263,6 +263,7 @@ struct ModelTests {
         #expect(SCSI_SERVICE_RESET == Int(ServiceResponse.reset.rawValue))
         #expect(SCSI_SERVICE_OVERRUN == Int(ServiceResponse.overrun.rawValue))
         #expect(SCSI_SERVICE_TARGET_FAILURE == Int(ServiceResponse.targetFailure.rawValue))
+        #expect(SCSI_SERVICE_SUSPENDED == Int(ServiceResponse.suspended.rawValue))
         #expect(SCSI_FUNCTION_COMPLETE == Int(TaskManagementResponse.functionComplete.rawValue))
         #expect(SCSI_FUNCTION_SUCCEEDED == Int(TaskManagementResponse.functionSucceeded.rawValue))
         #expect(SCSI_FUNCTION_REJECTED == Int(TaskManagementResponse.functionRejected.rawValue))
@@ -279,6 +280,8 @@ struct ModelTests {
         #expect(SCSI_QUERY_TASK_SET == Int(TaskManagementFunction.queryTaskSet.rawValue))
         #expect(SCSI_QUERY_ASYNCHRONOUS_EVENT == Int(TaskManagementFunction.queryAsynchronousEvent.rawValue))
         #expect(SCSI_TARGET_RESET == Int(TaskManagementFunction.targetReset.rawValue))
+        // Not one of SAM's: no initiator can ask for it.
+        #expect(TaskManagementFunction(rawValue: UInt8(SCSI_SUSPEND_TASKS)) == nil)
     }
 
     @Test("A task's generation grows each time it becomes free, and its index stays")

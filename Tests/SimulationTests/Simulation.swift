@@ -15,13 +15,13 @@ struct SimulationFeatures {
     var attributes = true, management = true, nexusLoss = true, resize = true, removal = true
     var errors = true, full = true, ignoresCancel = true, reorder = true, staging = true, anyCDB = true
     var modeSelect = true, startStop = true, reentrant = true, smallTransfers = true, shortBuffers = true
-    var naca = true, taskSets = true, deadlines = true
+    var naca = true, taskSets = true, deadlines = true, suspension = true
 
     init(_ random: inout SplitMix64) {
         let paths: [WritableKeyPath<Self, Bool>] = [
             \.attributes, \.management, \.nexusLoss, \.resize, \.removal, \.errors, \.full, \.ignoresCancel, \.reorder,
             \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers, \.naca,
-            \.taskSets, \.deadlines,
+            \.taskSets, \.deadlines, \.suspension,
         ]
         for path in paths { self[keyPath: path] = random.chance(1, in: 2) }
     }
@@ -30,7 +30,7 @@ struct SimulationFeatures {
 /// A mistake planted outside of the engine, to show that the simulator finds its like.
 enum PlantedBug: CaseIterable {
     case lostCompletion, doubledCompletion, lostUnitAttention, doubledUnitAttention, earlyAnswer, lostWrite, wrongData
-    case lateTouch, orderedOvertaken, commandPassesACA, deadlineForgotten
+    case lateTouch, orderedOvertaken, commandPassesACA, deadlineForgotten, suspensionForgotten
 }
 
 /// The two kinds of mock transport: what differs between the fronts that there are.
@@ -62,6 +62,8 @@ final class Simulation {
     private var media: [ScriptedBackstore] = []
     private var tracked: [Key: Tracked] = [:]
     private var functions: [UInt64: Function] = [:]
+    /// Commands that came back because their group was suspended, and are to be sent again.
+    private var suspended: [Int: [Tracked]] = [:]
     private var step = 0
     private var nextID = 0
     private var nextValue: UInt64 = 1
@@ -108,6 +110,10 @@ final class Simulation {
         let fits: Bool
         var writes: [BlockWrite] = []
         var isRandom = false
+        /// What was sent, and in which group of its port.
+        var command: Command?
+        var group: UInt8 = 0
+        var isSuspended = false
         /// With what the command must end because it does not come into the task set.
         var refusal: (summary: String, task: ModelTask)?
         init(id: Int, cdb: [UInt8], sentAt: Int, unit: Unit?, address: UInt64, blocks: UInt64, fits: Bool) {
@@ -126,6 +132,8 @@ final class Simulation {
         let port: Int
         var waitsFor: Set<Int>
         let expected: TaskManagementResponse
+        /// The group that it suspends.
+        var group: UInt8?
     }
 
     private static let passing: Set<UInt8> = [0x03, 0x12, 0xa0]
@@ -307,6 +315,7 @@ final class Simulation {
     private func act() {
         let port = random.below(ports.count)
         switch random.below(20) {
+        case 0 where features.suspension && random.chance(1, in: 2): suspend(port)
         case 0 where features.management: manage(port)
         case 1 where features.nexusLoss && random.chance(1, in: 4): loseOrEstablish(port)
         case 2 where features.resize && random.chance(1, in: 3): resize()
@@ -335,14 +344,18 @@ final class Simulation {
     private func send(_ index: Int) {
         let port = ports[index]
         guard port.nexus != nil, port.hasFreeTask else { return }
+        let group = UInt8(random.below(2))
+        if functions.values.contains(where: { $0.port == index && $0.group == group }) { return }
         let mapped = units.filter { $0.lun != nil }
-        let entry = random.chance(1, in: 20) ? nil : mapped.randomElement(using: &random)
+        let again = suspended[index]?.isEmpty == false ? suspended[index]?.removeFirst() : nil
+        let entry = again?.unit ?? (random.chance(1, in: 20) ? nil : mapped.randomElement(using: &random))
+        if again != nil, entry?.lun == nil { return }
         let lun = entry?.lun?.field ?? random.pick([77 << 48, 0xc101 << 48, 0x8000 << 48, 1])
         let isRich = transports[index] == .rich
         let attribute = isRich ? chooseAttribute(entry, index) : .simple
         commands += 1
-        var command = choose(entry)
-        if features.naca, isRich, random.chance(1, in: 3) { command.cdb[command.cdb.count - 1] |= 0x04 }
+        var command = again?.command ?? choose(entry)
+        if again == nil, features.naca, isRich, random.chance(1, in: 3) { command.cdb[command.cdb.count - 1] |= 0x04 }
         let tag = isRich ? nextCookie : UInt64((0...).first { !port.tagsInFlight.contains(UInt64($0)) }!)
         nextCookie += 1
         nextID += 1
@@ -351,6 +364,7 @@ final class Simulation {
             id: nextID, cdb: command.cdb, sentAt: step, unit: entry, address: command.address, blocks: command.blocks,
             fits: command.fits)
         record.isRandom = command.isRandom
+        (record.command, record.group) = (command, group)
         if let entry, !command.values.isEmpty {
             record.writes = entry.history.begin(command.address, command.values, at: step)
         }
@@ -364,7 +378,7 @@ final class Simulation {
         let outLayout = isRich && random.chance(1, in: 3) ? split(command.dataOut.count) : nil
         port.send(
             cdb, lun: lun, attribute: sent, dataOut: command.dataOut, outLayout: outLayout,
-            dataIn: command.dataIn, inLayout: layout, tag: tag)
+            dataIn: command.dataIn, inLayout: layout, tag: tag, group: group)
     }
 
     private func insert(
@@ -604,13 +618,15 @@ final class Simulation {
         let key = Key(port: index, tag: completion.tag)
         note("I\(index) \(completion.tag) \(completion.summary)")
         guard let record = tracked.removeValue(forKey: key) else { return fail("command \(key) came back twice") }
-        if let refusal = record.refusal {
+        if completion.service == .suspended {
+            comesBack(record, index)
+        } else if let refusal = record.refusal {
             refused(record.unit!, refusal.task, completion, expected: refusal.summary)
         } else if let entry = record.unit {
             leave(entry, record, completion, index)
         }
         hasEnded = true
-        judge(record, completion, index)
+        if completion.service != .suspended { judge(record, completion, index) }
         for cookie in functions.keys { functions[cookie]!.waitsFor.remove(record.id) }
         if features.reentrant, !isBusy, depth == 0, failures.isEmpty, random.chance(1, in: 6) {
             depth += 1
@@ -668,7 +684,8 @@ final class Simulation {
         }
         let task = entry.model.tasks.remove(at: position)
         if refused { return }
-        if task.mark == nil, entry.model.isBlocked(task) {
+        // Suspended, it ends all the same if it has been done.
+        if task.mark == nil, entry.model.isBlocked(task), !record.isSuspended {
             fail("command \(completion.tag) ended \(completion.summary) in spite of an ACA condition")
         }
         if let attention = task.attention {
@@ -881,6 +898,41 @@ final class Simulation {
         if ports[index].additionalResponse != expected {
             fail("QUERY ASYNCHRONOUS EVENT said \(String(ports[index].additionalResponse, radix: 16))")
         }
+    }
+
+    /// Suspends a group of a port: each of its commands comes back to be sent again, or ends.
+    private func suspend(_ index: Int) {
+        let group = UInt8(random.below(2))
+        let isUnderWay = functions.values.contains { $0.port == index && $0.group == group }
+        guard ports[index].nexus != nil, !isUnderWay else { return }
+        let members = tracked.filter { $0.key.port == index && $0.value.unit != nil && $0.value.group == group }
+        let cookie = nextCookie
+        nextCookie += 1
+        functions[cookie] = Function(
+            port: index, waitsFor: Set(members.values.map(\.id)), expected: .functionComplete, group: group)
+        note("I\(index) suspends group \(group)")
+        for record in members.values { record.isSuspended = true }
+        isBusy = true
+        if planted != .suspensionForgotten { ports[index].suspend(group: group, cookie: cookie) }
+        isBusy = false
+        for (key, record) in members where tracked[key] === record {
+            guard let task = ports[index].task(key.tag) else { return fail("a command came back without a trace") }
+            let hasBegun = task.state == .dormant && [.thaw, .backstore, .recovery].contains(task.waitsFor)
+            // MODE SELECT, COMPARE AND WRITE, ORWRITE: may be past what can be done twice.
+            let mayWait = hasBegun && [0x15, 0x55, 0x89, 0x8b].contains(record.cdb[0])
+            if task.state != .transferring, !mayWait { fail("command \(key.tag) is suspended, and waits") }
+        }
+    }
+
+    /// A command has come back that is to be sent again: nobody else learns of it.
+    private func comesBack(_ record: Tracked, _ index: Int) {
+        guard let entry = record.unit, record.isSuspended, record.refusal == nil,
+            let position = entry.model.tasks.firstIndex(where: { $0.id == record.id })
+        else { return fail("a command came back suspended that nobody had suspended") }
+        let task = entry.model.tasks.remove(at: position)
+        if task.mark != nil { fail("an aborted command came back suspended") }
+        for write in record.writes { write.finish(task.isEnabled ? .possible : .none, at: step) }
+        suspended[index, default: []].append(record)
     }
 
     private func loseOrEstablish(_ index: Int) {

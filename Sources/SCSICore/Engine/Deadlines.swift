@@ -149,7 +149,7 @@ extension LogicalUnit {
 
     /// The deadline of a task of which it is not decided yet how it ends.
     private func openDeadline(of task: TaskHandle) -> UInt64? {
-        task.hasExpired || task.disposition != .none ? nil : task.deadline(commandTimeout: commandTimeout)
+        task.hasExpired || task.disposition.isAbort ? nil : task.deadline(commandTimeout: commandTimeout)
     }
 
     /// What has been here longest; `nil` if there is no task. `shard.now` is the moment.

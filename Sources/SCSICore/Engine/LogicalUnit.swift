@@ -544,7 +544,12 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return endAborted(task, outcome) }
+        if task.disposition.isAbort { return endAborted(task, outcome) }
+        act(on: outcome, task)
+    }
+
+    @inline(__always)
+    func act(on outcome: Outcome, _ task: TaskHandle) {
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
@@ -600,8 +605,8 @@ public final class LogicalUnit {
         task.transition(to: .settling)
         persistentState.begin { [self] error in
             task.transition(to: .enabled)
-            if error != 0, task.disposition == .none { return end(task, .failed(PersistentState.sense(error))) }
-            let aborted = task.disposition != .none
+            let aborted = task.disposition.isAbort
+            if error != 0, !aborted { return end(task, .failed(PersistentState.sense(error))) }
             proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
         }
     }
@@ -620,9 +625,9 @@ public final class LogicalUnit {
 
     /// What a task waited for is free again: memory of the shard, the backstore, the persistent state.
     func retry(_ task: TaskHandle) {
-        task.transition(to: .enabled)
         // Marked by a function that has not come to it yet: an aborted command starts nothing any more.
-        if task.disposition != .none { return end(task, .done(.good)) }
+        if task.isLeaving { return giveBackMarked(task) }
+        task.transition(to: .enabled)
         // One whose handler has yet to run has not begun; one whose request only waits for room goes on to its end.
         let hasNotBegun = task.waitsFor == .staging || task.waitsFor == .state || task.waitsFor == .quota
         if hasNotBegun, unsafe tasks.pointee.isBlocked(task) {
@@ -662,16 +667,16 @@ public final class LogicalUnit {
     @inline(__always)
     func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
-        if error != 0, task.disposition == .none {
+        if task.disposition != .none { return completedMarked(task, error: error, again: again) }
+        if error != 0 {
             if recovers(task, error, again: again) { return }
             return end(task, failure(task, error))
         }
-        let aborted = task.disposition != .none
-        proceed(task, aborted ? .done(.good) : DeviceServer.resume(task, CDB(task), task.row!, on: self))
+        act(on: DeviceServer.resume(task, CDB(task), task.row!, on: self), task)
     }
 
     /// How a command ends whose request the backstore has ended with an error.
-    private func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
+    func failure(_ task: TaskHandle, _ error: Int32) -> Outcome {
         if task.hasExpired, BackstoreError.isCancellation(error) { return .failed(.commandTimeout) }
         if task.row?.handler == .preFetch, BackstoreError.meansNoCache(error) { return .done(.good) }
         unsafe counters.pointee.backstoreErrors += 1
@@ -695,7 +700,7 @@ public final class LogicalUnit {
 
     /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
-    private func end(_ task: TaskHandle, _ outcome: Outcome) {
+    func end(_ task: TaskHandle, _ outcome: Outcome) {
         fillResponse(task, outcome)
         if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
         finish(task)
@@ -742,12 +747,12 @@ public final class LogicalUnit {
     }
 
     @inline(__always)
-    private func complete(_ task: TaskHandle) {
+    func complete(_ task: TaskHandle) {
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
     }
 
     @inline(__always)
-    private func goOnWithOthers() {
+    func goOnWithOthers() {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }
@@ -757,7 +762,7 @@ public final class LogicalUnit {
     @inline(__always)
     private func fillResponse(_ task: TaskHandle, _ outcome: Outcome) {
         switch task.disposition {
-        case .none: break
+        case .none, .suspended: break
         case .aborted: return task.respond(.aborted, .good)
         case .reset: return task.respond(.reset, .good)
         case .taskAborted: return task.respond(.commandComplete, .taskAborted)
@@ -804,7 +809,7 @@ public final class LogicalUnit {
     }
 
     private func countVerified(_ task: TaskHandle) {
-        guard task.disposition == .none, task.response.status == SCSIStatus.good.rawValue else { return }
+        guard !task.disposition.isAbort, task.response.status == SCSIStatus.good.rawValue else { return }
         unsafe counters.pointee.bytesVerified += medium.bytes(BlockCount(task.blocks)).value
     }
 
@@ -898,8 +903,12 @@ public final class LogicalUnit {
             enableAgain = false
             while let task = unsafe tasks.pointee.nextEnabled() {
                 // A marked task does not run any more: it would take a unit attention condition with it.
-                task.transition(to: .enabled)
-                if task.disposition == .none { goOn(task) } else { end(task, .done(.good)) }
+                if task.isLeaving {
+                    giveBackMarked(task)
+                } else {
+                    task.transition(to: .enabled)
+                    goOn(task)
+                }
             }
         }
         enabling = false
@@ -921,15 +930,19 @@ public final class LogicalUnit {
         var cursor = unsafe tasks.pointee.first
         while let task = cursor {
             cursor = task.next
-            guard task.disposition == .none else { continue }
-            task.disposition = disposition(task)
-            if task.disposition != .none, task.state == .transferring { unsafe backstore.cancel(task.request) }
+            guard !task.disposition.isAbort else { continue }
+            let decision = disposition(task)
+            if decision == .none { continue }
+            task.disposition = decision
+            if task.state == .transferring { cancelRequest(task) }
         }
     }
 
+    func cancelRequest(_ task: TaskHandle) { unsafe backstore.cancel(task.request) }
+
     /// The second half.
     func endMarked() {
-        endDormant(.done(.good)) { $0.disposition != .none }
+        endDormant(.done(.good)) { $0.endsWhileItWaits }
     }
 
     /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
@@ -944,7 +957,13 @@ public final class LogicalUnit {
             case (.dormant, .thaw), (.dormant, .recovery): break
             default: unsafe tasks.pointee.stopWaiting(task)
             }
-            if task.waitsFor == .response, task.disposition == .none { finish(task) } else { end(task, outcome) }
+            if task.waitsFor == .response, !task.disposition.isAbort {
+                finish(task)
+            } else if task.isLeaving {
+                giveBackMarked(task)
+            } else {
+                end(task, outcome)
+            }
         }
         enabling = wasEnabling
         enableDormant()

@@ -15,6 +15,8 @@ private enum FunctionScope {
     case aca(LogicalUnit)
     case unit(LogicalUnit)
     case everything(nexus: UInt16?)
+    /// All of a front's group, whatever becomes of them.
+    case group(UInt8)
     /// Commands of the nexuses in a bit mask, but for the one that aborted them.
     case others(LogicalUnit, nexuses: UInt64, by: TaskHandle)
 }
@@ -37,6 +39,7 @@ final class TaskManager {
     private(set) var isWaiting = false
 
     func receive(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
+        if request.function == UInt8(SCSI_SUSPEND_TASKS) { return suspend(request, nexus: nexus, on: target) }
         // Refused before it has done anything: a function that was begun is answered when its tasks have ended.
         guard waiting.count < Limits.waitingFunctions else {
             return target.answer(request.cookie, .functionRejected, nexus: nexus)
@@ -45,14 +48,35 @@ final class TaskManager {
         case .answered(let answer, let additional):
             target.answer(request.cookie, answer, nexus: nexus, additional: additional)
         case .ends(let scope):
-            let function = WaitingFunction(
-                nexus: nexus, cookie: request.cookie, scope: scope, sequence: target.shard.sequence)
-            if isDone(function, on: target) {
-                target.answer(function.cookie, .functionComplete, nexus: nexus)
-            } else {
-                waiting.append(function)
-            }
+            answer(request, when: scope, nexus: nexus, on: target)
         }
+    }
+
+    private func answer(
+        _ request: scsi_task_management_request, when scope: FunctionScope, nexus: UInt16, on target: TargetDevice
+    ) {
+        let function = WaitingFunction(
+            nexus: nexus, cookie: request.cookie, scope: scope, sequence: target.shard.sequence)
+        if isDone(function, on: target) {
+            target.answer(function.cookie, .functionComplete, nexus: nexus)
+        } else {
+            waiting.append(function)
+        }
+    }
+
+    /// SCSI_SUSPEND_TASKS. Not bounded by `Limits.waitingFunctions`, which an initiator can use up: each group of each
+    /// nexus has one under way at the most.
+    private func suspend(_ request: scsi_task_management_request, nexus: UInt16, on target: TargetDevice) {
+        let group = request.group
+        let isUnderWay = waiting.contains {
+            if case .group(group) = $0.scope { return $0.nexus == nexus }
+            return false
+        }
+        if isUnderWay { return target.answer(request.cookie, .functionRejected, nexus: nexus) }
+        let units = target.allUnits
+        for unit in units { unit.markSuspended { $0.nexus == nexus && $0.group == group } }
+        for unit in units { unit.endMarked() }
+        answer(request, when: .group(group), nexus: nexus, on: target)
     }
 
     private enum Verdict {
@@ -110,10 +134,10 @@ final class TaskManager {
             Self.reset(unit)
             return .ends(.unit(unit))
         case .queryTask:
-            let found = unit.contains { $0.nexus == nexus && $0.tag == tag && $0.disposition == .none }
+            let found = unit.contains { $0.nexus == nexus && $0.tag == tag && !$0.disposition.isAbort }
             return .answered(found ? .functionSucceeded : .functionComplete)
         case .queryTaskSet:
-            let found = unit.contains { $0.nexus == nexus && $0.disposition == .none }
+            let found = unit.contains { $0.nexus == nexus && !$0.disposition.isAbort }
             return .answered(found ? .functionSucceeded : .functionComplete)
         case .queryAsynchronousEvent:
             guard let information = unit.asynchronousEvent(for: nexus) else { return .answered(.functionComplete) }
@@ -158,8 +182,12 @@ final class TaskManager {
     }
 
     private func isDone(_ function: WaitingFunction, on target: TargetDevice) -> Bool {
-        let ending: (TaskHandle) -> Bool = { $0.disposition != .none && $0.sequence <= function.sequence }
+        let ending: (TaskHandle) -> Bool = { $0.disposition.isAbort && $0.sequence <= function.sequence }
         switch function.scope {
+        case .group(let group):
+            return !target.allUnits.contains {
+                $0.contains { $0.nexus == function.nexus && $0.group == group && $0.sequence <= function.sequence }
+            }
         case .task(let unit, let tag):
             return !unit.contains { ending($0) && $0.nexus == function.nexus && $0.tag == tag }
         case .aca(let unit):
@@ -177,4 +205,6 @@ final class TaskManager {
 extension TaskHandle {
     /// The command identifier.
     var tag: UInt64 { unsafe command.tag }
+    /// Which of its front's groups it is in.
+    var group: UInt8 { unsafe command.group }
 }

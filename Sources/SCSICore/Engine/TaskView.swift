@@ -34,6 +34,6 @@ extension TaskView {
         receivedAt = task.receivedAt
         state = "\(task.state)"
         waitsFor = task.state == .dormant ? "\(task.waitsFor)" : nil
-        isAborted = task.disposition != .none
+        isAborted = task.disposition.isAbort
     }
 }

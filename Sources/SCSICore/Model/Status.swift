@@ -26,6 +26,8 @@ public enum ServiceResponse: UInt8, Sendable {
     case overrun = 3
     /// The target could not take the command.
     case targetFailure = 4
+    /// Not carried out, or not to its end: the front hands it in again (`scsi_task_management_request.suspension`).
+    case suspended = 5
 }
 
 /// A task attribute (SAM-6 8.6).

@@ -62,6 +62,13 @@ enum AbortDisposition: UInt8 {
     case reset
     /// Ended by another nexus with TAS set to one: TASK ABORTED status (SPC-4 7.5.8).
     case taskAborted
+    /// Its front is to have it back as soon as possible: to be carried out again later, or with its response
+    /// (Suspension). Any of the others takes precedence.
+    case suspended
+
+    /// Whether it ends for that, and not by itself.
+    @inline(__always)
+    var isAbort: Bool { self != .none && self != .suspended }
 }
 
 /// What keeps a dormant task from being enabled, and what a blocked one does when its ACA condition is cleared.

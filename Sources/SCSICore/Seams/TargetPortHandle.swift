@@ -5,6 +5,22 @@
 
 public import CTarget
 
+extension scsi_task_management_request {
+    /// SCSI_SUSPEND_TASKS: takes the commands of one of the front's groups back (scsi_target.h says how).
+    ///
+    /// - Parameters:
+    ///   - group: `scsi_command.group` of the commands.
+    ///   - cookie: What `complete_task_management` gets when the last of them was given back.
+    public static func suspension(ofGroup group: UInt8, cookie: UInt64) -> Self {
+        var request = Self()
+        request.struct_size = UInt32(MemoryLayout<Self>.size)
+        request.function = UInt8(SCSI_SUSPEND_TASKS)
+        request.group = group
+        request.cookie = cookie
+        return request
+    }
+}
+
 /// A target port as the task engine sees it: a vtable and its context.
 @safe
 public struct TargetPortHandle {

@@ -10,6 +10,7 @@
 
 import CBackstore
 import CoreTestSupport
+import CTarget
 
 @testable import SCSICore
 
@@ -201,6 +202,9 @@ private final class CommandWorld {
         return identifier
     }
 
+    /// A front's own function, or any number.
+    private static func rareFunction(_ byte: UInt8) -> UInt8 { byte < 64 ? UInt8(SCSI_SUSPEND_TASKS) : byte }
+
     private func manage(_ index: Int) {
         let port = port(index)
         guard port.isConnected else { return }
@@ -209,7 +213,7 @@ private final class CommandWorld {
         functions[index].insert(cookie)
         let number =
             input.rarely(8)
-            ? input.byte()
+            ? Self.rareFunction(input.byte())
             : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
         Trace.note("\(port.name) sends the function \(number) for \(tag)")
         port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)

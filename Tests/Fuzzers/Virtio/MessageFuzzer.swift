@@ -177,7 +177,7 @@ private final class MessageWorld {
         if choice & 16 != 0 { features |= 1 << 26 }
         if choice & 64 != 0 { features |= 1 }
         send(Request.setOwner, [])
-        send(Request.setProtocolFeatures, wire(choice & 32 != 0 ? 0x1f02b as UInt64 : 0x1b02b))
+        send(Request.setProtocolFeatures, wire(choice & 32 != 0 ? 0x11f02b as UInt64 : 0x1b02b))
         send(Request.setFeatures, wire(features))
         sendMemory()
         turn()
@@ -264,7 +264,7 @@ private final class MessageWorld {
         switch input.below(26) {
         case 0: return (Request.setFeatures, wire(input.number(UInt64.self)), [])
         case 1: return (Request.setFeatures, wire(1 << 32 | 1 << 30 | UInt64(input.byte() & 0x2f) << 26), [])
-        case 2: return (Request.setProtocolFeatures, wire(0x1f22b & input.number(UInt64.self) | 8), [])
+        case 2: return (Request.setProtocolFeatures, wire(0x11f22b & input.number(UInt64.self) | 8), [])
         case 3: return (Request.setOwner, [], [])
         case 4: return (Request.setMemoryTable, wire(UInt32(1), 0) + region(), [anyDescriptor()])
         case 5: return (Request.setMemoryTable, wire(UInt32(0), 0), [])

@@ -306,12 +306,13 @@ public final class MockPort: @unchecked Sendable {
     ///   - timeoutMilliseconds: The transport's deadline; 0 if it has none.
     ///   - link: Which link the command crosses through, if commands cross.
     ///   - flags: `scsi_command.flags`.
+    ///   - group: With which others it is suspended.
     /// - Returns: The tag.
     @discardableResult
     public func send(
         _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
         outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil,
-        timeoutMilliseconds: UInt32 = 0, link: Int = 0, flags: UInt8 = 0
+        timeoutMilliseconds: UInt32 = 0, link: Int = 0, flags: UInt8 = 0, group: UInt8 = 0
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
@@ -332,6 +333,7 @@ public final class MockPort: @unchecked Sendable {
         fill(task, transfer, cdb, cdbLength ?? cdb.count, lun, attribute)
         unsafe task.command.timeout_milliseconds = timeoutMilliseconds
         unsafe task.command.flags = flags
+        unsafe task.command.group = group
         if let linkedNexus {
             let taken = links[link].send(task, nexus: linkedNexus)
             precondition(taken, "a link is full; tests ask hasRoom first")
@@ -383,6 +385,15 @@ public final class MockPort: @unchecked Sendable {
         unsafe withUnsafeMutableBytes(of: &request.lun) { unsafe $0.storeBytes(of: lun.bigEndian, as: UInt64.self) }
         request.tag = tag
         request.cookie = cookie
+        manage(request, link: link)
+    }
+
+    /// Takes the commands of a group back. Not through a transport, which does so by itself.
+    public func suspend(group: UInt8, cookie: UInt64 = 0, link: Int = 0) {
+        manage(.suspension(ofGroup: group, cookie: cookie), link: link)
+    }
+
+    private func manage(_ request: scsi_task_management_request, link: Int) {
         if let linkedNexus {
             let taken = links[link].send(request, nexus: linkedNexus)
             precondition(taken, "a link has too many functions under way")

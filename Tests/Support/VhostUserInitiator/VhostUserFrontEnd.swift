@@ -37,7 +37,7 @@ public final class VhostUserFrontEnd {
     /// How it was asked to work.
     public let options: Options
     /// The path of the back-end's socket.
-    public let path: String
+    public private(set) var path: String
     /// The connection.
     public private(set) var channel: VhostUserChannel
     /// The guest's memory.
@@ -94,13 +94,18 @@ public final class VhostUserFrontEnd {
     }
 
     /// Connects again with the same memory, and starts the same rings where the device had left them. What was in
-    /// flight must have been completed or given up before.
-    public func reconnect() throws(InitiatorError) {
-        channel = try VhostUserChannel(path: path)
+    /// flight must have been completed or given up before, or be noted as in flight.
+    ///
+    /// - Parameters:
+    ///   - path: The socket of another back-end, as after a migration.
+    ///   - startsQueues: Whether it goes as far as that.
+    public func reconnect(to path: String? = nil, startsQueues: Bool = true) throws(InitiatorError) {
+        self.path = path ?? self.path
+        channel = try VhostUserChannel(path: self.path)
         try negotiate()
         try shareMemory()
         try shareInflight()
-        try startQueues()
+        if startsQueues { try self.startQueues() }
     }
 
     /// Ends the connection, as a front-end that dies.

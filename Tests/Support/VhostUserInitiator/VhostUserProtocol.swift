@@ -132,6 +132,8 @@ public enum VhostUserProtocolBit {
     public static let configureMemorySlots: UInt64 = 1 << 15
     /// SET_STATUS, GET_STATUS.
     public static let status: UInt64 = 1 << 16
+    /// A ring may stop with requests in flight.
+    public static let getVringBaseInflight: UInt64 = 1 << 20
 }
 
 /// Integers in the order of the wire: little-endian.
