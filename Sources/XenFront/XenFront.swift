@@ -23,6 +23,10 @@ public final class XenFront: @unchecked Sendable {
         public var recordDirectory = "/run/targetd/xen"
         /// Whether guests may be given SCSI devices of this host.
         public var hostDevices = true
+        /// The relative target port identifier of the front: one that each target has that is published.
+        public var targetPort = Self.defaultTargetPort
+        /// The one that it has if nobody says another; vhost-user's is 1.
+        public static let defaultTargetPort: UInt16 = 2
         /// Takes one line for the operator; called on the control thread. `vhost` is `nil` for what concerns all.
         public var log: @Sendable (_ vhost: String?, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
 
@@ -392,7 +396,7 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
         }
         let connection = VhostConnection(
             vhost: vhost, ring: ring, wholeTarget: nodes.featureHost, recovering: recovering,
-            initiatorPort: initiatorPort(vhost))
+            initiatorPort: initiatorPort(vhost), targetPort: configuration.targetPort)
         on(vhost) { [self] in end(vhost, $0.connect(connection)) }
     }
 

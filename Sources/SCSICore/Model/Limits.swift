@@ -16,6 +16,13 @@ public enum Limits {
     /// without a task gets BUSY. More initiators than this hardly share a disk.
     public static let tasksForIdleNexuses = 16
 
+    /// Target port groups of one target device: more paths to a disk than anybody has. SET TARGET PORT GROUPS with more
+    /// descriptors gets INVALID FIELD IN CDB.
+    public static let portGroupsPerTarget = 16
+
+    /// Target ports of one group: TARGET PORT COUNT of REPORT TARGET PORT GROUPS has one byte.
+    public static let portsPerGroup = 255
+
     /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384
