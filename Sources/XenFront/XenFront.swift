@@ -347,10 +347,12 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     private var places: [VhostIdentifier: Int] = [:]
 
     private let servesHostDevices: Bool
+    private let targetPort: UInt16
 
     init(_ configuration: XenFront.Configuration) {
         line = configuration.log
         servesHostDevices = configuration.hostDevices
+        targetPort = configuration.targetPort
     }
 
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
@@ -396,7 +398,7 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
         }
         let connection = VhostConnection(
             vhost: vhost, ring: ring, wholeTarget: nodes.featureHost, recovering: recovering,
-            initiatorPort: initiatorPort(vhost), targetPort: configuration.targetPort)
+            initiatorPort: initiatorPort(vhost), targetPort: targetPort)
         on(vhost) { [self] in end(vhost, $0.connect(connection)) }
     }
 

@@ -371,7 +371,7 @@ import Testing
                             ]
                             if front.isEmpty { configuration.targets[second]!.portGroups[0].ports = [2] }
                         }
-                        for each in front where !configuration.targets[second]!.ports.contains(each.port) {
+                        if front.contains(where: { $0.port == 1 && $0.targets.values.contains(second) }) {
                             configuration.targets[second]!.portGroups = []
                         }
                         if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }

@@ -65,7 +65,7 @@ import Testing
         ("xen:", "luns: { 0: a }, port-groups: [ { id: 1, ports: [3] } ]", "2: it has 3"),
     ])
     func portOfXenGuestsIsOneOfEachTarget(_ xen: String, _ target: String, _ problem: String?) {
-        let found = problems(yaml(xen).replacing("luns: { 0: a }", with: target)).filter { $0.contains(" error: ") }
+        let found = problems(yaml(xen).replacing("luns: { 0: a }", with: target)).filter { $0.contains("xen.port") }
         let rest = "; add it to one of the port-groups: of the target"
         let expected = problem.map { "f.yaml:3: error: xen.port: naa.60014054ac780582 has no port \($0)\(rest)" }
         #expect(found == (expected.map { [$0] } ?? []))

@@ -55,8 +55,8 @@ enum UnitAttention: UInt8, CaseIterable {
 }
 
 /// What is to be reported to a nexus: pending unit attention conditions, each at most once, of which the lowest bit is
-/// the first to report; whether there is a deferred error; and what its target port lets through: so that a command asks
-/// for all of it at once.
+/// the first to report; whether there is a deferred error; and what its target port lets through. So a command asks for
+/// all of it at once.
 struct UnitAttentionSet: ExpressibleByArrayLiteral {
     private var bits: UInt32 = 0
     private static let deferredError: UInt32 = 1 << 31

@@ -18,6 +18,6 @@ from .virtio import ClientMode, HotPlug, ManyUnits, Migration, MigrationOverBloc
 from .xen import Xen
 
 ALL = [
-    Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Multipath, Restart, PackedRings, HotPlug,
-    ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
+    Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Multipath, Restart, PackedRings,
+    HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
 ]  # fmt: skip
