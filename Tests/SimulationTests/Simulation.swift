@@ -208,7 +208,10 @@ final class Simulation {
         if planted != nil { port.mutateCompletion = { [unowned self] in self.plant($0, on: index) } }
         port.targetPort = UInt16(index % 2 + 1)
         ports.append(port)
-        for entry in units where entry.lun != nil { entry.model.attention[index] = [0x2901] }
+        for entry in units where entry.lun != nil {
+            entry.model.attention[index] = [0x2901]
+            entry.model.access = refusals
+        }
         port.connect()
     }
 

@@ -152,6 +152,16 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
         "f.yaml:21: error: vhost-user-scsi[1].targets.7: naa.60014054ac780583 has no port 1: it has 2, 7; add it to one of the port-groups: of the target"
     ),
     (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [ { id: 1, ports: [\((1...65).map(String.init).joined(separator: ", "))] } ]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups: have too many ports: at most 64 in all"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [\((1...17).map { "{ id: \($0), ports: [\($0)] }" }.joined(separator: ", "))]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups: are too many: at most 16"
+    ),
+    (
         "queues: 4", "port: 3",
         "f.yaml:18: error: vhost-user-scsi[0].targets.0: naa.60014054ac780582 has no port 3: it has 1, 2; add it to one of the port-groups: of the target"
     ),

@@ -117,10 +117,10 @@ extension TargetDevice {
     /// Changes the state of a group, implicitly (SPC-4 5.15.2.2): every initiator is told by ASYMMETRIC ACCESS STATE
     /// CHANGED. Commands that are enabled end as they would have; those that are dormant find the new state.
     ///
-    /// - Returns: Whether it was another; `nil` if there is no such group.
+    /// - Returns: Whether it was another; `nil` if there is no such group, or the target was given none.
     @discardableResult
     public func setAccessState(_ state: AsymmetricAccessState, ofPortGroup identifier: UInt16) -> Bool? {
-        guard let group = ports.group(identifier) else { return nil }
+        guard ports.isAsymmetric, let group = ports.group(identifier) else { return nil }
         guard group.state != state else { return false }
         ports.set(state, of: identifier, .implicit)
         announceAccess()

@@ -50,7 +50,7 @@ struct TargetPorts {
         identifiers = groups.flatMap(\.ports).sorted()
         precondition(
             !groups.isEmpty && groups.count <= Limits.portGroupsPerTarget
-                && groups.allSatisfy { !$0.ports.isEmpty && $0.ports.count <= Limits.portsPerGroup }
+                && groups.allSatisfy { !$0.ports.isEmpty } && identifiers.count <= Limits.portsPerTarget
                 && Set(groups.map(\.identifier)).count == groups.count
                 && Set(identifiers).count == identifiers.count && !identifiers.contains(0),
             "target port groups that overlap, are empty, or are too many")

@@ -20,8 +20,9 @@ public enum Limits {
     /// descriptors gets INVALID FIELD IN CDB.
     public static let portGroupsPerTarget = 16
 
-    /// Target ports of one group: TARGET PORT COUNT of REPORT TARGET PORT GROUPS has one byte.
-    public static let portsPerGroup = 255
+    /// Target ports of one target device: one for each nexus that there can be. Registrations for all ports are made of
+    /// each initiator port and each of these.
+    public static let portsPerTarget = 64
 
     /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
     /// (SAM-6 4.7.7).

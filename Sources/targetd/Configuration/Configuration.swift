@@ -246,9 +246,9 @@ enum ConfigurationLimits {
     /// RELATIVE TARGET PORT IDENTIFIER has 16 bits, and zero is none; TARGET PORT GROUP alike.
     static let targetPorts = 1...65_535
     static let portGroupIdentifiers = 1...65_535
-    /// What the core takes: groups of a target, and ports of a group.
+    /// What the core takes: groups of a target, and ports of all of them.
     static let portGroups = 16
-    static let portsPerGroup = 255
+    static let portsOfATarget = 64
     /// The virtio-scsi LUN field has one byte for the target.
     static let virtioTargetNumbers = 0...255
     /// Request queues of one vhost-user-scsi device: what the front serves, with the two that are always there.

@@ -108,12 +108,12 @@ struct ConfigurationRules {
                     report(
                         "\(key)[\(index)].ports", "port \(port) is already in group \(other): a port is in one group")
                 }
-                if group.ports.count > ConfigurationLimits.portsPerGroup {
-                    report("\(key)[\(index)].ports", "are too many: at most \(ConfigurationLimits.portsPerGroup)")
-                }
             }
             if target.portGroups.count > ConfigurationLimits.portGroups {
                 report(key, "are too many: at most \(ConfigurationLimits.portGroups)")
+            }
+            if target.ports.count > ConfigurationLimits.portsOfATarget {
+                report(key, "have too many ports: at most \(ConfigurationLimits.portsOfATarget) in all")
             }
         }
         // Which targets Xen guests use, the toolstack decides.

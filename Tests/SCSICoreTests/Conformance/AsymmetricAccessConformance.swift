@@ -168,6 +168,15 @@ struct AsymmetricAccessConformance {
         }
     }
 
+    @Test("a target without groups has one that does not change")
+    func symmetric() {
+        let world = TestTarget()
+        #expect(world.target.setAccessState(.standby, ofPortGroup: 1) == nil)
+        #expect(world.run(CDB.testUnitReady).summary == "good")
+        let data = world.run(CDB.reportTargetPortGroups(), dataIn: 255).data
+        #expect(data == [0, 0, 0, 16, 0x00, 0x01, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2])
+    }
+
     @Test("a state that is set again is no change")
     func unchanged() {
         #expect(world.target.setAccessState(.activeNonOptimized, ofPortGroup: 2) == false)
