@@ -137,7 +137,7 @@ class Multipath(GuestGroup):
         groups = " ".join(f"round-robin 0 1 1 {path} 1" for path in paths)
         self.guest.check(
             f"echo '0 {size} multipath 1 queue_if_no_path 1 alua 2 1 {groups}' |"
-            f" dmsetup create {disk} --noudevsync --noudevrules && dmsetup mknodes && ls -l /dev/mapper/{disk}")  # fmt: skip
+            f" dmsetup create {disk} --noudevsync --noudevrules && dmsetup mknodes && test -e /dev/mapper/{disk}")
         return f"/dev/mapper/{disk}"
 
     @case("the guest takes a standby path over by SET TARGET PORT GROUPS when it switches to it")
