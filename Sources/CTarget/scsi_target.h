@@ -37,6 +37,13 @@ enum {
     SCSI_TASK_ATTRIBUTE_ACA = 3,
 };
 
+/* scsi_command.flags */
+enum {
+    /* The command was handed to a target before, which then died or whose front lost its connection: it may have been
+     * carried out, wholly or in part. One whose repetition would not do the same is refused for that. */
+    SCSI_COMMAND_REPEATED = 1,
+};
+
 /* What the front fills before it hands a task over. */
 struct scsi_command {
     uint8_t lun[8];          /* SAM-6 4.7: the logical unit number as on the wire */
@@ -46,7 +53,7 @@ struct scsi_command {
     uint8_t cdb_length;      /* bytes that the initiator sent, or the transport's fixed size; at most 32 */
     uint8_t attribute;
     uint8_t priority;        /* 0: not given */
-    uint8_t reserved;
+    uint8_t flags;
     uint32_t timeout_milliseconds; /* the transport's deadline for the command; 0: none */
     /* Buffers of the initiator, of any alignment, length and number. `_length` is the sum of the elements.
      * The core may shorten a list in place when the command needs less than it offers. */

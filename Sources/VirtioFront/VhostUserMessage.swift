@@ -66,6 +66,7 @@ extension VhostUserRequest {
 
 /// Feature bits that this device offers (virtio 1.2 clauses 5.6.3 and 6, vhost-user).
 enum VirtioFeature {
+    static let inOut: UInt64 = 1 << 0
     static let hotplug: UInt64 = 1 << 1
     static let change: UInt64 = 1 << 2
     static let logAll: UInt64 = 1 << 26
@@ -78,9 +79,9 @@ enum VirtioFeature {
     static let inOrder: UInt64 = 1 << 35
     static let ringReset: UInt64 = 1 << 40
 
-    /// INOUT is not among them: no command of the core moves data both ways. RING_RESET is, where it is configured.
+    /// RING_RESET is among them where it is configured.
     static let offered =
-        hotplug | change | logAll | anyLayout | indirectDescriptors | eventIndex | protocolFeatures | version1
+        inOut | hotplug | change | logAll | anyLayout | indirectDescriptors | eventIndex | protocolFeatures | version1
         | ringPacked | inOrder
 }
 

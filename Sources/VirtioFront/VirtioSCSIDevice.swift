@@ -171,6 +171,9 @@ final class VirtioSCSIDevice {
     /// Detached targets for which task management functions wait; the core does not answer those of a lost nexus.
     private var leaving: [UnsafeMutablePointer<DeviceTarget>] = unsafe []
     private var features: UInt64 = 0
+    /// The flags of the commands that are being taken: SCSI_COMMAND_REPEATED for those that were in flight when a
+    /// back-end or a connection ended.
+    private var commandFlags: UInt8 = 0
     /// Sizes that the driver may set in the configuration space.
     private var sizes = VirtioSCSISizes()
     /// Where to note what is written to the guest's memory, while the front-end wants to know.
@@ -290,7 +293,10 @@ final class VirtioSCSIDevice {
     /// Queues out of service whose last requests have not ended.
     private var stopped: [DeviceQueue] = []
 
-    func setFeatures(_ features: UInt64) { self.features = features }
+    func setFeatures(_ features: UInt64) {
+        self.features = features
+        lanes?.forEach { $0.setFeatures(features) }
+    }
 
     /// The sizes of the CDB and sense fields; the request queues must be out of service.
     func setSizes(_ sizes: VirtioSCSISizes) {
@@ -353,6 +359,9 @@ final class VirtioSCSIDevice {
                     unsafe writeEvent(response, slot)
                     unsafe queue.ring.pushUsed(slot, length: UInt32(VirtioSCSILayout.event))
                 } else {
+                    // Not what a function takes from the request queues before it: that is new.
+                    if queue.index >= Self.firstRequestQueue { commandFlags = UInt8(SCSI_COMMAND_REPEATED) }
+                    defer { commandFlags = 0 }
                     switch unsafe handle(queue, slot) {
                     case .done: break
                     // Only a function can find no room here.
@@ -681,8 +690,10 @@ final class VirtioSCSIDevice {
                 unsafe refuse(queue, slot, response, missing(lun))
                 return .done
             }
-            // INOUT is not offered: a command moves data one way (5.6.6.1).
-            if unsafe slot.pointee.readableLength > 0 && slot.pointee.writableLength > 0 {
+            // Data both ways is what INOUT is about (5.6.6.1).
+            if unsafe slot.pointee.readableLength > 0 && slot.pointee.writableLength > 0,
+                features & VirtioFeature.inOut == 0
+            {
                 unsafe refuse(queue, slot, response, .failure)
                 return .done
             }
@@ -692,6 +703,7 @@ final class VirtioSCSIDevice {
             let task = queue.pool[head]
             unsafe VirtioSCSICommandHeader.fill(
                 &task.command, from: UnsafeRawBufferPointer(header), cdbSize: sizes.cdb)
+            unsafe task.command.flags = commandFlags
             unsafe task.command.cookie = UInt64(UInt(bitPattern: slot))
             unsafe task.command.data_out = slot.pointee.readable
             unsafe task.command.data_out_count = UInt32(slot.pointee.readableCount)
@@ -762,6 +774,7 @@ final class VirtioSCSIDevice {
         let written = unsafe task.command.data_in_length &- task.response.data_in_residual
         if !ring.isDetached {
             let pieces = unsafe queue.responses[head].unsafelyUnwrapped
+            // One field for both ways: what was offered less what was moved (5.6.6.1).
             let residual = UInt32(clamping: task.response.data_in_residual &+ task.response.data_out_residual)
             let (status, qualifier) = (task.response.status, task.response.status_qualifier)
             var code = VirtioSCSIResponse(task.response.service_response)

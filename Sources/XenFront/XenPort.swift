@@ -514,6 +514,7 @@ final class XenPort {
         }
         unsafe command.cdb_length = UInt8(cdbLength)
         unsafe command.attribute = UInt8(SCSI_TASK_ATTRIBUTE_SIMPLE)
+        unsafe command.flags = slot.pointee.recovered ? UInt8(SCSI_COMMAND_REPEATED) : 0
         unsafe command.timeout_milliseconds = slot.timeoutSeconds &* 1000
         if length > 0 {
             unsafe segments.pointee.iov_base = staging.memory(slot.pointee.staging)

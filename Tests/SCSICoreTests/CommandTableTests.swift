@@ -104,7 +104,7 @@ struct CommandTableTests {
     @Test("Service actions that no row has are INVALID FIELD IN CDB at the service action")
     func unknownServiceActions() {
         let world = Self.world()
-        for action in 0...0x40 as ClosedRange<UInt8> where action != 0x12 {
+        for action in 0...0x40 as ClosedRange<UInt8> where ![0x06, 0x07, 0x12].contains(action) {
             let cdb: [UInt8] = [0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, action] + Array(repeating: 0, count: 22)
             #expect(world.run(cdb).summary == "5/2400 CDB 8.7")
         }
@@ -210,13 +210,14 @@ struct CommandTableTests {
     }
 
     @Test(
-        "`writesMedium`: a row with it is refused on a write protected unit, one without is not",
+        "`writesMedium`: a row with it is refused on a write protected unit, one without only if its CDB decides",
         arguments: rows.indices)
     func writesMedium(index: Int) {
         let row = Self.rows[index]
         let world = Self.world { $0.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_WRITABLE) }
         let end = world.run(plain(row))
-        #expect((end.summary == "7/2700") == row.flags.contains(.writesMedium), "\(row.handler)")
+        let writes = row.flags.contains(.writesMedium) || Self.decidesByCDB(row)
+        #expect((end.summary == "7/2700") == writes, "\(row.handler)")
     }
 
     @Test(
@@ -233,7 +234,21 @@ struct CommandTableTests {
     func writersSerialize(index: Int) {
         let row = Self.rows[index]
         let writes = row.serialization == .write || row.serialization == .writeAnywhere
-        #expect(row.flags.contains(.writesMedium) == writes, "\(row.handler)")
+        #expect((row.flags.contains(.writesMedium) || Self.decidesByCDB(row)) == writes, "\(row.handler)")
+    }
+
+    /// Rows of commands that write unless their CDB says otherwise: DISABLE WRITE.
+    private static func decidesByCDB(_ row: CommandDescriptor) -> Bool { row.handler == .xdWriteRead }
+
+    @Test(
+        "`isNotRepeatable`: a row with it is refused if it may have been carried out before, one without is not",
+        arguments: rows.indices)
+    func isNotRepeatable(index: Int) {
+        let row = Self.rows[index]
+        let world = Self.world()
+        let end = world.run(plain(row), flags: UInt8(SCSI_COMMAND_REPEATED))
+        #expect((end.summary == "b/0800") == row.flags.contains(.isNotRepeatable), "\(row.handler)")
+        #expect(world.run(plain(row)).summary != "b/0800")
     }
 }
 

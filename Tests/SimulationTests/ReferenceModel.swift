@@ -27,7 +27,8 @@ enum ModelAccess: Equatable {
         }
         switch cdb[0] {
         case 0x08, 0x28, 0xa8, 0x88, 0x2f, 0xaf, 0x8f, 0x34, 0x90: self = .read(address, blocks)
-        case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x41, 0x93, 0x89, 0x8b, 0x9c: self = .write(address, blocks)
+        case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x41, 0x93, 0x89, 0x8b, 0x9c, 0x51, 0x53:
+            self = .write(address, blocks)
         case 0x42: self = .writeAnywhere
         default: self = .none
         }
@@ -93,7 +94,7 @@ struct ModelTask {
     var hasNACA = false
     /// MODE SELECT, START STOP UNIT: decides what later commands may do.
     var changesUnit = false
-    /// COMPARE AND WRITE, ORWRITE, WRITE ATOMIC: nothing else touches its blocks meanwhile.
+    /// COMPARE AND WRITE, ORWRITE, XPWRITE, XDWRITEREAD, WRITE ATOMIC: nothing else touches its blocks meanwhile.
     var isWhole = false
     var isEnabled = false
     /// Enabled, and kept from ending (or, before it could begin, from beginning) by an ACA condition.

@@ -392,13 +392,14 @@ final class Simulation {
             passesUnitAttention: Self.passing.contains(code), modePage: modePage)
         task.hasNACA = record.cdb.last! & 0x04 != 0
         task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
-        task.isWhole = [0x89, 0x8b, 0x9c].contains(code)
+        task.isWhole = [0x89, 0x8b, 0x9c, 0x51, 0x53].contains(code)
         task.refusals = Self.refusals(of: record.cdb)
         task.arrival = shard.now
         if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
             record.refusal = (refusal, task)
             return
         }
+        syncEnabled(entry)
         entry.model.tasks.append(task)
         syncParked(entry)
         entry.model.enable(entry.model.tasks.count - 1)
@@ -520,7 +521,7 @@ final class Simulation {
         let data = values.flatMap(block)
         let extent = CDB.bytes(address, 8)
         let count = CDB.bytes(blocks, 4)
-        switch random.below(6) {
+        switch random.below(9) {
         case 0:
             // Changes nothing, but a write of another in between would be lost.
             return Command(
@@ -541,6 +542,20 @@ final class Simulation {
             return Command(
                 cdb: CDB.preFetch(random.pick([.ten, .sixteen]), address, blocks, immediate: random.chance(1, in: 2)),
                 address: address, blocks: blocks)
+        case 5:
+            // The same as ORWRITE of zeros.
+            return Command(
+                cdb: CDB.xpWrite(address, blocks), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
+                address: address, blocks: blocks)
+        case 6:
+            return Command(
+                cdb: CDB.xdWriteRead(address, blocks), dataOut: data, dataIn: data.count, address: address,
+                blocks: blocks, values: values)
+        case 7:
+            // The exclusive or with zeros is what the blocks hold: a read.
+            return Command(
+                cdb: CDB.xdWriteRead(address, blocks, flags: 4), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
+                dataIn: data.count, address: address, blocks: blocks)
         default:
             return Command(cdb: CDB.getLBAStatus(address), dataIn: 8 + 16 * 256, address: address, blocks: 1)
         }
@@ -638,8 +653,9 @@ final class Simulation {
         }
     }
 
-    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends now may block
-    /// the others, and nothing says whether they went on before that; that all went on that may, `settle` sees.
+    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends or comes now may
+    /// keep the others from it, and nothing says whether they went on before that; that all went on that may, `settle`
+    /// sees.
     private func syncEnabled(_ entry: Unit) {
         for index in entry.model.tasks.indices {
             let task = entry.model.tasks[index]
@@ -760,7 +776,9 @@ final class Simulation {
     }
 
     private func judgeData(_ record: Tracked, _ completion: Completion) {
-        let isRead = [0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) && !record.isRandom
+        let isRead =
+            ([0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) || record.cdb[0] == 0x53 && record.cdb[1] & 4 != 0)
+            && !record.isRandom
         let isCompare = [0x2f, 0xaf, 0x8f].contains(record.cdb[0]) && !record.isRandom
         let reached =
             completion.service != .commandComplete || completion.status == .taskAborted

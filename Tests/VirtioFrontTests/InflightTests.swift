@@ -57,6 +57,48 @@ import VirtioFront
     }
 
     @Test(arguments: [false, true])
+    func whatWouldDoSomethingElseTheSecondTimeIsNotDoneAgain(_ isPacked: Bool) throws {
+        let world = try ServerWorld()
+        defer { world.stop() }
+        var options = options(isPacked: isPacked)
+        options.features |= VirtioFeatureBit.inOut
+        let frontEnd = try VhostUserFrontEnd.ready(world, options)
+        let old = pattern(512, seed: 1), new = pattern(512, seed: 2)
+        world.perform { objects in for block: UInt64 in 1..<4 { objects.backstore.setBlock(block, old) } }
+        world.hold(true)
+        let commands = [
+            // Takes the unit attention condition of the new nexus.
+            SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
+            SCSICommand(unit0, CDB.xdWriteRead(1, 1), dataOut: new, dataIn: 512),
+            SCSICommand(unit0, CDB.xpWrite(2, 1), dataOut: new),
+            SCSICommand(unit0, [0x89, 0] + CDB.bytes(3, 8) + [0, 0, 0, 1, 0, 0], dataOut: old + new),
+            SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
+        ]
+        let requests = commands.map { frontEnd.requests.submit($0) }
+        world.wait { $0.backstore.pending.count == 5 }
+        frontEnd.disconnect()
+        world.wait { !$0.server.isConnected }
+        // The old connection's commands end where they are, at their first step.
+        world.hold(false)
+        try frontEnd.reconnect()
+        let results = try requests.map { try $0.wait() }
+        #expect(results[0].senseKey == 6)
+        for result in results[1..<4] {
+            #expect(result.response == 0 && result.senseKey == 0xb && result.additionalSense == 0x0800)
+        }
+        #expect(results[4].isGood)
+        let blocks = world.perform { objects in (1..<4 as Range<UInt64>).map { objects.backstore.block($0) } }
+        #expect(blocks == [old, old, old])
+        // What comes new is carried out, in the same places of the ring.
+        for _ in 0..<2 {
+            for command in commands[1...2] { #expect(try frontEnd.requests.run(command).isGood) }
+            #expect(try frontEnd.requests.run(SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512)).isGood)
+        }
+        #expect(world.perform { $0.backstore.block(2) } == old)
+        #expect(world.perform { $0.backstore.block(1) } == new)
+    }
+
+    @Test(arguments: [false, true])
     func aRingThatWasStoppedLeavesNoNotes(_ isPacked: Bool) throws {
         let world = try ServerWorld()
         defer { world.stop() }

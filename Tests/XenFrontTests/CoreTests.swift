@@ -50,6 +50,28 @@ struct CoreTests {
         end()
     }
 
+    @Test("XDWRITEREAD, which needs two buffers, gets an error in each direction; XPWRITE is carried out")
+    func bidirectional() {
+        bench.backstore.setBlock(9, Array(repeating: 0x0f, count: 512))
+        let page = guest.grant([UInt8](repeating: 0x3c, count: 512))
+        let writeRead: [UInt8] = [0x53, 0, 0, 0, 0, 9, 0, 0, 1, 0]
+        for direction in 0...3 as ClosedRange<UInt8> {
+            guest.put(
+                command(
+                    UInt16(direction), cdb: writeRead, direction: direction,
+                    segments: direction == 3 ? [] : [(page, 0, 512)]))
+        }
+        guest.put(command(4, cdb: [0x51, 0, 0, 0, 0, 9, 0, 0, 1, 0], direction: 1, segments: [(page, 0, 512)]))
+        guest.turn()
+        bench.backstore.completeAll()
+        guest.turn()
+        let responses = guest.responses().sorted { $0.rqid < $1.rqid }
+        #expect(responses.map(\.rslt) == Array(repeating: XEN_VSCSIIF_RSLT_HOST_ERROR << 16, count: 4) + [0])
+        #expect(guest.bytes(page, 0..<512) == Array(repeating: 0x3c, count: 512))
+        #expect(bench.backstore.block(9) == Array(repeating: 0x33, count: 512))
+        end()
+    }
+
     @Test("RESET beside running commands: they are answered with RESET, then 0x2002")
     func reset() {
         let page = guest.grant()

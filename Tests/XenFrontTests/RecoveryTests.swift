@@ -174,6 +174,30 @@ struct RecoveryTests {
         port.stop()
     }
 
+    @Test("A command that the predecessor had in flight says that it may have been carried out, a new one does not")
+    func repeatedCommands() throws {
+        let guest = RingGuest()
+        let first = guest.attach(VirtualDevice(channel: 0, target: 0, lun: 0))
+        guest.put(command(1))
+        _ = guest.port.poll()
+        #expect(first.tasks.map { unsafe $0.command.flags } == [0])
+        guest.port.stop()
+        let (port, nexus) = try #require(revive(guest))
+        guest.put(command(2))
+        _ = port.poll()
+        #expect(nexus.tasks.map { unsafe $0.command.flags } == [UInt8(SCSI_COMMAND_REPEATED), 0])
+        for rqid in 3..<20 as Range<UInt16> {
+            let tasks = nexus.tasks
+            for task in tasks { nexus.complete(task) }
+            port.flush()
+            #expect(!guest.responses().isEmpty)
+            guest.put(command(rqid))
+            _ = port.poll()
+            #expect(nexus.tasks.map { unsafe $0.command.flags } == [0])
+        }
+        port.stop()
+    }
+
     private func revive(_ guest: RingGuest) -> (XenPort, ScriptedNexus)? {
         let record = unsafe InflightRecord(memory: guest.recordMemory)
         let answered = unsafe VSCSIIFRing.answered(in: guest.page)

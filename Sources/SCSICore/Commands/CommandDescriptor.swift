@@ -8,6 +8,7 @@ enum CommandHandler: UInt8, CaseIterable {
     case logSelect, logSense, preventAllowMediumRemoval
     case readCapacity10, readCapacity16
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
+    case xpWrite, xdWriteRead
     case preFetch, writeAtomic, getLBAStatus, getLBAStatus32
     case reportTargetPortGroups, setTargetPortGroups
     case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
@@ -26,12 +27,14 @@ enum ExtentField: UInt8 {
     case compareAndWrite
     /// WRITE ATOMIC: as in a CDB of 16 bytes, but with two bytes for the number of blocks.
     case writeAtomic
+    /// XPWRITE(32), XDWRITEREAD(32): a variable length CDB (SBC-3).
+    case thirtyTwo
 
     /// The byte with the GROUP NUMBER field; `nil` if there is none.
     var groupNumberByte: Int? {
         switch self {
         case .none, .six: nil
-        case .ten: 6
+        case .ten, .thirtyTwo: 6
         case .twelve: 10
         case .sixteen, .compareAndWrite, .writeAtomic: 14
         }
@@ -62,7 +65,8 @@ struct CommandFlags: OptionSet {
     static let worksWithoutUnit = Self(rawValue: 1 << 1)
     /// Needs the medium: refused while the unit is stopped.
     static let needsMedium = Self(rawValue: 1 << 2)
-    /// Changes the medium: refused when it is write protected.
+    /// Changes the medium: refused when it is write protected. XDWRITEREAD changes it unless its CDB says otherwise, so
+    /// its handler asks.
     static let writesMedium = Self(rawValue: 1 << 3)
 
     // Through a target port that is not active (SPC-4 5.15.2.4, the lists of commands of each state). A command of one
@@ -96,8 +100,13 @@ struct CommandFlags: OptionSet {
     static let passesLostReservations = Self(rawValue: 1 << 11)
 
     /// Reads and writes its blocks as one: not even HEAD OF QUEUE comes in between (SBC-4: COMPARE AND WRITE, ORWRITE,
-    /// atomic writes).
+    /// atomic writes; SBC-3: XPWRITE, XDWRITEREAD).
     static let uninterrupted = Self(rawValue: 1 << 12)
+
+    /// Does something else when it is carried out twice: COMPARE AND WRITE finds what it has written itself, XPWRITE
+    /// inverts back, XDWRITEREAD reads what it has written. Refused if it may have been carried out before
+    /// (SCSI_COMMAND_REPEATED).
+    static let isNotRepeatable = Self(rawValue: 1 << 13)
 
     /// A command that the table does not have is refused for that, and not for a reservation or for its port.
     static let ofUnknownCommand: Self = [
@@ -142,7 +151,7 @@ struct CommandDescriptor {
     /// memory, for the validator, and the same as bytes for REPORT SUPPORTED OPERATION CODES.
     let usage: (UInt64, UInt64)
     /// The same of bytes 16 to 31, which only variable length CDBs have: their handlers check them
-    /// (`CommandTable.validateTail`), so that no other command asks for them.
+    /// (`CommandTable.validateVariableLength`), so that no other command asks for them.
     let usageTail: (UInt64, UInt64)
 
     /// Byte `offset` of the usage data.

@@ -84,11 +84,14 @@ final class CommandTable {
         return fault(cdb, length: length, row: row)
     }
 
-    /// The same for what of a variable length CDB lies behind byte 15.
-    static func validateTail(_ cdb: CDB, against row: CommandRow) -> SenseData? {
+    /// The same for what only variable length CDBs have: the bits behind byte 15, and ADDITIONAL CDB LENGTH, of which
+    /// one value is right (SPC-4: CDB formats). Nothing to report for other CDBs.
+    static func validateVariableLength(_ cdb: CDB, against row: CommandRow) -> SenseData? {
+        guard cdb[0] == variableLength else { return nil }
         let usage = row.descriptor.usageTail
         let extra = (cdb.word(2) & ~usage.0) | (cdb.word(3) & ~usage.1)
-        return extra == 0 ? nil : fault(cdb, length: row.length, row: row)
+        if extra != 0 { return fault(cdb, length: row.length, row: row) }
+        return Int(cdb[7]) == row.length - 8 ? nil : .invalidField(inCDB: 7)
     }
 
     /// Names the first byte and the most significant bit that are not allowed.
@@ -242,6 +245,10 @@ final class CommandTable {
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x51, nil, .xpWrite, .ten, .write, [.needsMedium, .writesMedium, .uninterrupted, .isNotRepeatable],         // XPWRITE(10)
+            usage: [0x51, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
+        row(0x53, nil, .xdWriteRead, .ten, .write, [.needsMedium, .uninterrupted, .isNotRepeatable],                    // XDWRITEREAD(10)
+            usage: [0x53, 0x1c, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], requires: .savesState,                     // MODE SELECT(10)
@@ -278,12 +285,18 @@ final class CommandTable {
             usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
             usage: [0x5f, 0x08, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
+        row(0x7f, 0x06, .xpWrite, .thirtyTwo, .write, [.needsMedium, .writesMedium, .uninterrupted, .isNotRepeatable],  // XPWRITE(32)
+            usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x06, 0x18, 0x00, 0xff, 0xff, 0xff, 0xff,
+                    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
+        row(0x7f, 0x07, .xdWriteRead, .thirtyTwo, .write, [.needsMedium, .uninterrupted, .isNotRepeatable],             // XDWRITEREAD(32)
+            usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x07, 0x1c, 0x00, 0xff, 0xff, 0xff, 0xff,
+                    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
         row(0x7f, 0x12, .getLBAStatus32, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],  // GET LBA STATUS(32)
             usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x12, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff,
                     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
         row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium, .uninterrupted],     // COMPARE AND WRITE
+        row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium, .uninterrupted, .isNotRepeatable],     // COMPARE AND WRITE
             usage: [0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0x00, 0x00]),
         row(0x8a, nil, .write, .sixteen, .write, [.needsMedium, .writesMedium],                       // WRITE(16)
             usage: [0x8a, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),

@@ -22,7 +22,11 @@ enum DeviceServer {
     private static func executeOther(
         _ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit
     ) -> Outcome {
-        switch row.handler {
+        if row.flags.contains(.isNotRepeatable), unsafe task.command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0 {
+            // Nobody knows what became of it, as after a loss of power: the initiator has to look.
+            return .failed(SenseData(.abortedCommand, .logicalUnitCommunicationFailure))
+        }
+        return switch row.handler {
         case .read, .write: preconditionFailure("handled by execute")
         case .testUnitReady: .done(.good)
         case .requestSense: SPC.requestSense(task, cdb, on: unit)
@@ -59,7 +63,8 @@ enum DeviceServer {
         case .verify: SBC.verify(task, cdb, row.extent, on: unit)
         case .writeAndVerify: SBC.writeAndVerify(task, cdb, row.extent, on: unit)
         case .compareAndWrite: SBC.compareAndWrite(task, on: unit)
-        case .orWrite: SBC.orWrite(task, row.extent, on: unit)
+        case .orWrite, .xpWrite: SBC.combine(task, cdb, row, on: unit)
+        case .xdWriteRead: SBC.xdWriteRead(task, cdb, row, on: unit)
         case .readDefectData10: SBC.readDefectData10(task, cdb, on: unit)
         case .readDefectData12: SBC.readDefectData12(task, cdb, on: unit)
         case .synchronizeCache: SBC.synchronizeCache(task, cdb, row.extent, on: unit)
@@ -94,7 +99,9 @@ enum DeviceServer {
         case .verify: SBC.verifyChunk(task, cdb, on: unit)
         case .writeAndVerify: SBC.writeAndVerifyStep(task, cdb, on: unit)
         case .compareAndWrite: SBC.compareAndWriteStep(task, cdb, on: unit)
-        case .orWrite: SBC.orWriteStep(task, cdb, on: unit)
+        case .orWrite: SBC.combineStep(task, cdb, row.extent, .or, on: unit)
+        case .xpWrite: SBC.combineStep(task, cdb, row.extent, .exclusiveOr, on: unit)
+        case .xdWriteRead: SBC.xdWriteReadStep(task, cdb, row.extent, on: unit)
         case .writeSame: SBC.writeSameChunk(task, on: unit)
         case .unmap: SBC.unmapChunk(task, on: unit)
         case .startStopUnit: SBC.startStopAfterFlush(task, cdb, on: unit)
@@ -141,6 +148,9 @@ enum DeviceServer {
         case .writeAtomic:
             task.address = cdb.uint64(2)
             task.blocks = UInt64(cdb.uint16(12))
+        case .thirtyTwo:
+            task.address = cdb.uint64(12)
+            task.blocks = UInt64(cdb.uint32(28))
         }
     }
 
@@ -196,14 +206,14 @@ enum DeviceServer {
         unsafe task.request.pointee.flags |= UInt16(flag)
     }
 
-    /// The same for a request that reads or writes the task's staging buffer.
+    /// The same for a request that reads or writes the task's staging buffer, from its byte `start` on.
     static func fillStaging(
         _ task: TaskHandle, _ shard: Shard, _ operation: some BinaryInteger, fua: Bool = false, offset: ByteOffset,
-        length: ByteCount
+        length: ByteCount, start: Int = 0
     ) {
         let segment = unsafe task.stagingSegment
         unsafe segment.pointee = unsafe iovec(
-            iov_base: shard.staging(task).baseAddress!, iov_len: Int(length.value))
+            iov_base: shard.staging(task).baseAddress! + start, iov_len: Int(length.value))
         unsafe fill(task, operation, fua: fua, offset: offset, length: length, segments: segment, count: 1)
     }
 

@@ -7,17 +7,11 @@ import CIOVector
 import CTarget
 
 extension TaskHandle {
-    /// Copies bytes into the start of the data-in buffers. The caller has checked that they fit.
-    func scatter(_ bytes: UnsafeRawBufferPointer) {
-        var done = 0
-        var segment = unsafe command.data_in
-        while done < bytes.count {
-            let count = unsafe min(segment!.pointee.iov_len, bytes.count - done)
-            if count > 0 {
-                unsafe segment!.pointee.iov_base.copyMemory(from: bytes.baseAddress! + done, byteCount: count)
-            }
-            done += count
-            unsafe segment! += 1
+    /// Copies bytes into the data-in buffers, from an offset on. The caller has checked that they fit.
+    func scatter(_ bytes: UnsafeRawBufferPointer, at offset: UInt64 = 0) {
+        unsafe Self.forEachPiece(of: command.data_in, from: offset, count: bytes.count) { piece, done in
+            unsafe piece.baseAddress!.copyMemory(from: bytes.baseAddress! + done, byteCount: piece.count)
+            return true
         }
     }
 
@@ -25,6 +19,17 @@ extension TaskHandle {
     func gather(into buffer: UnsafeMutableRawBufferPointer, from offset: UInt64) {
         unsafe forEachDataOut(from: offset, count: buffer.count) { piece, done in
             unsafe (buffer.baseAddress! + done).copyMemory(from: piece.baseAddress!, byteCount: piece.count)
+            return true
+        }
+    }
+
+    /// Changes a buffer by the data-out buffers from an offset on.
+    func combineDataOut(
+        into buffer: UnsafeMutableRawBufferPointer, from offset: UInt64, _ operation: BitwiseOperation
+    ) {
+        unsafe forEachDataOut(from: offset, count: buffer.count) { piece, done in
+            unsafe operation.combine(
+                piece, into: UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + piece.count]))
             return true
         }
     }
@@ -54,18 +59,26 @@ extension TaskHandle {
         return index
     }
 
-    /// Walks the pieces of the data-out buffers; `body` gets each with its distance from `offset`, and says whether to
-    /// go on.
     private func forEachDataOut(from offset: UInt64, count: Int, _ body: (UnsafeRawBufferPointer, Int) -> Bool) {
+        unsafe Self.forEachPiece(of: command.data_out, from: offset, count: count) { piece, done in
+            unsafe body(UnsafeRawBufferPointer(piece), done)
+        }
+    }
+
+    /// Walks the pieces of a segment list; `body` gets each with its distance from `offset`, and says whether to go on.
+    private static func forEachPiece(
+        of segments: UnsafeMutablePointer<iovec>?, from offset: UInt64, count: Int,
+        _ body: (UnsafeMutableRawBufferPointer, Int) -> Bool
+    ) {
         var skip = offset
         var done = 0
-        var segment = unsafe command.data_out
+        var segment = unsafe segments
         while done < count {
             let length = unsafe UInt64(segment!.pointee.iov_len)
             if skip < length {
                 let size = min(Int(length - skip), count - done)
                 let start = unsafe segment!.pointee.iov_base + Int(skip)
-                guard unsafe body(UnsafeRawBufferPointer(start: start, count: size), done) else { return }
+                guard unsafe body(UnsafeMutableRawBufferPointer(start: start, count: size), done) else { return }
                 done += size
                 skip = 0
             } else {
@@ -109,12 +122,17 @@ extension TaskHandle {
         }
         return unsafe (segment, count)
     }
+}
 
-    /// Ors the data-out buffers from an offset on into a buffer.
-    func orDataOut(into buffer: UnsafeMutableRawBufferPointer, from offset: UInt64) {
-        unsafe forEachDataOut(from: offset, count: buffer.count) { piece, done in
-            for index in piece.indices { unsafe buffer[done + index] |= piece[index] }
-            return true
+/// How a command makes new bytes of those of the medium and those of the initiator.
+enum BitwiseOperation {
+    case or, exclusiveOr
+
+    /// Changes a buffer by another one of the same length.
+    func combine(_ bytes: UnsafeRawBufferPointer, into buffer: UnsafeMutableRawBufferPointer) {
+        switch self {
+        case .or: for index in bytes.indices { unsafe buffer[index] |= bytes[index] }
+        case .exclusiveOr: for index in bytes.indices { unsafe buffer[index] ^= bytes[index] }
         }
     }
 }

@@ -93,7 +93,8 @@ public enum Limits {
     /// A command that finds none waits for one.
     public static let stagingBuffers = 4
 
-    /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block.
+    /// Bytes of one staging buffer: the 255 blocks of the longest COMPARE AND WRITE at 4096 bytes a block. XDWRITEREAD
+    /// keeps two pieces in it.
     public static let stagingBytes = 1 << 20
 
     /// How long unused rate is saved if nothing else is said, in nanoseconds: a tenth of a second, so that a limit of a

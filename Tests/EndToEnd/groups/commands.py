@@ -21,6 +21,7 @@ OPERATIONS = [
     "sg_opcodes -o 0x1d {sg}", "sg_opcodes -o 0x2e {sg}", "sg_opcodes -o 0x34 {sg}", "sg_opcodes -o 0x37 {sg}",
     "sg_opcodes -o 0x3b,2 {sg}", "sg_opcodes -o 0x3c,2 {sg}", "sg_opcodes -o 0x4c {sg}", "sg_opcodes -o 0x4d {sg}",
     "sg_opcodes -o 0x5e,0 {sg}", "sg_opcodes -o 0x5e,3 {sg}", "sg_opcodes -o 0x5f,0 {sg}", "sg_opcodes -o 0x5f,7 {sg}",
+    "sg_opcodes -o 0x51 {sg}", "sg_opcodes -o 0x53 {sg}", "sg_opcodes -o 0x7f,6 {sg}", "sg_opcodes -o 0x7f,7 {sg}",
     "sg_opcodes -o 0x89 {sg}", "sg_opcodes -o 0x8b {sg}", "sg_opcodes -o 0x90 {sg}", "sg_opcodes -o 0x9e,0x12 {sg}",
     "sg_opcodes -o 0xa3,0x5 {sg}", "sg_opcodes -o 0xa3,0xa {sg}", "sg_opcodes -o 0xa3,0xf {sg}",
     "sg_opcodes -o 0xa4,0x6 {sg}", "sg_opcodes -o 0xa4,0xf {sg}", "sg_opcodes -o 0xae {sg}",
@@ -69,6 +70,18 @@ class Commands(GuestGroup):
             self._tool(command, device=device)
             output = self._tool(command, MISCOMPARE, device=device)
             require("Miscompare at byte offset: 0 " in output, output)
+
+    @case("sg_raw: XPWRITE writes data on zeros, and inverts it back when it comes again as the long form")
+    def exclusive_or(self):
+        for device in ("ram", "file"):
+            self._tool("dd if=/dev/zero bs=512 count=2 of={sd} oflag=direct seek=48", device=device)
+            self._tool("yes parity | dd of=/run/data bs=512 count=2 iflag=fullblock", device=device)
+            send, read = "sg_raw --send=1024 --infile=/run/data {sg} ", "dd if={sd} bs=512 skip=48 count=2 iflag=direct"
+            self._tool(send + "51 00 00 00 00 30 00 00 02 00", device=device)
+            self._tool(read + " | cmp - /run/data", device=device)
+            self._tool(send + "7f 00 00 00 00 00 00 18 00 06 00 00 " + "00 " * 7 + "30 " + "00 " * 11 + "02",
+                       device=device)  # fmt: skip
+            self._tool(read + " | cmp -n 1024 - /dev/zero", device=device)
 
     @case("sg_get_lba_status: a file's holes and extents, before and after an UNMAP")
     def allocation(self):

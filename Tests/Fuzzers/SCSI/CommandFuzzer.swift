@@ -109,6 +109,9 @@ private final class CommandWorld {
         let raw = input.exactly(Int(row.length) - 1)
         let cdb = [row.operationCode] + zip(1..., raw).map { isRaw ? $1 : $1 & row.usageByte($0) }
         guard row.hasServiceAction else { return cdb }
+        if row.operationCode == 0x7f {
+            return cdb[..<7] + [isRaw ? cdb[7] : 0x18] + CDB.bytes(UInt64(row.serviceAction), 2) + cdb[10...]
+        }
         return [cdb[0], cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f)] + cdb[2...]
     }
 
@@ -117,17 +120,18 @@ private final class CommandWorld {
         guard port.isConnected, port.hasFreeTask else { return }
         let layout = input.byte()
         let isOut = list != nil || layout & 1 != 0
+        let isIn = !isOut || layout & 0x40 != 0
         let length = Self.lengths[input.below(Self.lengths.count)]
         let out =
             list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
         let lun: UInt64 = input.rarely(16) ? input.number() : 0
-        Trace.note("\(port.name) sends \(cdb) with \(out.count) bytes \(out.prefix(64)), for \(isOut ? 0 : length)")
+        Trace.note("\(port.name) sends \(cdb) with \(out.count) bytes \(out.prefix(64)), for \(isIn ? length : 0)")
         let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
         port.send(
             cdb, lun: lun, attribute: attribute, dataOut: out, outLayout: cut(out.count, layout),
-            dataIn: isOut ? 0 : length, inLayout: cut(isOut ? 0 : length, layout),
+            dataIn: isIn ? length : 0, inLayout: cut(isIn ? length : 0, layout),
             cdbLength: layout & 0x80 != 0 ? input.below(33) : nil,
-            timeoutMilliseconds: input.pick([0, 0, 0, 1, 1000]))
+            timeoutMilliseconds: input.pick([0, 0, 0, 1, 1000]), flags: layout & 0x24 == 0x24 ? 1 : 0)
     }
 
     /// Segments of a buffer: one, or some with an empty one among them.

@@ -207,9 +207,11 @@ final class FuzzedGuest {
         var chain: [FuzzedDescriptor] = []
         append(&chain, header, readable.count, flags: 0, &input)
         let isOut = input.flag(), length = [0, 36, 96, 252, 512, 1024, 4096, 8192][input.below(8)]
-        if ring > 1, isOut, length > 0 { append(&chain, dataPlace(&input), length, flags: 0, &input) }
+        // Offset 19 is the operation code.
+        let isBoth = ring > 1 && readable.count > 19 && readable[19] == 0x53
+        if ring > 1, isOut || isBoth, length > 0 { append(&chain, dataPlace(&input), length, flags: 0, &input) }
         append(&chain, answer, writable, flags: 2, &input)
-        if ring > 1, !isOut, length > 0 { append(&chain, dataPlace(&input), length, flags: 2, &input) }
+        if ring > 1, !isOut || isBoth, length > 0 { append(&chain, dataPlace(&input), length, flags: 2, &input) }
         return chain
     }
 
@@ -239,7 +241,10 @@ final class FuzzedGuest {
 
     private static let operationCodes: [UInt8] = [
         0x28, 0x2a, 0x28, 0x2a, 0x00, 0x12, 0xa0, 0x25, 0x1a, 0x35, 0x2f, 0x42, 0x41, 0x89, 0x5f, 0x5e, 0x1b, 0xa3,
+        0x51, 0x53,
     ]
+    /// Those of READ, WRITE, XPWRITE and XDWRITEREAD (10): mostly with few blocks in range.
+    private static let mediumCodes: [UInt8] = [0x28, 0x2a, 0x51, 0x53]
 
     private func lun(_ input: inout FuzzInput) -> [UInt8] {
         let choice = input.below(12)
@@ -250,8 +255,8 @@ final class FuzzedGuest {
     private func command(_ input: inout FuzzInput) -> [UInt8] {
         var bytes = lun(&input) + [input.byte(), 0, 0, 0, 0, 0, 0, 0, input.below(5) == 4 ? input.byte() : 0, 0, 0]
         let code = input.rarely(8) ? input.byte() : Self.operationCodes[input.below(Self.operationCodes.count)]
-        var cdb = [code] + input.exactly(code == 0x28 || code == 0x2a ? 5 : 9)
-        if code == 0x28 || code == 0x2a { cdb = [code, 0, 0, 0, 0, cdb[1], 0, 0, cdb[2] & 0x1f, 0] }
+        var cdb = [code] + input.exactly(Self.mediumCodes.contains(code) ? 5 : 9)
+        if Self.mediumCodes.contains(code) { cdb = [code, 0, 0, 0, 0, cdb[1], 0, 0, cdb[2] & 0x1f, 0] }
         bytes += cdb + [UInt8](repeating: 0, count: 32 - cdb.count)
         return input.rarely(16) ? Array(bytes.prefix(input.below(52))) : bytes
     }

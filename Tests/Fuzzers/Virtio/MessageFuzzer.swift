@@ -175,6 +175,7 @@ private final class MessageWorld {
         if choice & 4 != 0 { features |= 1 << 29 }
         if choice & 8 != 0 { features |= 1 << 35 }
         if choice & 16 != 0 { features |= 1 << 26 }
+        if choice & 64 != 0 { features |= 1 }
         send(Request.setOwner, [])
         send(Request.setProtocolFeatures, wire(choice & 32 != 0 ? 0x1f02b as UInt64 : 0x1b02b))
         send(Request.setFeatures, wire(features))

@@ -53,6 +53,7 @@ private final class RingWorld {
         if choice & 2 != 0 { features |= VirtioFeature.indirectDescriptors }
         if choice & 4 != 0 { features |= VirtioFeature.eventIndex }
         if choice & 8 != 0 { features |= VirtioFeature.inOrder }
+        if choice & 0x80 != 0 { features |= VirtioFeature.inOut }
         self.features = features
         shape = RingShape(size: [16, 4, 128, 1][Int(choice >> 4 & 3)], isPacked: choice & 1 != 0)
         mutations = (0..<(choice & 0x40 != 0 ? 0 : input.below(24))).map { _ in Mutation(&input) }

@@ -107,6 +107,11 @@ private let matrix: [MatrixRow] = [
     MatrixRow("WRITE ATOMIC(16)",                          cdb(0x9c, length: 16),           "C C A C C", "C"),
     MatrixRow("WRITE SAME(10)",                            cdb(0x41, length: 10, [8: 1]),   "C C A C C", "C"),
     MatrixRow("WRITE SAME(16)",                            cdb(0x93, length: 16, [13: 1]),  "C C A C C", "C"),
+    // SBC-3, the table of its model of reservations; later editions do not have these commands.
+    MatrixRow("XDWRITEREAD(10)",                           cdb(0x53, length: 10),           "C C A C C", "C"),
+    MatrixRow("XDWRITEREAD(32)",                           cdb(0x7f, length: 32, [7: 0x18, 9: 0x07]), "C C A C C", "C"),
+    MatrixRow("XPWRITE(10)",                               cdb(0x51, length: 10),           "C C A C C", "C"),
+    MatrixRow("XPWRITE(32)",                               cdb(0x7f, length: 32, [7: 0x18, 9: 0x06]), "C C A C C", "C"),
 ]
 
 private func serviceAction(of cdb: [UInt8]) -> UInt16 { UInt16(cdb[0] == 0x7f ? cdb[9] : cdb[1] & 0x1f) }

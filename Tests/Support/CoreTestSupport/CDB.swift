@@ -69,6 +69,27 @@ public enum CDB {
         [0x9c, flags] + bytes(address, 8) + bytes(UInt64(boundary), 2) + bytes(blocks, 2) + [0, 0]
     }
 
+    /// XPWRITE(10) or (32) (SBC-3). `flags` is the byte with DPO 10h, FUA 08h.
+    public static func xpWrite(_ address: UInt64, _ blocks: UInt64, flags: UInt8 = 0, isLong: Bool = false) -> [UInt8] {
+        isLong
+            ? thirtyTwo(6, address, blocks, flags)
+            : [0x51, flags] + bytes(address, 4) + [0] + bytes(blocks, 2) + [0]
+    }
+
+    /// XDWRITEREAD(10) or (32) (SBC-3). `flags` is the byte with DPO 10h, FUA 08h, DISABLE WRITE 04h.
+    public static func xdWriteRead(
+        _ address: UInt64, _ blocks: UInt64, flags: UInt8 = 0, isLong: Bool = false
+    ) -> [UInt8] {
+        isLong
+            ? thirtyTwo(7, address, blocks, flags)
+            : [0x53, flags] + bytes(address, 4) + [0] + bytes(blocks, 2) + [0]
+    }
+
+    private static func thirtyTwo(_ action: UInt8, _ address: UInt64, _ blocks: UInt64, _ flags: UInt8) -> [UInt8] {
+        [0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, action, flags, 0] + bytes(address, 8) + Array(repeating: 0, count: 8)
+            + bytes(blocks, 4)
+    }
+
     /// GET LBA STATUS(16) (SBC-5).
     public static func getLBAStatus(_ address: UInt64, allocation: UInt32 = 4096) -> [UInt8] {
         [0x9e, 0x12] + bytes(address, 8) + bytes(UInt64(allocation), 4) + [0, 0]

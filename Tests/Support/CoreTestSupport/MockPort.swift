@@ -305,12 +305,13 @@ public final class MockPort: @unchecked Sendable {
     ///   - inLayout: The lengths of the data-in segments; one segment if `nil`.
     ///   - timeoutMilliseconds: The transport's deadline; 0 if it has none.
     ///   - link: Which link the command crosses through, if commands cross.
+    ///   - flags: `scsi_command.flags`.
     /// - Returns: The tag.
     @discardableResult
     public func send(
         _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
         outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, tag: UInt64? = nil, cdbLength: Int? = nil,
-        timeoutMilliseconds: UInt32 = 0, link: Int = 0
+        timeoutMilliseconds: UInt32 = 0, link: Int = 0, flags: UInt8 = 0
     ) -> UInt64 {
         let tag = tag ?? nextTag
         nextTag = max(nextTag, tag) + 1
@@ -330,6 +331,7 @@ public final class MockPort: @unchecked Sendable {
         inFlight[index] = transfer
         fill(task, transfer, cdb, cdbLength ?? cdb.count, lun, attribute)
         unsafe task.command.timeout_milliseconds = timeoutMilliseconds
+        unsafe task.command.flags = flags
         if let linkedNexus {
             let taken = links[link].send(task, nexus: linkedNexus)
             precondition(taken, "a link is full; tests ask hasRoom first")

@@ -120,12 +120,12 @@ open class TestTarget {
     public func run(
         _ cdb: [UInt8], lun: UInt64 = 0, attribute: TaskAttribute = .simple, dataOut: [UInt8] = [],
         outLayout: [Int]? = nil, dataIn: Int = 0, inLayout: [Int]? = nil, cdbLength: Int? = nil,
-        on port: MockPort? = nil
+        flags: UInt8 = 0, on port: MockPort? = nil
     ) -> Completion {
         let port = port ?? a
         let tag = port.send(
             cdb, lun: lun, attribute: attribute, dataOut: dataOut, outLayout: outLayout, dataIn: dataIn,
-            inLayout: inLayout, cdbLength: cdbLength)
+            inLayout: inLayout, cdbLength: cdbLength, flags: flags)
         drain()
         return port.completions.last { $0.tag == tag }!
     }

@@ -45,9 +45,7 @@ extension SBC {
     /// GET LBA STATUS(32), a variable length CDB. There are no physical elements, so ELEMENT IDENTIFIER can only be
     /// zero: all of them.
     static func getLBAStatus32(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
-        if let sense = CommandTable.validateTail(cdb, against: row) { return .failed(sense) }
-        // ADDITIONAL CDB LENGTH.
-        guard cdb[7] == 0x18 else { return .failed(.invalidField(inCDB: 7)) }
+        if let sense = CommandTable.validateVariableLength(cdb, against: row) { return .failed(sense) }
         return getLBAStatus(task, LBAStatusFields(thirtyTwo: cdb), on: unit)
     }
 

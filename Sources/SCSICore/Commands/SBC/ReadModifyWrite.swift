@@ -1,5 +1,5 @@
-// WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE: commands that read and write the same blocks. Nothing else touches
-// these blocks meanwhile: to the hazard matrix they are writes, whatever front the other command comes from.
+// WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE, XPWRITE: commands that read and write the same blocks. Nothing else
+// touches these blocks meanwhile: to the hazard matrix they are writes, whatever front the other command comes from.
 //
 // Called by: DeviceServer. Must not know: the task set, transports.
 
@@ -65,40 +65,47 @@ extension SBC {
         return .submit
     }
 
-    // MARK: ORWRITE
+    // MARK: ORWRITE, XPWRITE
 
-    /// ORWRITE(16): each bit that is one in the data becomes one on the medium. Read, changed and written back in
-    /// pieces; `progress` counts the bytes that are written.
-    static func orWrite(_ task: TaskHandle, _ field: ExtentField, on unit: LogicalUnit) -> Outcome {
-        if let refusal = checkExtent(task, field, on: unit) { return refusal }
+    /// ORWRITE(16): each bit that is one in the data becomes one on the medium. XPWRITE(10), (32) (SBC-3): each such
+    /// bit is inverted. Read, changed and written back in pieces; `progress` counts the bytes that are written.
+    static func combine(_ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit) -> Outcome {
+        if let sense = CommandTable.validateVariableLength(cdb, against: row) { return .failed(sense) }
+        if let refusal = checkExtent(task, row.extent, on: unit) { return refusal }
         let length = unit.medium.bytes(BlockCount(task.blocks)).value
         guard unsafe length <= task.command.data_out_length else { return .overrun }
         if length == 0 { return .done(.good) }
         guard unit.shard.takeStaging(task) else { return .needsStaging }
         unsafe task.response.data_out_residual = task.command.data_out_length - length
-        return orWriteRead(task, on: unit)
+        return combineRead(task, on: unit)
     }
 
-    static func orWriteStep(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
+    static func combineStep(
+        _ task: TaskHandle, _ cdb: CDB, _ field: ExtentField, _ operation: BitwiseOperation, on unit: LogicalUnit
+    ) -> Outcome {
         let length = unsafe task.request.pointee.length
         if task.step == 1 {
             let staging = unsafe UnsafeMutableRawBufferPointer(rebasing: unit.shard.staging(task)[..<Int(length)])
-            unsafe task.orDataOut(into: staging, from: task.progress)
+            unsafe task.combineDataOut(into: staging, from: task.progress, operation)
             task.step = 2
             DeviceServer.fillStaging(
-                task, unit.shard, SCSI_BACKSTORE_WRITE,
-                fua: unit.cachesWrites && (unit.mustWriteThrough || cdb.bit(1, 3)),
+                task, unit.shard, SCSI_BACKSTORE_WRITE, fua: mustBeStable(cdb, field, on: unit),
                 offset: unsafe ByteOffset(task.request.pointee.offset), length: ByteCount(length))
             return .submit
         }
         task.progress += length
         if task.progress == unit.medium.bytes(BlockCount(task.blocks)).value { return .done(.good) }
-        return orWriteRead(task, on: unit)
+        return combineRead(task, on: unit)
     }
 
-    private static func orWriteRead(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
+    private static func combineRead(_ task: TaskHandle, on unit: LogicalUnit) -> Outcome {
         task.step = 1
         return verifyNext(task, on: unit)
+    }
+
+    /// Whether what is written for a command must be stable before its status.
+    static func mustBeStable(_ cdb: CDB, _ field: ExtentField, on unit: LogicalUnit) -> Bool {
+        unit.cachesWrites && (unit.mustWriteThrough || cdb.bit(field.flagsByte, 3))
     }
 }
 

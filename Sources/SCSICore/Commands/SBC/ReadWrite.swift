@@ -105,7 +105,16 @@ enum SBC {
 
 extension ExtentField {
     /// Where the LOGICAL BLOCK ADDRESS field begins.
-    var addressByte: Int { self == .six ? 1 : 2 }
+    var addressByte: Int {
+        switch self {
+        case .six: 1
+        case .thirtyTwo: 12
+        default: 2
+        }
+    }
+
+    /// The byte with DPO, FUA and what else says how blocks are accessed.
+    var flagsByte: Int { self == .thirtyTwo ? 10 : 1 }
 
     /// Where the length field begins.
     var countByte: Int {
@@ -117,10 +126,11 @@ extension ExtentField {
         case .sixteen: 10
         case .compareAndWrite: 13
         case .writeAtomic: 12
+        case .thirtyTwo: 28
         }
     }
 
-    /// The FUA bit; READ(6) and WRITE(6) have none.
+    /// The FUA bit of READ and WRITE; READ(6) and WRITE(6) have none.
     @inline(__always)
     func forcesUnitAccess(_ cdb: CDB) -> Bool { self != .six && cdb.bit(1, 3) }
 }
