@@ -87,6 +87,8 @@ public struct TargetStatus: Codable, Equatable, Sendable {
     public var name: String
     /// The reactor that serves it.
     public var reactor: Int
+    /// Its target port groups, by number.
+    public var portGroups: [PortGroupStatus] = []
     /// Its logical units, by number.
     public var luns: [LogicalUnitStatus]
 
@@ -95,6 +97,32 @@ public struct TargetStatus: Codable, Equatable, Sendable {
         self.name = name
         self.reactor = reactor
         self.luns = luns
+    }
+}
+
+/// A target port group.
+public struct PortGroupStatus: Codable, Equatable, Sendable {
+    /// TARGET PORT GROUP.
+    public var id: Int
+    /// `active/optimized`, `active/non-optimized`, `standby`, `unavailable` or `transitioning`.
+    public var state: String
+    /// Whether initiators should use it if they can choose.
+    public var preferred: Bool
+    /// Whether guests may set the state.
+    public var explicit: Bool
+    /// Who changed the state: `none`, `explicit` (a guest) or `implicit` (an operator).
+    public var statusCode: String
+    /// The relative target port identifiers of its ports.
+    public var ports: [Int]
+
+    /// A status of these values.
+    public init(id: Int, state: String, preferred: Bool, explicit: Bool, statusCode: String, ports: [Int]) {
+        self.id = id
+        self.state = state
+        self.preferred = preferred
+        self.explicit = explicit
+        self.statusCode = statusCode
+        self.ports = ports
     }
 }
 
@@ -201,6 +229,8 @@ public struct FrontStatus: Codable, Equatable, Sendable {
     public var connected: Bool
     /// Names of targets by virtio-scsi target number.
     public var targets: [String: String]
+    /// The relative target port identifier.
+    public var port = 1
     /// Guests that have attached.
     public var connections: UInt64
     /// Commands that the guest has sent.

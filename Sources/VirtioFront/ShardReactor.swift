@@ -120,11 +120,12 @@ public final class ShardReactor: @unchecked Sendable {
     // MARK: Nexuses of this shard's targets; on this reactor's thread
 
     func establishNexus(
-        initiatorPort: String, target: TargetDevice, port: TargetPortHandle, events: ShardLink,
+        initiatorPort: String, targetPort: UInt16, target: TargetDevice, port: TargetPortHandle, events: ShardLink,
         whenGone: @escaping @Sendable (ShardLink) -> Void
     ) -> LinkedNexus? {
         gate.establishNexus(
-            initiatorPort: initiatorPort, target: target, port: port, events: events, whenGone: whenGone)
+            initiatorPort: initiatorPort, targetPort: targetPort, target: target, port: port, events: events,
+            whenGone: whenGone)
     }
 
     func loseNexus(_ nexus: LinkedNexus) { gate.loseNexus(nexus) }

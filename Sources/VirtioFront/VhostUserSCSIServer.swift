@@ -31,6 +31,8 @@ public final class VhostUserSCSIServer {
         public var targets: [UInt8: TargetDevice]
         /// The name of the initiator port, the same whenever this guest connects.
         public var initiatorPort: String
+        /// The relative target port identifier of the socket: one that each of the targets has.
+        public var targetPort: UInt16 = 1
 
         /// The reactors over which the request queues are dealt out, and all that own targets of the device; the
         /// server's own must be one of them, and all must run. `nil`: the server's reactor serves all queues and owns
@@ -422,8 +424,9 @@ public final class VhostUserSCSIServer {
         lifetime.connections += 1
         let queues = configuration.requestQueues + VirtioSCSIDevice.firstRequestQueue
         let device = VirtioSCSIDevice(
-            targets: configuration.targets, initiatorPort: configuration.initiatorPort, queueCapacity: queues,
-            reactor: reactor, spread: spread, statistics: lifetime,
+            targets: configuration.targets, initiatorPort: configuration.initiatorPort,
+            targetPort: configuration.targetPort, queueCapacity: queues, reactor: reactor, spread: spread,
+            statistics: lifetime,
             onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
         let session = VhostUserSession(
             socket: socket, reactor: reactor, queueCapacity: queues, device: device, options: configuration.options,

@@ -164,6 +164,7 @@ final class VirtioSCSIDevice {
     /// Targets that have no room for one more nexus.
     private var withoutNexus: Set<UInt8> = []
     private let initiatorPort: String
+    private let targetPort: UInt16
     /// Targets that were detached; a command of theirs may still lead to its entry.
     private var detached: [(entry: UnsafeMutablePointer<DeviceTarget>, target: TargetDevice)] = unsafe []
     private var running: [DeviceQueue?]
@@ -205,11 +206,13 @@ final class VirtioSCSIDevice {
 
     /// A device for a connection.
     ///
-    /// - Parameter spread: The reactors over which its queues are dealt out, its own first, and all that own targets;
-    ///   `nil`: it is served by `reactor` alone, which owns all its targets.
+    /// - Parameters:
+    ///   - initiatorPort, targetPort: As for `TargetDevice.establishNexus`.
+    ///   - spread: The reactors over which its queues are dealt out, its own first, and all that own targets; `nil`: it
+    ///     is served by `reactor` alone, which owns all its targets.
     init(
-        targets: [UInt8: TargetDevice], initiatorPort: String, queueCapacity: Int, reactor: Reactor,
-        spread: [ShardReactor]? = nil, laneHome: LaneHome? = nil, statistics: VirtioFrontStatistics,
+        targets: [UInt8: TargetDevice], initiatorPort: String, targetPort: UInt16 = 1, queueCapacity: Int,
+        reactor: Reactor, spread: [ShardReactor]? = nil, laneHome: LaneHome? = nil, statistics: VirtioFrontStatistics,
         onFault: @escaping (Int, VirtqueueFault) -> Void
     ) {
         precondition(spread?.first.map { $0.reactor === reactor } ?? true)
@@ -219,6 +222,7 @@ final class VirtioSCSIDevice {
         self.onFault = onFault
         self.statistics = statistics
         self.initiatorPort = initiatorPort
+        self.targetPort = targetPort
         running = Array(repeating: nil, count: queueCapacity)
         unsafe polled = .allocate(capacity: queueCapacity)
         unsafe flushed = .allocate(capacity: queueCapacity)
@@ -232,7 +236,7 @@ final class VirtioSCSIDevice {
         if lanes != nil { return connectLinked(target, number) }
         let entry = UnsafeMutablePointer<DeviceTarget>.allocate(capacity: 1)
         let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
-        guard let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) else {
+        guard let nexus = target.establishNexus(initiatorPort: initiatorPort, targetPort: targetPort, port: port) else {
             unsafe entry.deallocate()
             withoutNexus.insert(number)
             return
@@ -546,7 +550,7 @@ final class VirtioSCSIDevice {
             }
             target.loseNexus(old)
             let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
-            if let nexus = target.establishNexus(initiatorPort: initiatorPort, port: port) {
+            if let nexus = target.establishNexus(initiatorPort: initiatorPort, targetPort: targetPort, port: port) {
                 unsafe entry.pointee.nexus = nexus
             } else {
                 withoutNexus.insert(number)
@@ -1122,10 +1126,11 @@ final class VirtioSCSIDevice {
                 target: Unmanaged.passUnretained(target), nexus: nil, number: number,
                 device: Unmanaged.passUnretained(self), link: Unmanaged.passUnretained(link)))
         let port = unsafe TargetPortHandle(operations: Self.portOperations, context: entry)
-        let name = initiatorPort
+        let (name, relativeIdentifier) = (initiatorPort, targetPort)
         let nexus = shardReactor.call(owner) {
             owner.establishNexus(
-                initiatorPort: name, target: target, port: port, events: link, whenGone: { linked.isGone(at: $0) })
+                initiatorPort: name, targetPort: relativeIdentifier, target: target, port: port, events: link,
+                whenGone: { linked.isGone(at: $0) })
         }
         guard let nexus else {
             withoutNexus.insert(number)

@@ -19,16 +19,17 @@ class TargetNexus {
 
 /// A nexus with a target of the core.
 final class CoreNexus: TargetNexus {
-    /// The relative target port identifier of this kind of front; vhost-user is 1.
-    private static let targetPort: UInt16 = 2
-
     private let target: TargetDevice
     private let identifier: NexusIdentifier
 
     /// Establishes the nexus; `nil` if the target has no room for another.
-    init?(target: TargetDevice, initiatorPort: String, port: TargetPortHandle) {
-        let identifier = target.establishNexus(
-            initiatorPort: initiatorPort, targetPort: Self.targetPort, port: port)
+    ///
+    /// - Parameter targetPort: The relative target port identifier of the front.
+    init?(
+        target: TargetDevice, initiatorPort: String, targetPort: UInt16 = XenFront.Configuration.defaultTargetPort,
+        port: TargetPortHandle
+    ) {
+        let identifier = target.establishNexus(initiatorPort: initiatorPort, targetPort: targetPort, port: port)
         guard let identifier else { return nil }
         self.target = target
         self.identifier = identifier

@@ -19,6 +19,8 @@ struct VhostConnection: Sendable {
     let recovering: Bool
     /// Names the guest's side of each I_T nexus, the same after a restart of the daemon and of the guest.
     let initiatorPort: String
+    /// The relative target port identifier of our side.
+    let targetPort: UInt16
 }
 
 /// Why a vhost could not be connected.
@@ -123,7 +125,10 @@ final class VhostServer {
         let nexus: CoreNexus
         if let known = nexuses[target.name] {
             nexus = known
-        } else if let new = CoreNexus(target: target, initiatorPort: connection.initiatorPort, port: port.handle) {
+        } else if let new = CoreNexus(
+            target: target, initiatorPort: connection.initiatorPort, targetPort: connection.targetPort,
+            port: port.handle)
+        {
             nexus = new
         } else {
             throw VhostError(text: "the target has no room for another initiator (\(Limits.nexusesPerTarget))")

@@ -23,6 +23,10 @@ public final class XenFront: @unchecked Sendable {
         public var recordDirectory = "/run/targetd/xen"
         /// Whether guests may be given SCSI devices of this host.
         public var hostDevices = true
+        /// The relative target port identifier of the front: one that each target has that is published.
+        public var targetPort = Self.defaultTargetPort
+        /// The one that it has if nobody says another; vhost-user's is 1.
+        public static let defaultTargetPort: UInt16 = 2
         /// Takes one line for the operator; called on the control thread. `vhost` is `nil` for what concerns all.
         public var log: @Sendable (_ vhost: String?, _ text: String, _ isError: Bool) -> Void = { _, _, _ in }
 
@@ -343,10 +347,12 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
     private var places: [VhostIdentifier: Int] = [:]
 
     private let servesHostDevices: Bool
+    private let targetPort: UInt16
 
     init(_ configuration: XenFront.Configuration) {
         line = configuration.log
         servesHostDevices = configuration.hostDevices
+        targetPort = configuration.targetPort
     }
 
     func log(_ vhost: VhostIdentifier, _ text: String, isError: Bool) { line(vhost.description, text, isError) }
@@ -392,7 +398,7 @@ private final class Executor: XenbusExecutor, @unchecked Sendable {
         }
         let connection = VhostConnection(
             vhost: vhost, ring: ring, wholeTarget: nodes.featureHost, recovering: recovering,
-            initiatorPort: initiatorPort(vhost))
+            initiatorPort: initiatorPort(vhost), targetPort: targetPort)
         on(vhost) { [self] in end(vhost, $0.connect(connection)) }
     }
 

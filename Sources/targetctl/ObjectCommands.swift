@@ -151,6 +151,7 @@ struct AddFront: ParsableCommand {
     @Argument(help: "The path of the socket.", completion: .file()) var path: String
     @Option(help: "A target by its virtio-scsi target number, such as 0=naa.60014054ac780582.") var target: [String]
     @Option(help: "Request queues that the guest may use (default: 1).") var queues: UInt64?
+    @Option(help: "Its relative target port identifier (default: 1).") var port: UInt64?
     @Flag(help: "Connect to the socket, where the front-end listens, instead of making it.") var client = false
     @OptionGroup var limits: LimitOptions
     @OptionGroup var common: CommonOptions
@@ -166,6 +167,7 @@ struct AddFront: ParsableCommand {
         }
         var body: [String: Field] = ["targets": .object(targets)]
         if let queues { body["queues"] = .number(queues) }
+        if let port { body["port"] = .number(port) }
         if client { body["mode"] = .text("client") }
         if !limits.isEmpty { body["limits"] = .object(limits.body) }
         try common.change("PUT", Path.front(path), body)

@@ -44,7 +44,8 @@ struct Targetctl: ParsableCommand {
         subcommands: [
             StatusCommand.self, Top.self, List.self, Tasks.self, Nexuses.self, Operations.self, Events.self, Trace.self,
             Apply.self, Diff.self, Save.self, Add.self, Remove.self, Resize.self, Limit.self, Protect.self, Freeze.self,
-            Thaw.self, Eject.self, Load.self, Reset.self, Reservations.self, LogLevel.self, Metrics.self, Xen.self,
+            Thaw.self, Eject.self, Load.self, Reset.self, Reservations.self, PortGroups.self, LogLevel.self,
+            Metrics.self, Xen.self,
         ])
 }
 

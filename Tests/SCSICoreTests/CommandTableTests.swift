@@ -17,7 +17,9 @@ struct CommandTableTests {
     ) -> TestTarget {
         var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SERIAL0001")
         configuration.removable = true
-        return TestTarget(attentive: attentive, configuration: configuration, savesState: true, configure: configure)
+        return TestTarget(
+            attentive: attentive, configuration: configuration, savesState: true,
+            portGroups: [TargetPortGroup(identifier: 1, ports: [1, 2], isExplicit: true)], configure: configure)
     }
 
     /// A CDB of a row with all parameters zero.

@@ -103,6 +103,10 @@ struct ModelTask {
     var mark: String?
     /// The unit attention condition that was pending when it was enabled.
     var attention: UInt16?
+    /// The sense data with which ports refuse it that are not active (SPC-4 5.15.2.4).
+    var refusals: Set<String> = []
+    /// The one with which its port refuses it, by the state when it was enabled.
+    var refusal: String?
     /// What a MODE SELECT sets: a page code and the page's bytes.
     var modePage: (code: UInt8, bytes: [UInt8])?
     /// How it ended, while an ACA condition keeps it from saying so.
@@ -123,6 +127,8 @@ struct ModelUnit {
     var control = ModelControl()
     /// The faulted nexuses.
     var faulted: Set<Int> = []
+    /// With what the ports of nexuses refuse commands.
+    var access: [Int: String] = [:]
 
     // MARK: Task sets (SAM-6 clause 8)
 
@@ -186,7 +192,12 @@ struct ModelUnit {
         guard !tasks[index].isEnabled, tasks[index].mark == nil, mayBeEnabled(index) else { return }
         tasks[index].isEnabled = true
         if !tasks[index].passesUnitAttention { tasks[index].attention = attention[tasks[index].nexus]?.first }
-        if tasks[index].attention == nil { select(tasks[index]) }
+        guard tasks[index].attention == nil else { return }
+        if let refusal = access[tasks[index].nexus], tasks[index].refusals.contains(refusal) {
+            tasks[index].refusal = refusal
+        } else {
+            select(tasks[index])
+        }
     }
 
     /// SPC-4 6.11: MODE SELECT takes effect when it is carried out, and the other nexuses are told of a change.
@@ -254,6 +265,7 @@ struct ModelUnit {
     /// The order in which conditions are reported.
     static let precedence: [UInt16] = [
         0x2900, 0x2901, 0x2902, 0x2903, 0x2907, 0x2800, 0x3f0e, 0x3f03, 0x2a01, 0x2a02, 0x2a09, 0x2a03, 0x2a04, 0x2a05,
+        0x2a06,
         0x2f00,
         0x5b01, 0x3807, 0x2c07, 0x2c08, 0x2c09,
     ]

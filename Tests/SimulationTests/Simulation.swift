@@ -15,13 +15,13 @@ struct SimulationFeatures {
     var attributes = true, management = true, nexusLoss = true, resize = true, removal = true
     var errors = true, full = true, ignoresCancel = true, reorder = true, staging = true, anyCDB = true
     var modeSelect = true, startStop = true, reentrant = true, smallTransfers = true, shortBuffers = true
-    var naca = true, taskSets = true, deadlines = true, suspension = true
+    var naca = true, taskSets = true, deadlines = true, suspension = true, access = true
 
     init(_ random: inout SplitMix64) {
         let paths: [WritableKeyPath<Self, Bool>] = [
             \.attributes, \.management, \.nexusLoss, \.resize, \.removal, \.errors, \.full, \.ignoresCancel, \.reorder,
             \.staging, \.anyCDB, \.modeSelect, \.startStop, \.reentrant, \.smallTransfers, \.shortBuffers, \.naca,
-            \.taskSets, \.deadlines, \.suspension,
+            \.taskSets, \.deadlines, \.suspension, \.access,
         ]
         for path in paths { self[keyPath: path] = random.chance(1, in: 2) }
     }
@@ -73,6 +73,8 @@ final class Simulation {
     private var depth = 0
     private var hasEnded = false
     private var hasPlanted = false
+    /// The states of the two port groups; ports are in the first and the second in turn.
+    private var states: [AsymmetricAccessState] = [.activeOptimized, .activeOptimized]
     private var attentionToRepeat: (key: Int, sense: [UInt8])?
 
     private struct Key: Hashable {
@@ -150,7 +152,8 @@ final class Simulation {
         random = SplitMix64(seed: seed)
         features = SimulationFeatures(&random)
         violations.collects = true
-        target = TargetDevice(name: 0x3000_0000_0000_0001, shard: shard)
+        let groups = [1, 2].map { TargetPortGroup(identifier: $0, ports: [$0]) }
+        target = TargetDevice(name: 0x3000_0000_0000_0001, shard: shard, portGroups: features.access ? groups : [])
         for number in 0..<1 + random.below(3) { addUnit(at: LUN(number)!) }
         for _ in 0..<1 + random.below(4) { addPort() }
     }
@@ -196,6 +199,7 @@ final class Simulation {
         note("LUN \(lun.number) is added")
         entry.isDrained = false
         for nexus in ports.indices { entry.model.attention[nexus] = [0x2901] }
+        entry.model.access = refusals
         if !target.add(entry.unit, at: lun) { fail("a free LUN was refused") }
     }
 
@@ -210,8 +214,12 @@ final class Simulation {
         port.whenCompleted = { [unowned self] in self.completed($0, on: index) }
         port.whenAnswered = { [unowned self] in self.answered($0, $1, on: index) }
         if planted != nil { port.mutateCompletion = { [unowned self] in self.plant($0, on: index) } }
+        port.targetPort = UInt16(index % 2 + 1)
         ports.append(port)
-        for entry in units where entry.lun != nil { entry.model.attention[index] = [0x2901] }
+        for entry in units where entry.lun != nil {
+            entry.model.attention[index] = [0x2901]
+            entry.model.access = refusals
+        }
         port.connect()
     }
 
@@ -245,13 +253,18 @@ final class Simulation {
 
     /// After a failure the world must still come down without a task in flight.
     private func finishAnyway() {
+        // A command that its port refuses, with NACA, ends in an ACA condition again: each clears away one.
+        var rounds = 1000
         repeat {
+            rounds -= 1
             shard.retryWaiting()
             for port in ports where port.nexus != nil {
                 for entry in units where entry.lun != nil { port.manage(.clearACA, lun: entry.lun!.field) }
             }
             for medium in media { medium.completeAll() }
-        } while shard.hasWaiting || media.contains { !$0.pending.isEmpty }
+        } while rounds > 0
+            && (shard.hasWaiting || media.contains { !$0.pending.isEmpty }
+                || units.contains { $0.unit.tasksInFlight > 0 })
     }
 
     private func drain() {
@@ -295,6 +308,7 @@ final class Simulation {
         }
         let port = ports.last!
         if port.nexus == nil { return }
+        for group in states.indices { set(.activeOptimized, group) }
         for port in ports { port.whenCompleted = nil }
         let run: ([UInt8]) -> Void = { cdb in
             port.send(cdb, lun: entry.lun!.field, dataIn: cdb[0] == 0x03 ? 252 : 0)
@@ -323,6 +337,7 @@ final class Simulation {
         case 4 where features.full: random.pick(media).capacity = random.pick([0, 1, 2, 5, .max])
         case 5 where features.deadlines && random.chance(1, in: 2): expire()
         case 5: shard.retryWaiting()
+        case 13 where features.access && random.chance(1, in: 4): changeAccess()
         case 6..<13:
             if let medium = media.filter({ !$0.pending.isEmpty }).randomElement(using: &random) { complete(medium) }
         default: send(port)
@@ -392,6 +407,7 @@ final class Simulation {
         task.hasNACA = record.cdb.last! & 0x04 != 0
         task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
         task.isWhole = [0x89, 0x8b, 0x9c, 0x51, 0x53].contains(code)
+        task.refusals = Self.refusals(of: record.cdb)
         task.arrival = shard.now
         if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
             record.refusal = (refusal, task)
@@ -697,6 +713,7 @@ final class Simulation {
         } else if completion.summary.hasPrefix("6/") {
             fail("unit attention \(completion.summary) is not pending")
         }
+        if task.mark == nil, task.attention == nil { judgeAccess(task, completion, expired) }
         if completion.summary == "b/0801", !expired, !features.errors {
             fail("command \(completion.tag) ended by a deadline that had not come")
         }
@@ -706,6 +723,16 @@ final class Simulation {
             fail("command \(completion.tag) ended \(completion.summary), and nobody had aborted it")
         }
         if completion.summary.contains("/"), entry.lun != nil { entry.model.fault(task) }
+    }
+
+    /// A command is refused because of its port if, and only if, the state says so when it is enabled. A deferred error
+    /// comes before.
+    private func judgeAccess(_ task: ModelTask, _ completion: Completion, _ expired: Bool) {
+        let isRefused = Self.refusals.values.contains(completion.summary)
+        let isDeferred = completion.sense?.isDeferred == true
+        if isRefused ? completion.summary != task.refusal : task.refusal != nil && !expired && !isDeferred {
+            fail("command \(completion.tag) ended \(completion.summary), its port says \(task.refusal ?? "nothing")")
+        }
     }
 
     private func reportedAttention(_ code: UInt16, _ entry: Unit, _ nexus: Int) {
@@ -729,6 +756,7 @@ final class Simulation {
         let allowed: Bool =
             switch summary {
             case "overrun": !record.fits || features.shortBuffers && [0x03, 0xa0].contains(record.cdb[0])
+            case "2/040a", "2/040b", "2/040c": features.access
             case "2/0402": features.startStop || features.anyCDB
             case "5/2500": features.removal
             case "b/0801": features.deadlines || features.errors
@@ -979,6 +1007,47 @@ final class Simulation {
                 entry.model.tasks[index].isLate = false
             }
         }
+    }
+
+    /// With what ports refuse commands now, by nexus.
+    private var refusals: [Int: String] {
+        Dictionary(
+            uniqueKeysWithValues: ports.indices.compactMap { index in
+                Self.refusals[states[index % 2]].map { (index, $0) }
+            })
+    }
+
+    private static let refusals: [AsymmetricAccessState: String] = [
+        .standby: "2/040b", .unavailable: "2/040c", .transitioning: "2/040a",
+    ]
+
+    /// The sense data with which a command can be refused because of its port (SPC-4 5.15.2.4). Service actions of
+    /// random bits may be none that there is.
+    private static func refusals(of cdb: [UInt8]) -> Set<String> {
+        switch cdb[0] {
+        case 0x03, 0x12, 0xa0: []
+        case 0x15, 0x1a, 0x25, 0x55, 0x5a: ["2/040a", "2/040c"]
+        case 0x9e where cdb[1] & 0x1f == 0x10: ["2/040a", "2/040c"]
+        case 0x9e where cdb[1] & 0x1f != 0x12: []
+        case 0xa3 where ![0x0c, 0x0d, 0x0f].contains(cdb[1] & 0x1f): []
+        default: ["2/040a", "2/040b", "2/040c"]
+        }
+    }
+
+    private func changeAccess() {
+        let group = random.below(2)
+        set(random.pick(AsymmetricAccessState.allCases), group)
+    }
+
+    private func set(_ state: AsymmetricAccessState, _ group: Int) {
+        guard states[group] != state else { return }
+        note("port group \(group + 1) is \(state)")
+        states[group] = state
+        for entry in units where entry.lun != nil {
+            for nexus in ports.indices { entry.model.establish(0x2a06, for: nexus) }
+            entry.model.access = refusals
+        }
+        target.setAccessState(state, ofPortGroup: UInt16(group + 1))
     }
 
     private func resize() {

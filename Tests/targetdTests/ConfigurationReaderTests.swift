@@ -101,11 +101,73 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, limits, spread, config-space, ring-reset"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, port, limits, spread, config-space, ring-reset"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
-        "f.yaml:16: error: targets.naa.60014054ac780583.lun: is not a key here: did you mean luns? allowed: luns"
+        "f.yaml:16: error: targets.naa.60014054ac780583.lun: is not a key here: did you mean luns? allowed: luns, port-groups"
+    ),
+    // Port groups
+    (
+        "    luns: { 255: disk }", "    port-groups: { id: 1 }",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups: takes a list: write each group as - { id: 1, state: standby, ports: [1] }"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { ports: [1] } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0]: has no id: add id: and the number of the group, such as 1"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { id: 1 } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0]: has no ports: add ports: such as [1]"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { id: 0, ports: [1] } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0].id: cannot be \"0\": write a whole number from 1 to 65535"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { id: 1, ports: 1 } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0].ports: takes a list of whole numbers, such as [1]"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { id: 1, ports: [1, 65536] } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0].ports: cannot have \"65536\": write whole numbers from 1 to 65535"
+    ),
+    (
+        "    luns: { 255: disk }", "    port-groups: [ { id: 1, ports: [1], state: offline } ]",
+        "f.yaml:16: error: targets.naa.60014054ac780583.port-groups[0].state: cannot be \"offline\": allowed: active/optimized, active/non-optimized, standby, unavailable, transitioning"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [ { id: 4, ports: [1] }, { id: 4, ports: [2] } ]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups[1].id: 4 is already the number of targets.naa.60014054ac780583.port-groups[0]"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [ { id: 4, ports: [1] }, { id: 5, ports: [2, 1] } ]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups[1].ports: port 1 is already in group 4: a port is in one group"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [ { id: 4, ports: [7, 2] } ]",
+        "f.yaml:21: error: vhost-user-scsi[1].targets.7: naa.60014054ac780583 has no port 1: it has 2, 7; add it to one of the port-groups: of the target"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [ { id: 1, ports: [\((1...65).map(String.init).joined(separator: ", "))] } ]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups: have too many ports: at most 64 in all"
+    ),
+    (
+        "    luns: { 255: disk }",
+        "    luns: { 255: disk }\n    port-groups: [\((1...17).map { "{ id: \($0), ports: [\($0)] }" }.joined(separator: ", "))]",
+        "f.yaml:17: error: targets.naa.60014054ac780583.port-groups: are too many: at most 16"
+    ),
+    (
+        "queues: 4", "port: 3",
+        "f.yaml:18: error: vhost-user-scsi[0].targets.0: naa.60014054ac780582 has no port 3: it has 1, 2; add it to one of the port-groups: of the target"
+    ),
+    (
+        "queues: 4", "port: 0",
+        "f.yaml:18: error: vhost-user-scsi[0].port: cannot be \"0\": write a whole number from 1 to 65535"
     ),
     // Numbers
     (

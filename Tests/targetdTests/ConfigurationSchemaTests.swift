@@ -41,6 +41,7 @@ import Testing
         ("file", "backstores: { a: { type: file, path: /a, colour: 1 } }"),
         ("block-device", "backstores: { a: { type: block-device, path: /a, colour: 1 } }"),
         ("target", "targets: { naa.6000000000000001: { colour: 1 } }"),
+        ("port-group", "targets: { naa.6000000000000001: { port-groups: [ { id: 1, ports: [1], colour: 1 } ] } }"),
         ("lun", "targets: { naa.6000000000000001: { luns: { 0: { backstore: a, colour: 1 } } } }"),
         ("limits", "vhost-user-scsi: [ { socket: /a, targets: {}, limits: { colour: 1 } } ]"),
         ("front", "vhost-user-scsi: [ { socket: /a, targets: {}, colour: 1 } ]"), ("xen", "xen: { colour: 1 }"),
@@ -54,6 +55,10 @@ import Testing
         (nil, "io-engine", "io-engine: x"), (nil, "log-level", "log-level: x"),
         ("ram", "block-size", "backstores: { a: { type: ram, size: 1MiB, block-size: x } }"),
         ("lun", "on-error", "targets: { naa.6000000000000001: { luns: { 0: { backstore: a, on-error: x } } } }"),
+        (
+            "port-group", "state",
+            "targets: { naa.6000000000000001: { port-groups: [ { id: 1, ports: [1], state: x } ] } }"
+        ),
         ("front", "mode", "vhost-user-scsi: [ { socket: /a, targets: {}, mode: x } ]"),
         ("xen", "enabled", "xen: { enabled: x }"),
     ])
@@ -71,7 +76,9 @@ import Testing
     @Test(arguments: [
         ("control", "control: {}"), ("ram", "backstores: { a: { type: ram } }"),
         ("file", "backstores: { a: { type: file } }"), ("block-device", "backstores: { a: { type: block-device } }"),
-        ("lun", "targets: { naa.6000000000000001: { luns: { 0: {} } } }"), ("front", "vhost-user-scsi: [ {} ]"),
+        ("lun", "targets: { naa.6000000000000001: { luns: { 0: {} } } }"),
+        ("port-group", "targets: { naa.6000000000000001: { port-groups: [ {} ] } }"),
+        ("front", "vhost-user-scsi: [ {} ]"),
     ])
     func whatIsRequiredIsMissed(name: String, yaml: String) throws {
         let missed = ConfigurationReader.read(yaml, name: "f").problems.compactMap { problem in
@@ -91,6 +98,9 @@ import Testing
         }
         #expect(try bounds(nil, "reactors") == ConfigurationLimits.reactors)
         #expect(try bounds("front", "queues") == ConfigurationLimits.queues)
+        #expect(try bounds("front", "port") == ConfigurationLimits.targetPorts)
+        #expect(try bounds("xen", "port") == ConfigurationLimits.targetPorts)
+        #expect(try bounds("port-group", "id") == ConfigurationLimits.portGroupIdentifiers)
         #expect(try bounds("limits", "iops") == ConfigurationLimits.operationsPerSecond)
     }
 }

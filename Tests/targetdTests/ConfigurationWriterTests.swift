@@ -136,11 +136,20 @@ func randomConfiguration(_ generator: inout SplitMix) -> Configuration {
         configuration.targets[target, default: TargetConfiguration()].logicalUnits[index * 7] = unit
     }
     if configuration.targets[target] == nil { configuration.targets[target] = TargetConfiguration() }
+    for index in 0..<Int.random(in: 0...3, using: &generator) {
+        configuration.targets[target]!.portGroups.append(
+            PortGroupConfiguration(
+                identifier: index * 100 + 1,
+                state: PortGroupConfiguration.AccessState.allCases.randomElement(using: &generator)!,
+                isPreferred: .random(using: &generator), isExplicit: .random(using: &generator),
+                ports: [index * 2 + 1, index * 2 + 2]))
+    }
     for index in 0..<Int.random(in: 1...3, using: &generator) {
         configuration.vhostUserFronts.append(
             VhostUserFrontConfiguration(
                 socket: "/run/s\(index)", queues: .random(in: 1...8, using: &generator),
                 targets: [.random(in: 0...255, using: &generator): target],
+                port: configuration.targets[target]!.ports.randomElement(using: &generator)!,
                 mode: VhostUserFrontConfiguration.Mode.allCases.randomElement(using: &generator)!,
                 isSpread: .random(using: &generator),
                 offersConfigurationSpace: .random(using: &generator), offersRingReset: .random(using: &generator)))

@@ -40,7 +40,8 @@ import Yams
 
     /// What operations take.
     private static let bodies = [
-        "Backstore", "Target", "LogicalUnit", "Front", "RateLimits", "ReadOnly", "TraceSettings", "LogLevel",
+        "Backstore", "Target", "LogicalUnit", "Front", "PortGroup", "RateLimits", "AccessState", "ReadOnly",
+        "TraceSettings", "LogLevel",
     ]
 
     private static let command = CommandStatus(
@@ -70,6 +71,10 @@ import Yams
         ("ReactorStatus", ReactorStatus(index: 0)),
         ("BackstoreStatus", BackstoreStatus(name: "", type: "", path: "", size: 0, readOnly: false)),
         ("TargetStatus", TargetStatus(name: "", reactor: 0, luns: [])),
+        (
+            "PortGroupStatus",
+            PortGroupStatus(id: 0, state: "", preferred: false, explicit: false, statusCode: "", ports: [])
+        ),
         (
             "LogicalUnitStatus",
             {

@@ -49,6 +49,35 @@ import Testing
         #expect(plan.refusals == [])
     }
 
+    private func groups(_ state: PortGroupConfiguration.AccessState, ports: [Int] = [1]) -> [PortGroupConfiguration] {
+        [
+            PortGroupConfiguration(identifier: 1, state: state, ports: ports),
+            PortGroupConfiguration(identifier: 2, ports: [2, 7]),
+        ]
+    }
+
+    @Test func stateOfAPortGroupChangesInPlace() {
+        var (old, new) = (base, base)
+        old.targets[first]!.portGroups = groups(.standby)
+        new.targets[first]!.portGroups = groups(.unavailable)
+        let plan = Plan(from: old, placement: Placement(old), to: new)
+        let change = Change.setAccessState(first, group: 1, old: .standby, new: .unavailable)
+        #expect(plan.changes == [change])
+        #expect(change.inverse == .setAccessState(first, group: 1, old: .unavailable, new: .standby))
+        #expect("\(change)" == "~ target \(first) port group 1: unavailable")
+    }
+
+    @Test func otherPortsComeWhenSocketsThatLeaveThemAreGoneAndBeforeThoseThatNeedThem() {
+        var (old, new) = (base, base)
+        old.targets[first]!.portGroups = groups(.standby)
+        new.targets[first]!.portGroups = groups(.standby, ports: [3])
+        new.vhostUserFronts[0].port = 3
+        let plan = Plan(from: old, placement: Placement(old), to: new)
+        #expect(plan.changes == [.removeSocket("/1"), .setPortGroups(first), .addSocket("/1")])
+        #expect(plan.refusals == [])
+        #expect(plan.changes[1].inverse == .setPortGroups(first))
+    }
+
     @Test func commandTimeoutChangesInPlace() {
         let plan = plan { $0.targets[first]!.logicalUnits[0]!.commandTimeoutNanoseconds = 5_000_000_000 }
         #expect(plan.changes == [.setCommandTimeout(0, target: first)])
@@ -311,7 +340,7 @@ import Testing
             [], [VhostUserFrontConfiguration(socket: "/1", targets: [0: first])],
             [VhostUserFrontConfiguration(socket: "/1", queues: 2, targets: [0: first, 1: second])],
             [
-                VhostUserFrontConfiguration(socket: "/2", targets: [0: second]),
+                VhostUserFrontConfiguration(socket: "/2", targets: [0: second], port: 3),
                 VhostUserFrontConfiguration(socket: "/1", targets: [1: first]),
             ],
         ]
@@ -335,6 +364,16 @@ import Testing
                         if b != nil { configuration.targets[second]!.logicalUnits[0] = .init(backstore: "b") }
                         if front.isEmpty { configuration.targets[second]!.logicalUnits = [:] }
                         configuration.vhostUserFronts = front
+                        if front.count != 1 || a == nil {
+                            configuration.targets[second]!.portGroups = [
+                                PortGroupConfiguration(
+                                    identifier: 1, state: units == 0 ? .standby : .activeOptimized, ports: [2, 3])
+                            ]
+                            if front.isEmpty { configuration.targets[second]!.portGroups[0].ports = [2] }
+                        }
+                        if front.contains(where: { $0.port == 1 && $0.targets.values.contains(second) }) {
+                            configuration.targets[second]!.portGroups = []
+                        }
                         if front.isEmpty || units == 2 { configuration.xen = XenConfiguration() }
                         if units == 1, !front.isEmpty {
                             configuration.vhostUserFronts[0].limits.bytesPerSecond = 1 << 20
@@ -361,6 +400,13 @@ import Testing
             xen = configuration.servedXen
         }
 
+        /// A front never is at a port that its target does not have.
+        private func checkPorts() {
+            for front in fronts.values {
+                #expect(front.targets.values.allSatisfy { targets[$0]!.ports.contains(front.port) })
+            }
+        }
+
         mutating func apply(_ change: Change, wanted: Configuration) {
             switch change {
             case .removeSocket(let socket): #expect(fronts.removeValue(forKey: socket) != nil)
@@ -380,7 +426,15 @@ import Testing
                 #expect(wanted.backstores[name]!.medium.size == size)
                 backstores[name] = wanted.backstores[name]
             case .addTarget(let name):
-                #expect(targets.updateValue(TargetConfiguration(), forKey: name) == nil)
+                let target = TargetConfiguration(portGroups: wanted.targets[name]!.portGroups)
+                #expect(targets.updateValue(target, forKey: name) == nil)
+            case .setPortGroups(let name):
+                targets[name]!.portGroups = wanted.targets[name]!.portGroups
+                checkPorts()
+            case .setAccessState(let name, let group, let old, let new):
+                let index = targets[name]!.portGroups.firstIndex { $0.identifier == group }!
+                #expect(targets[name]!.portGroups[index].state == old)
+                targets[name]!.portGroups[index].state = new
             case .addLogicalUnit(let number, let target):
                 let unit = wanted.targets[target]!.logicalUnits[number]!
                 #expect(backstores[unit.backstore] != nil)
@@ -392,6 +446,7 @@ import Testing
                 let front = wanted.front(socket)!
                 #expect(front.targets.values.allSatisfy { targets[$0] != nil })
                 #expect(fronts.updateValue(front, forKey: socket) == nil)
+                checkPorts()
             case .stopXen:
                 #expect(xen != nil)
                 xen = nil

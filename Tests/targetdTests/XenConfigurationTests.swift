@@ -29,8 +29,8 @@ import Testing
         ("xen: { enabled: auto }", XenConfiguration()),
         ("xen: { enabled: true }", XenConfiguration(enabled: .always)),
         (
-            "xen: { enabled: false, records: /run/x, host-devices: false, staging: 32MiB }",
-            XenConfiguration(enabled: .never, records: "/run/x", hostDevices: false, staging: 32 << 20)
+            "xen: { enabled: false, records: /run/x, host-devices: false, port: 9, staging: 32MiB }",
+            XenConfiguration(enabled: .never, records: "/run/x", hostDevices: false, port: 9, staging: 32 << 20)
         ),
     ])
     func everyKeyIsReadAndWritten(_ xen: String, _ wanted: XenConfiguration) {
@@ -49,12 +49,26 @@ import Testing
         ("xen: { records: run }", "xen.records: \"run\" is not an absolute path: begin it with /"),
         (
             "xen: { record: /run }",
-            "xen.record: is not a key here: did you mean records? allowed: enabled, records, host-devices, staging"
+            "xen.record: is not a key here: did you mean records? allowed: enabled, records, host-devices, port, staging"
         ),
-        ("xen: true", "xen: takes keys and values: enabled, records, host-devices, staging"),
+        ("xen: { port: 0 }", "xen.port: cannot be \"0\": write a whole number from 1 to 65535"),
+        ("xen: true", "xen: takes keys and values: enabled, records, host-devices, port, staging"),
     ])
     func mistakesAreExplained(_ xen: String, _ problem: String) {
         #expect(problems(yaml(xen)) == ["f.yaml:3: error: \(problem)"])
+    }
+
+    @Test(arguments: [
+        ("xen: { port: 3 }", "luns: { 0: a }, port-groups: [ { id: 1, ports: [3] } ]", nil),
+        ("xen: { enabled: false, port: 9 }", "luns: { 0: a }", nil),
+        ("xen: { port: 3 }", "luns: { 0: a }", "3: it has 1, 2"),
+        ("xen:", "luns: { 0: a }, port-groups: [ { id: 1, ports: [3] } ]", "2: it has 3"),
+    ])
+    func portOfXenGuestsIsOneOfEachTarget(_ xen: String, _ target: String, _ problem: String?) {
+        let found = problems(yaml(xen).replacing("luns: { 0: a }", with: target)).filter { $0.contains("xen.port") }
+        let rest = "; add it to one of the port-groups: of the target"
+        let expected = problem.map { "f.yaml:3: error: xen.port: naa.60014054ac780582 has no port \($0)\(rest)" }
+        #expect(found == (expected.map { [$0] } ?? []))
     }
 
     @Test func xenGuestsReachTargetsWithoutSockets() {

@@ -10,7 +10,7 @@ enum CommandHandler: UInt8, CaseIterable {
     case read, write, verify, writeAndVerify, synchronizeCache, writeSame, unmap, compareAndWrite, orWrite
     case xpWrite, xdWriteRead
     case preFetch, writeAtomic, getLBAStatus, getLBAStatus32
-    case reportTargetPortGroups
+    case reportTargetPortGroups, setTargetPortGroups
     case readBufferData, readBufferDescriptor, readEchoBuffer, readEchoBufferDescriptor
     case writeBufferData, writeEchoBuffer
     case sendDiagnostic, receiveDiagnosticResults
@@ -68,6 +68,18 @@ struct CommandFlags: OptionSet {
     /// Changes the medium: refused when it is write protected. XDWRITEREAD changes it unless its CDB says otherwise, so
     /// its handler asks.
     static let writesMedium = Self(rawValue: 1 << 3)
+
+    // Through a target port that is not active (SPC-4 5.15.2.4, the lists of commands of each state). A command of one
+    // list is in the longer ones, too, so each row names the shortest that it is in.
+
+    /// Carried out in the standby state. The list lets a target carry out more: READ CAPACITY is there because an
+    /// initiator that finds the path first would else take the disk for one without blocks.
+    static let allowedInStandby = Self(rawValue: 1 << 4)
+    /// Carried out in the unavailable state as well.
+    static let allowedInUnavailable: Self = [Self(rawValue: 1 << 5), .allowedInStandby]
+    /// Carried out in the transitioning state as well.
+    static let allowedInTransition: Self = [Self(rawValue: 1 << 6), .allowedInUnavailable]
+
     /// Carried out for other nexuses while an ACA condition is in effect: PERSISTENT RESERVE OUT with PREEMPT AND ABORT
     /// (SAM-6 5.9.4).
     static let passesACA = Self(rawValue: 1 << 15)
@@ -96,8 +108,10 @@ struct CommandFlags: OptionSet {
     /// (SCSI_COMMAND_REPEATED).
     static let isNotRepeatable = Self(rawValue: 1 << 13)
 
-    /// A command that the table does not have is refused for that, and not for a reservation.
-    static let ofUnknownCommand: Self = [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations]
+    /// A command that the table does not have is refused for that, and not for a reservation or for its port.
+    static let ofUnknownCommand: Self = [
+        .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition,
+    ]
 }
 
 /// What a unit must be able to do, mostly by its backstore, for a row to be in its table.
@@ -114,9 +128,11 @@ struct UnitFeatures: OptionSet, Hashable {
     static let savesState = Self(rawValue: 1 << 3)
     /// A removable medium.
     static let removable = Self(rawValue: 1 << 4)
+    /// A target port group whose state initiators may change.
+    static let explicitAccess = Self(rawValue: 1 << 5)
 
     /// What there is: a table for these has every handler.
-    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState, .removable]
+    static let all: Self = [.unmap, .anchor, .atomicWrite, .savesState, .removable, .explicitAccess]
 }
 
 /// One row of the command table.

@@ -172,23 +172,23 @@ final class CommandTable {
         //     Usage data by byte (SPC-4 6.35.3)
         row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // REQUEST SENSE
+        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],        // REQUEST SENSE
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
         row(0x08, nil, .read, .six, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(6)
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
         row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],             // INQUIRY
+        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],             // INQUIRY
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [.allowedInStandby], without: .savesState,                      // MODE SELECT(6)
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(6)
+        row(0x15, nil, .modeSelect, .none, .unitState, [.allowedInStandby], requires: .savesState,                     // MODE SELECT(6)
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
         row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
             usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x17, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(6)
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(6)
+        row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],                                                  // MODE SENSE(6)
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
         row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
             without: .removable,
@@ -196,14 +196,14 @@ final class CommandTable {
         row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
-        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive],        // RECEIVE DIAGNOSTIC RESULTS
+        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],        // RECEIVE DIAGNOSTIC RESULTS
             usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium],                                 // SEND DIAGNOSTIC
+        row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium, .allowedInStandby],                                 // SEND DIAGNOSTIC
             usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
         row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
             requires: .removable,
             usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
-        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve], // READ CAPACITY(10)
+        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // READ CAPACITY(10)
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x28, nil, .read, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(10)
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
@@ -221,15 +221,15 @@ final class CommandTable {
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x3b, 0x02, .writeBufferData, .none, .none, [.passesLostReservations],                                           // WRITE BUFFER: data
             usage: [0x3b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [.passesLostReservations],                                           // WRITE BUFFER: echo buffer
+        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [.passesLostReservations, .allowedInTransition],                                           // WRITE BUFFER: echo buffer
             usage: [0x3b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(10): data
             usage: [0x3c, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(10): descriptor
             usage: [0x3c, 0x03, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(10): echo buffer
+        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                            // READ BUFFER(10): echo buffer
             usage: [0x3c, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                  // READ BUFFER(10): echo buffer descriptor
+        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                  // READ BUFFER(10): echo buffer descriptor
             usage: [0x3c, 0x0b, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
         row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
@@ -241,49 +241,49 @@ final class CommandTable {
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // UNMAP
             usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4c, nil, .logSelect, .none, .none, [],                                                  // LOG SELECT
+        row(0x4c, nil, .logSelect, .none, .none, [.allowedInStandby],                                                  // LOG SELECT
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],                                                   // LOG SENSE
+        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby],                                                   // LOG SENSE
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x51, nil, .xpWrite, .ten, .write, [.needsMedium, .writesMedium, .uninterrupted, .isNotRepeatable],         // XPWRITE(10)
             usage: [0x51, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
         row(0x53, nil, .xdWriteRead, .ten, .write, [.needsMedium, .uninterrupted, .isNotRepeatable],                    // XDWRITEREAD(10)
             usage: [0x53, 0x1c, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .unitState, [], without: .savesState,                      // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], without: .savesState,                      // MODE SELECT(10)
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .unitState, [], requires: .savesState,                     // MODE SELECT(10)
+        row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], requires: .savesState,                     // MODE SELECT(10)
             usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
         row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
             usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
         row(0x57, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(10)
             usage: [0x57, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x5a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive],                                                  // MODE SENSE(10)
+        row(0x5a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],                                                  // MODE SENSE(10)
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x00, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ KEYS
+        row(0x5e, 0x00, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ KEYS
             usage: [0x5e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x01, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ RESERVATION
+        row(0x5e, 0x01, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ RESERVATION
             usage: [0x5e, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x02, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: REPORT CAPABILITIES
+        row(0x5e, 0x02, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: REPORT CAPABILITIES
             usage: [0x5e, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x03, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE IN: READ FULL STATUS
+        row(0x5e, 0x03, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ FULL STATUS
             usage: [0x5e, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x00, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER
+        row(0x5f, 0x00, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER
             usage: [0x5f, 0x00, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x01, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RESERVE
+        row(0x5f, 0x01, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: RESERVE
             usage: [0x5f, 0x01, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x02, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: RELEASE
+        row(0x5f, 0x02, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: RELEASE
             usage: [0x5f, 0x02, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x03, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: CLEAR
+        row(0x5f, 0x03, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: CLEAR
             usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: PREEMPT
+        row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: PREEMPT
             usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA, .allowedInStandby], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
             usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
+        row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
             usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
+        row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
             usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
+        row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
             usage: [0x5f, 0x08, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x7f, 0x06, .xpWrite, .thirtyTwo, .write, [.needsMedium, .writesMedium, .uninterrupted, .isNotRepeatable],  // XPWRITE(32)
             usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x06, 0x18, 0x00, 0xff, 0xff, 0xff, 0xff,
@@ -320,21 +320,21 @@ final class CommandTable {
             usage: [0x9b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
         row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(16): descriptor
             usage: [0x9b, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(16): echo buffer
+        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                            // READ BUFFER(16): echo buffer
             usage: [0x9b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                  // READ BUFFER(16): echo buffer descriptor
+        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                  // READ BUFFER(16): echo buffer descriptor
             usage: [0x9b, 0x0b, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium, .uninterrupted], requires: .atomicWrite, // WRITE ATOMIC(16)
             usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve],                                // READ CAPACITY(16)
+        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby],                                // READ CAPACITY(16)
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                                  // GET LBA STATUS(16)
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations],          // REPORT LUNS
+        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],          // REPORT LUNS
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny, .allowedUnderReserve], requires: .savesState, // REPORT IDENTIFYING INFORMATION
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations], // REPORT TARGET PORT GROUPS
+        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition], // REPORT TARGET PORT GROUPS
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
@@ -344,6 +344,8 @@ final class CommandTable {
             usage: [0xa3, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savesState,          // SET IDENTIFYING INFORMATION
             usage: [0xa4, 0x06, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
+        row(0xa4, 0x0a, .setTargetPortGroups, .none, .unitState, [.allowedInUnavailable], requires: .explicitAccess, // SET TARGET PORT GROUPS
+            usage: [0xa4, 0x0a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa4, 0x0f, .setTimestamp, .none, .none, [],                                              // SET TIMESTAMP
             usage: [0xa4, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
         row(0xa8, nil, .read, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                         // READ(12)

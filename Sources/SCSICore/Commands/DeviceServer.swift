@@ -43,6 +43,7 @@ enum DeviceServer {
         case .reserve: SPC.reserve(task, on: unit)
         case .release: SPC.release(task, on: unit)
         case .reportTargetPortGroups: SPC.reportTargetPortGroups(task, cdb, on: unit)
+        case .setTargetPortGroups: SPC.setTargetPortGroups(task, cdb, on: unit)
         case .readBufferData: SPC.readBufferData(task, cdb, on: unit)
         case .readBufferDescriptor: SPC.readBufferDescriptor(task, cdb, on: unit)
         case .readEchoBuffer: SPC.readEchoBuffer(task, cdb, on: unit)
@@ -115,8 +116,8 @@ enum DeviceServer {
         case .logSense: SPC.logSenseMeasured(task, cdb, on: unit)
         case .readBufferData, .readBufferDescriptor, .readEchoBuffer, .readEchoBufferDescriptor, .writeBufferData,
             .writeEchoBuffer, .receiveDiagnosticResults, .reportTimestamp, .setTimestamp,
-            .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .write, .writeAtomic,
-            .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
+            .reportIdentifyingInformation, .setIdentifyingInformation, .reportTargetPortGroups, .setTargetPortGroups,
+            .write, .writeAtomic, .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .reportLUNs,
             .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions, .readCapacity10,
             .readCapacity16, .readDefectData10, .readDefectData12, .persistentReserveIn, .reserve,
             .release:

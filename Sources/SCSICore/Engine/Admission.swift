@@ -17,6 +17,7 @@ enum AdmissionVerdict {
 
 /// What admission looks at: a snapshot of the logical unit, seen from one nexus.
 struct AdmissionState {
+    /// Unit attention conditions, a deferred error, and what the nexus's port lets through.
     let pending: UnitAttentionSet
     /// What a reservation makes of the nexus: the flags of which a command must have one; none: all may pass.
     let restriction: CommandFlags
@@ -27,7 +28,8 @@ struct AdmissionState {
 enum Admission {
     /// Checks in the order of SAM-6 5.3.3 (status precedence): unit attention conditions from resets, then
     /// reservation conflicts, then the other unit attention conditions, then everything else: deferred errors,
-    /// readiness, write protection.
+    /// asymmetric access states, readiness, write protection. Among these SAM-6 leaves the order to the target; what
+    /// the port does not let through is not asked of the unit.
     ///
     /// - Parameter flags: The columns of the command's row; none for a command that is not in the table.
     @inline(__always)
@@ -43,6 +45,7 @@ enum Admission {
             return .unitAttention(condition)
         }
         if !flags.contains(.passesUnitAttention), state.pending.hasDeferredError { return .deferredError }
+        if !state.pending.access.admits(flags) { return .refused(state.pending.access.sense) }
         if state.readiness != .ready, !state.readiness.admits(flags) { return .refused(state.readiness.sense) }
         if state.writeProtected, flags.contains(.writesMedium) {
             return .refused(SenseData(.dataProtect, .writeProtected))

@@ -289,6 +289,13 @@ public final class LogicalUnit {
         return features
     }
 
+    /// The commands that the unit has, by its medium, its configuration, and its target's port groups.
+    private func refreshTable() {
+        var features = Self.features(geometry, persistentState.canSave, configuration)
+        if target?.ports.hasExplicitGroup == true { features.insert(.explicitAccess) }
+        table = shard.table(features)
+    }
+
     // MARK: What the control plane asks
 
     /// Tasks received and not completed.
@@ -330,7 +337,7 @@ public final class LogicalUnit {
         backstore = new
         geometry = new.geometry()
         medium = Self.medium(geometry)
-        table = shard.table(Self.features(geometry, persistentState.canSave, configuration))
+        refreshTable()
         var pages = Self.modePages(geometry)
         pages.adopt(modePages)
         modePages = pages
@@ -372,6 +379,7 @@ public final class LogicalUnit {
         unsafe owner = unsafe Unmanaged.passUnretained(target)
         self.lun = lun
         removed = false
+        refreshTable()
         refreshThrottling()
         reservations.refresh(target)
         if poweredOnAt == nil {
@@ -416,8 +424,27 @@ public final class LogicalUnit {
     /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
     func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) {
         unsafe pending[Int(nexus)] = [condition]
+        unsafe pending[Int(nexus)].access = target?.access(of: nexus) ?? .full
         measurements.retire(nexus: nexus)
         buffers.forgetEcho(nexus: nexus)
+    }
+
+    /// What the target port of a nexus lets through.
+    func access(of nexus: UInt16) -> PortAccess { unsafe pending[Int(nexus)].access }
+
+    /// States of target port groups have changed.
+    func refreshAccess() {
+        guard let target else { return }
+        for nexus in 0..<UInt16(Limits.nexusesPerTarget) {
+            unsafe pending[Int(nexus)].access = target.access(of: nexus)
+        }
+    }
+
+    /// The target has other groups, or other ports in them: the Device Identification and SCSI Ports pages and TPGS are
+    /// others.
+    func portGroupsReplaced() {
+        refreshTable()
+        establish(.inquiryDataChanged, exceptFor: nil)
     }
 
     func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }

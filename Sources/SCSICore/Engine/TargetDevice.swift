@@ -41,8 +41,15 @@ public final class TargetDevice {
     public let name: UInt64
     /// The shard that owns the target and its units.
     public let shard: Shard
-    /// The relative target port identifiers of the ports: which of them a nexus goes through, its front says.
-    let ports: TargetPorts
+    /// The ports, and the groups that they are in: which port a nexus goes through, its front says.
+    var ports: TargetPorts
+    /// What they are without groups.
+    let symmetric: TargetPorts
+    /// The target port groups, in ascending order of their identifiers.
+    public var portGroups: [TargetPortGroup] { ports.groups }
+    /// Called when an initiator has changed the state of a group: the group, its state, the initiator port. It may not
+    /// call the target.
+    public var whenAccessStateSet: ((UInt16, AsymmetricAccessState, String) -> Void)?
 
     private var units: [LUN: LogicalUnit] = [:]
     /// Units that were removed while tasks were in their task sets. Functions that end tasks reach them still.
@@ -72,12 +79,15 @@ public final class TargetDevice {
 
     /// A target without units.
     ///
-    /// - Parameter ports: How many target ports it has: one for each kind of front, numbered from 1. The same at each
-    ///   start, because registrations name them.
-    public init(name: UInt64, shard: Shard, ports: UInt16 = 2) {
+    /// - Parameters:
+    ///   - ports: How many target ports it has: one for each kind of front, numbered from 1. The same at each start,
+    ///     because registrations name them.
+    ///   - portGroups: Its ports in groups; none: those are in one group that is always active and optimized.
+    public init(name: UInt64, shard: Shard, ports: UInt16 = 2, portGroups: [TargetPortGroup] = []) {
         self.name = name
         self.shard = shard
-        self.ports = TargetPorts(target: name, count: ports)
+        symmetric = TargetPorts(target: name, count: ports)
+        self.ports = portGroups.isEmpty ? symmetric : TargetPorts(target: name, groups: portGroups)
         unsafe pages = .allocate(capacity: Self.pageCount)
         unsafe pages.initialize(repeating: nil, count: Self.pageCount)
         unsafe nexuses = .allocate(capacity: Limits.nexusesPerTarget)
@@ -162,7 +172,7 @@ public final class TargetDevice {
     ///   - initiatorPort: The name of the initiator port, the same after a reconnection: then the unit attention
     ///     conditions of the meantime are still there, and I_T NEXUS LOSS OCCURRED with them. The same after a restart
     ///     too, because persistent reservations belong to it.
-    ///   - targetPort: The relative target port identifier of the front's port, 1 to the number of ports.
+    ///   - targetPort: The relative target port identifier of the front's port, one of the target's.
     ///   - port: Where its tasks are given back.
     /// - Returns: `nil` if the table is full (`Limits.nexusesPerTarget`).
     public func establishNexus(
@@ -214,7 +224,7 @@ public final class TargetDevice {
     func nexusName(_ index: UInt16) -> NexusName? { nexusNames[Int(index)] }
 
     /// The target port that a nexus goes through.
-    func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].map { ports[$0.targetPort] } }
+    func port(of nexus: UInt16) -> TargetPort? { nexusNames[Int(nexus)].flatMap { ports[$0.targetPort] } }
 
     /// The name that a front has given the initiator port of a nexus; `nil` if none has.
     func initiatorPortName(_ name: NexusName) -> String? {

@@ -22,6 +22,9 @@ public struct AdditionalSense: RawRepresentable, Hashable, Sendable {
 extension AdditionalSense {
     static let noAdditionalSense                       = Self(0x0000)
     static let logicalUnitNotReadyInitializingRequired = Self(0x0402)
+    static let asymmetricAccessStateTransition         = Self(0x040a)
+    static let targetPortInStandbyState                = Self(0x040b)
+    static let targetPortInUnavailableState            = Self(0x040c)
     static let logicalUnitCommunicationFailure         = Self(0x0800)
     static let logicalUnitCommunicationTimeOut         = Self(0x0801)
     static let writeError                              = Self(0x0c00)
@@ -47,6 +50,7 @@ extension AdditionalSense {
     static let reservationsPreempted                   = Self(0x2a03)
     static let reservationsReleased                    = Self(0x2a04)
     static let registrationsPreempted                  = Self(0x2a05)
+    static let asymmetricAccessStateChanged            = Self(0x2a06)
     static let capacityDataChanged                     = Self(0x2a09)
     static let timestampChanged                        = Self(0x2a10)
     static let commandSequenceError                    = Self(0x2c00)

@@ -16,6 +16,14 @@ public enum Limits {
     /// without a task gets BUSY. More initiators than this hardly share a disk.
     public static let tasksForIdleNexuses = 16
 
+    /// Target port groups of one target device: more paths to a disk than anybody has. SET TARGET PORT GROUPS with more
+    /// descriptors gets INVALID FIELD IN CDB.
+    public static let portGroupsPerTarget = 16
+
+    /// Target ports of one target device: one for each nexus that there can be. Registrations for all ports are made of
+    /// each initiator port and each of these.
+    public static let portsPerTarget = 64
+
     /// Logical units of one target device. REPORT LUNS lists them all; single-level flat addressing reaches 16 384
     /// (SAM-6 4.7.7).
     public static let logicalUnitsPerTarget = 16_384

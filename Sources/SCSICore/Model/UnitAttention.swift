@@ -8,7 +8,7 @@ enum UnitAttention: UInt8, CaseIterable {
     case powerOnOrReset, powerOn, hardReset, logicalUnitReset, nexusLoss
     case mediumChanged, reportedLUNsChanged, inquiryDataChanged
     case modeParametersChanged, logParametersChanged, capacityChanged
-    case reservationsPreempted, reservationsReleased, registrationsPreempted
+    case reservationsPreempted, reservationsReleased, registrationsPreempted, accessStateChanged
     case timestampChanged, deviceIdentifierChanged
     case commandsCleared, thresholdConditionMet, softThresholdReached
     case failurePredicted, failurePredictedFalsely, mediumRemovalRequested
@@ -33,6 +33,7 @@ enum UnitAttention: UInt8, CaseIterable {
         case .reservationsPreempted:       (.reservationsPreempted,                false, [])
         case .reservationsReleased:        (.reservationsReleased,                 false, [])
         case .registrationsPreempted:      (.registrationsPreempted,               false, [])
+        case .accessStateChanged:          (.asymmetricAccessStateChanged,         false, [])
         case .timestampChanged:            (.timestampChanged,                     false, [])
         case .deviceIdentifierChanged:     (.deviceIdentifierChanged,              false, [])
         case .commandsCleared:             (.commandsClearedByAnotherInitiator,    false, [])
@@ -54,21 +55,30 @@ enum UnitAttention: UInt8, CaseIterable {
 }
 
 /// What is to be reported to a nexus: pending unit attention conditions, each at most once, of which the lowest bit is
-/// the first to report; and whether there is a deferred error, so that a command asks for both at once.
+/// the first to report; whether there is a deferred error; and what its target port lets through. So a command asks for
+/// all of it at once.
 struct UnitAttentionSet: ExpressibleByArrayLiteral {
     private var bits: UInt32 = 0
     private static let deferredError: UInt32 = 1 << 31
-    private var conditions: UInt32 { bits & ~Self.deferredError }
+    private static let accessShift: UInt32 = 29
+    private static let accessMask: UInt32 = 3 << accessShift
+    private var conditions: UInt32 { bits & ~(Self.deferredError | Self.accessMask) }
 
     init(arrayLiteral elements: UnitAttention...) { for element in elements { bits |= 1 << element.rawValue } }
 
-    /// Whether nothing is to be reported, no deferred error either.
+    /// Whether nothing is to be reported, no deferred error either, and the port lets everything through.
     var isEmpty: Bool { bits == 0 }
+
+    /// What the nexus's target port lets through.
+    var access: PortAccess {
+        get { PortAccess(rawValue: UInt8(bits >> Self.accessShift & 3))! }
+        set { bits = bits & ~Self.accessMask | UInt32(newValue.rawValue) << Self.accessShift }
+    }
 
     /// Whether a deferred error is to be reported.
     var hasDeferredError: Bool {
         get { bits & Self.deferredError != 0 }
-        set { bits = newValue ? bits | Self.deferredError : conditions }
+        set { bits = newValue ? bits | Self.deferredError : bits & ~Self.deferredError }
     }
 
     /// How many conditions are pending.

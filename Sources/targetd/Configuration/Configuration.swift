@@ -90,6 +90,41 @@ struct BackstoreConfiguration: Equatable, Sendable {
 /// A target device: its logical units by number.
 struct TargetConfiguration: Equatable, Sendable {
     var logicalUnits: [Int: LogicalUnitSettings] = [:]
+    /// Its target port groups; none: `defaultPorts` are in one that is always active and optimized.
+    var portGroups: [PortGroupConfiguration] = []
+
+    /// The ports of a target without groups: one for each kind of front.
+    static let defaultPorts = [VhostUserFrontConfiguration.defaultPort, XenConfiguration.defaultPort]
+
+    /// The relative target port identifiers that a front may have.
+    var ports: [Int] { portGroups.isEmpty ? Self.defaultPorts : portGroups.flatMap(\.ports) }
+}
+
+/// A target port group.
+struct PortGroupConfiguration: Equatable, Sendable {
+    /// TARGET PORT GROUP.
+    var identifier: Int
+    var state = AccessState.activeOptimized
+    /// PREF.
+    var isPreferred = false
+    /// Whether guests may set the state.
+    var isExplicit = false
+    /// Relative target port identifiers, also of ports that another daemon serves.
+    var ports: [Int]
+
+    /// An asymmetric access state.
+    enum AccessState: String, Sendable, CaseIterable {
+        case activeOptimized = "active/optimized"
+        case activeNonOptimized = "active/non-optimized"
+        case standby, unavailable, transitioning
+    }
+
+    /// Whether only the state may differ.
+    func isSameGroup(as other: Self) -> Bool {
+        var same = other
+        same.state = state
+        return self == same
+    }
 }
 
 /// A logical unit of a target.
@@ -139,6 +174,8 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var queues = 1
     /// The target devices by virtio-scsi target number.
     var targets: [Int: NAAName] = [:]
+    /// The relative target port identifier, at each of the targets.
+    var port = Self.defaultPort
     var limits = LimitsConfiguration()
     /// Who makes the socket.
     var mode = Mode.server
@@ -148,6 +185,9 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var offersConfigurationSpace = false
     /// Whether the front-end is offered the reset of single rings.
     var offersRingReset = false
+
+    /// The port of a socket that has none.
+    static let defaultPort = 1
 
     enum Mode: String, Sendable, CaseIterable {
         /// targetd listens.
@@ -203,6 +243,12 @@ enum ConfigurationLimits {
     static let blockSizes: [UInt32] = [512, 4096]
     /// SAM-6 4.7.7: what single-level addressing reaches.
     static let logicalUnitNumbers = 0...16_383
+    /// RELATIVE TARGET PORT IDENTIFIER has 16 bits, and zero is none; TARGET PORT GROUP alike.
+    static let targetPorts = 1...65_535
+    static let portGroupIdentifiers = 1...65_535
+    /// What the core takes: groups of a target, and ports of all of them.
+    static let portGroups = 16
+    static let portsOfATarget = 64
     /// The virtio-scsi LUN field has one byte for the target.
     static let virtioTargetNumbers = 0...255
     /// Request queues of one vhost-user-scsi device: what the front serves, with the two that are always there.

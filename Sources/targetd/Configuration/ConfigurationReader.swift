@@ -128,7 +128,10 @@ struct ConfigurationReader {
 
     private mutating func readTarget(_ node: Node, at key: String) -> TargetConfiguration {
         var target = TargetConfiguration()
-        guard let fields = mapping(node, at: key, allowed: ["luns"]) else { return target }
+        guard let fields = mapping(node, at: key, allowed: ["luns", "port-groups"]) else { return target }
+        if let groups = fields["port-groups"] {
+            target.portGroups = readPortGroups(groups, at: fields.key("port-groups"))
+        }
         entries(fields, "luns", named: "backstores by logical unit number, such as { 0: root }") {
             reader, name, node, key in
             let range = ConfigurationLimits.logicalUnitNumbers
@@ -144,6 +147,36 @@ struct ConfigurationReader {
             }
         }
         return target
+    }
+
+    private mutating func readPortGroups(_ node: Node, at key: String) -> [PortGroupConfiguration] {
+        if node.isEmpty { return [] }
+        guard case .sequence(let groups) = node else {
+            report(key, "takes a list: write each group as - { id: 1, state: standby, ports: [1] }")
+            return []
+        }
+        return groups.enumerated().compactMap { index, group in
+            let key = "\(key)[\(index)]"
+            result.source.lines[key] = group.mark?.line
+            return readPortGroup(group, at: key)
+        }
+    }
+
+    private mutating func readPortGroup(_ node: Node, at key: String) -> PortGroupConfiguration? {
+        let keys = ["id", "state", "preferred", "explicit", "ports"]
+        guard let fields = mapping(node, at: key, allowed: keys) else { return nil }
+        let states = PortGroupConfiguration.AccessState.allCases.map(\.rawValue)
+        let state = choice(fields, "state", of: states).flatMap { PortGroupConfiguration.AccessState(rawValue: $0) }
+        let isPreferred = boolean(fields, "preferred") ?? false
+        let isExplicit = boolean(fields, "explicit") ?? false
+        let hasPorts = fields.has("ports", orReport: "add ports: such as [1]", &self)
+        let ports = integers(fields, "ports", in: ConfigurationLimits.targetPorts)
+        guard fields.has("id", orReport: "add id: and the number of the group, such as 1", &self),
+            let identifier = integer(fields, "id", in: ConfigurationLimits.portGroupIdentifiers), hasPorts, let ports
+        else { return nil }
+        return PortGroupConfiguration(
+            identifier: identifier, state: state ?? .activeOptimized, isPreferred: isPreferred, isExplicit: isExplicit,
+            ports: ports)
     }
 
     private mutating func readLogicalUnit(_ node: Node, at key: String) -> LogicalUnitSettings? {
@@ -188,14 +221,14 @@ struct ConfigurationReader {
     private mutating func readXen(_ node: Node, at key: String) -> XenConfiguration? {
         var xen = XenConfiguration()
         if node.isEmpty { return xen }
-        guard let fields = mapping(node, at: key, allowed: ["enabled", "records", "host-devices", "staging"]) else {
-            return nil
-        }
+        let keys = ["enabled", "records", "host-devices", "port", "staging"]
+        guard let fields = mapping(node, at: key, allowed: keys) else { return nil }
         if let enabled = choice(fields, "enabled", of: XenConfiguration.Enabled.allCases.map(\.rawValue)) {
             xen.enabled = XenConfiguration.Enabled(rawValue: enabled)!
         }
         if let records = path(fields, "records") { xen.records = records }
         if let hostDevices = boolean(fields, "host-devices") { xen.hostDevices = hostDevices }
+        if let port = integer(fields, "port", in: ConfigurationLimits.targetPorts) { xen.port = port }
         if let staging = size(fields, "staging") {
             let range = XenConfiguration.stagingBytes
             if range.contains(staging) {
@@ -243,6 +276,7 @@ struct ConfigurationReader {
                 return reader.report(key, "target number \(number) is given twice at this socket")
             }
         }
+        let port = integer(fields, "port", in: ConfigurationLimits.targetPorts)
         let mode = choice(fields, "mode", of: VhostUserFrontConfiguration.Mode.allCases.map(\.rawValue))
         let isSpread = boolean(fields, "spread") ?? false
         let offersConfigurationSpace = boolean(fields, "config-space") ?? false
@@ -251,13 +285,14 @@ struct ConfigurationReader {
             let socket = path(fields, "socket"), hasTargets
         else { return nil }
         return VhostUserFrontConfiguration(
-            socket: socket, queues: queues ?? 1, targets: targets, limits: limits,
+            socket: socket, queues: queues ?? 1, targets: targets,
+            port: port ?? VhostUserFrontConfiguration.defaultPort, limits: limits,
             mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server, isSpread: isSpread,
             offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset)
     }
 
     private static let frontKeys = [
-        "socket", "mode", "queues", "targets", "limits", "spread", "config-space", "ring-reset",
+        "socket", "mode", "queues", "targets", "port", "limits", "spread", "config-space", "ring-reset",
     ]
 
     private mutating func limits(_ fields: Fields) -> LimitsConfiguration {
@@ -447,6 +482,22 @@ struct ConfigurationReader {
             return nil
         }
         return value
+    }
+
+    /// Whole numbers in a list.
+    private mutating func integers(_ fields: Fields, _ name: String, in range: ClosedRange<Int>) -> [Int]? {
+        guard let node = fields[name] else { return nil }
+        guard case .sequence(let items) = node, !items.isEmpty else {
+            report(fields.key(name), "takes a list of whole numbers, such as [\(range.lowerBound)]")
+            return nil
+        }
+        let values = items.map { $0.scalar.flatMap { number($0.string, in: range) } }
+        guard let wrong = values.firstIndex(where: { $0 == nil }) else { return values.compactMap(\.self) }
+        report(
+            fields.key(name),
+            "cannot have \"\(items[wrong].scalar?.string ?? "")\": write whole numbers from \(range.lowerBound) to "
+                + "\(range.upperBound)")
+        return nil
     }
 
     private mutating func integer(_ fields: Fields, _ name: String, of allowed: [Int]) -> Int? {

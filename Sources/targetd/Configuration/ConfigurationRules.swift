@@ -14,6 +14,7 @@ struct ConfigurationRules {
         rules.checkControl()
         rules.checkBackstores()
         rules.checkTargets()
+        rules.checkPortGroups()
         rules.checkUnitNames()
         rules.checkFronts()
         rules.checkUse()
@@ -93,6 +94,41 @@ struct ConfigurationRules {
         }
     }
 
+    private mutating func checkPortGroups() {
+        for (name, target) in configuration.targets.sorted(by: { $0.key < $1.key }) where !target.portGroups.isEmpty {
+            let key = "targets.\(name).port-groups"
+            var groups: [Int: Int] = [:]
+            var ports: [Int: Int] = [:]
+            for (index, group) in target.portGroups.enumerated() {
+                if let other = groups.updateValue(index, forKey: group.identifier) {
+                    report("\(key)[\(index)].id", "\(group.identifier) is already the number of \(key)[\(other)]")
+                }
+                for port in group.ports {
+                    guard let other = ports.updateValue(group.identifier, forKey: port) else { continue }
+                    report(
+                        "\(key)[\(index)].ports", "port \(port) is already in group \(other): a port is in one group")
+                }
+            }
+            if target.portGroups.count > ConfigurationLimits.portGroups {
+                report(key, "are too many: at most \(ConfigurationLimits.portGroups)")
+            }
+            if target.ports.count > ConfigurationLimits.portsOfATarget {
+                report(key, "have too many ports: at most \(ConfigurationLimits.portsOfATarget) in all")
+            }
+        }
+        // Which targets Xen guests use, the toolstack decides.
+        guard let xen = configuration.servedXen else { return }
+        for name in configuration.targets.keys.sorted() { checkPort(xen.port, of: name, at: "xen.port") }
+    }
+
+    private mutating func checkPort(_ port: Int, of name: NAAName, at key: String) {
+        guard let target = configuration.targets[name], !target.ports.contains(port) else { return }
+        let ports = target.ports.sorted().map(String.init).joined(separator: ", ")
+        report(
+            key,
+            "\(name) has no port \(port): it has \(ports); add it to one of the port-groups: of the target")
+    }
+
     private mutating func checkUnitNames() {
         var users: [NAAName: (place: String, backstore: String)] = [:]
         for (name, target) in configuration.targets.sorted(by: { $0.key < $1.key }) {
@@ -139,6 +175,7 @@ struct ConfigurationRules {
         var numbers: [NAAName: Int] = [:]
         for (number, name) in front.targets.sorted(by: { $0.key < $1.key }) {
             let key = "\(key).targets.\(number)"
+            checkPort(front.port, of: name, at: key)
             if configuration.targets[name] == nil {
                 report(key, undefined("\(name)", "target", in: configuration.targets.keys.sorted().map(\.description)))
             }

@@ -72,15 +72,27 @@ struct ConfigurationWriter {
         guard !targets.isEmpty else { return }
         lines.append("targets:")
         for (name, target) in targets.sorted(by: { $0.key < $1.key }) {
-            guard !target.logicalUnits.isEmpty else {
+            guard target != TargetConfiguration() else {
                 lines.append("  \(name): {}")
                 continue
             }
-            lines += ["  \(name):", "    luns:"]
+            lines.append("  \(name):")
+            if !target.portGroups.isEmpty { lines.append("    port-groups:") }
+            lines += target.portGroups.map { "      - \(Self.flow(Self.fields(of: $0)))" }
+            if !target.logicalUnits.isEmpty { lines.append("    luns:") }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 lines.append("      \(number): \(Self.value(of: unit))")
             }
         }
+    }
+
+    private static func fields(of group: PortGroupConfiguration) -> [(String, String)] {
+        var fields = [("id", "\(group.identifier)")]
+        if group.state != .activeOptimized { fields.append(("state", group.state.rawValue)) }
+        if group.isPreferred { fields.append(("preferred", "true")) }
+        if group.isExplicit { fields.append(("explicit", "true")) }
+        fields.append(("ports", "[" + group.ports.map(String.init).joined(separator: ", ") + "]"))
+        return fields
     }
 
     private static func value(of unit: LogicalUnitSettings) -> String {
@@ -107,6 +119,7 @@ struct ConfigurationWriter {
             if front.mode != .server { fields.append(("mode", front.mode.rawValue)) }
             if front.queues != 1 { fields.append(("queues", "\(front.queues)")) }
             fields.append(("targets", Self.flow(targets)))
+            if front.port != VhostUserFrontConfiguration.defaultPort { fields.append(("port", "\(front.port)")) }
             if let limits = Self.limits(front.limits) { fields.append(("limits", limits)) }
             if front.isSpread { fields.append(("spread", "true")) }
             if front.offersConfigurationSpace { fields.append(("config-space", "true")) }
@@ -129,6 +142,7 @@ struct ConfigurationWriter {
         var fields = [("enabled", xen.enabled.rawValue)]
         if xen.records != standard.records { fields.append(("records", Self.quoted(xen.records))) }
         if !xen.hostDevices { fields.append(("host-devices", "false")) }
+        if xen.port != standard.port { fields.append(("port", "\(xen.port)")) }
         if xen.staging != standard.staging { fields.append(("staging", Size.format(xen.staging))) }
         lines.append("xen: \(Self.flow(fields))")
     }

@@ -5,6 +5,8 @@
 
 /// One change of a running daemon.
 enum Change: Equatable, Sendable {
+    typealias AccessState = PortGroupConfiguration.AccessState
+
     case removeSocket(String)
     case detachTarget(NAAName, number: Int, socket: String)
     case removeLogicalUnit(Int, target: NAAName)
@@ -17,6 +19,8 @@ enum Change: Equatable, Sendable {
     case attachTarget(NAAName, number: Int, socket: String)
     case addSocket(String)
     case swapMedium(Int, target: NAAName, backstore: String)
+    case setPortGroups(NAAName)
+    case setAccessState(NAAName, group: Int, old: AccessState, new: AccessState)
     case protectLogicalUnit(Int, target: NAAName, isProtected: Bool)
     case limitLogicalUnit(Int, target: NAAName)
     case limitSocket(String)
@@ -43,8 +47,12 @@ extension Change {
         case .addBackstore(let name): .removeBackstore(name)
         case .protectLogicalUnit(let number, let target, let isProtected):
             .protectLogicalUnit(number, target: target, isProtected: !isProtected)
+        case .setAccessState(let name, let group, let old, let new):
+            .setAccessState(name, group: group, old: new, new: old)
         // Made again, they take what they set from the other configuration.
-        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket, .swapMedium: self
+        case .setStopTimeout, .setLogLevel, .setCommandTimeout, .limitLogicalUnit, .limitSocket, .swapMedium,
+            .setPortGroups:
+            self
         case .stopXen: .startXen
         case .startXen: .stopXen
         // A medium that grew stays as it is: to cut it is to lose what was written meanwhile.
@@ -68,6 +76,9 @@ extension Change: CustomStringConvertible {
         case .addLogicalUnit(let number, let target): "+ target \(target) LUN \(number)"
         case .attachTarget(let name, let number, let socket): "+ vhost-user-scsi \(socket) target \(number): \(name)"
         case .addSocket(let path): "+ vhost-user-scsi \(path)"
+        case .setPortGroups(let name): "~ target \(name) port-groups"
+        case .setAccessState(let name, let group, _, let state):
+            "~ target \(name) port group \(group): \(state.rawValue)"
         case .protectLogicalUnit(let number, let target, let isProtected):
             "~ target \(target) LUN \(number) read-only: \(isProtected)"
         case .swapMedium(let number, let target, let backstore):
@@ -222,7 +233,11 @@ struct Plan: Equatable, Sendable {
         }
         changes += backstores.map { .addBackstore($0) }
         for (name, target) in new.targets.sorted(by: { $0.key < $1.key }) {
-            if old.targets[name] == nil { changes.append(.addTarget(name)) }
+            if let running = old.targets[name] {
+                comparePortGroups(of: name, running.portGroups, target.portGroups)
+            } else {
+                changes.append(.addTarget(name))
+            }
             for (number, unit) in target.logicalUnits.sorted(by: { $0.key < $1.key }) {
                 let running = old.targets[name]?.logicalUnits[number]
                 let stays =
@@ -256,6 +271,19 @@ struct Plan: Equatable, Sendable {
         }
         // Guests whose rings are in use go on with what is there, so all must be there.
         if new.servedXen != nil && old.servedXen != new.servedXen { changes.append(.startXen) }
+    }
+
+    /// States change in place, and so does everything else of port groups: fronts at ports that go are gone by now, and
+    /// those at new ports come later.
+    private mutating func comparePortGroups(
+        of name: NAAName, _ running: [PortGroupConfiguration], _ wanted: [PortGroupConfiguration]
+    ) {
+        guard running.count == wanted.count, zip(running, wanted).allSatisfy({ $0.isSameGroup(as: $1) }) else {
+            return changes.append(.setPortGroups(name))
+        }
+        for (old, new) in zip(running, wanted) where old.state != new.state {
+            changes.append(.setAccessState(name, group: new.identifier, old: old.state, new: new.state))
+        }
     }
 
     /// Finds a reactor for what is new. What runs stays where it is; if that makes a group impossible, it is refused.

@@ -17,8 +17,13 @@ struct XenConfiguration: Equatable, Sendable {
     var records = "/run/targetd/xen"
     /// Whether a toolstack may give guests SCSI devices of this host (`p-dev` as h:c:t:l).
     var hostDevices = true
+    /// The relative target port identifier of the Xen front, at each target.
+    var port = Self.defaultPort
     /// Bytes of memory, on each reactor, through which data of guests passes.
     var staging: UInt64 = 64 << 20
+
+    /// Other than that of sockets.
+    static let defaultPort = 2
 
     /// Bytes of staging memory: at least one full ring of the largest requests (512 KiB each), at most what helps 128
     /// guests to have that at once.

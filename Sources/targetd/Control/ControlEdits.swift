@@ -27,6 +27,9 @@ extension ControlRouter {
                 "DELETE": { router, call throws(Failure) in try await router.deleteTarget(call) },
             ], flags: ["force"]),
         Route(
+            path: "/v1/targets/{name}/port-groups/{group}/state",
+            operations: ["PUT": { router, call throws(Failure) in try await router.setAccessState(call) }]),
+        Route(
             path: "/v1/targets/{name}/luns/{lun}",
             operations: [
                 "GET": { router, call throws(Failure) in
@@ -188,6 +191,19 @@ extension ControlRouter {
                 // A socket without a target is nothing.
                 configuration.vhostUserFronts.removeAll { $0.targets.isEmpty }
             })
+    }
+
+    private func setAccessState(_ call: Call) async throws(Failure) -> ControlResponse {
+        let text = call.parameters["group"] ?? ""
+        guard let group = Int(text), "\(group)" == text else {
+            throw Failure(.notFound, "\"\(text)\" is not the number of a port group.")
+        }
+        let word = try JSONBody(call.body, ["state"], "{\"state\": \"standby\"}").string("state")
+        guard let state = PortGroupConfiguration.AccessState(rawValue: word) else {
+            let allowed = PortGroupConfiguration.AccessState.allCases.map(\.rawValue).joined(separator: ", ")
+            throw Failure(.invalidRequest, "state cannot be \"\(word)\": allowed: \(allowed).")
+        }
+        return .init(try await daemon.setAccessState(state, ofPortGroup: group, target: try call.target))
     }
 
     private func putUnit(_ call: Call) async throws(Failure) -> ControlResponse {

@@ -287,8 +287,14 @@ actor Daemon {
         case .resizeBackstore(let name, let size):
             error = await thread(after.backstores[name]).perform { $0.resizeBackstore(name, size: size) }
         case .addTarget(let name):
-            await thread(after.targets[name]).perform { $0.addTarget(name) }
+            let target = new.configuration.targets[name]!
+            await thread(after.targets[name]).perform { $0.addTarget(name, target) }
             await xen?.publish(name, on: thread(after.targets[name]))
+        case .setPortGroups(let name):
+            let groups = (old.configuration.targets[name]!.portGroups, new.configuration.targets[name]!.portGroups)
+            await thread(after.targets[name]).perform { $0.setPortGroups(name, from: groups.0, to: groups.1) }
+        case .setAccessState(let name, let group, _, let state):
+            _ = await thread(after.targets[name]).perform { $0.setAccessState(state, ofPortGroup: group, target: name) }
         case .addLogicalUnit(let number, let target):
             let unit = new.configuration.targets[target]!.logicalUnits[number]!
             error = await thread(after.targets[target]).perform { $0.addLogicalUnit(number, target: target, unit) }

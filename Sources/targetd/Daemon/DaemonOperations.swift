@@ -29,15 +29,44 @@ extension Daemon {
         try await operation(what) { () async throws(Failure) -> ChangeReport in
             var wanted = configuration
             try edit(&wanted)
-            let loaded = ConfigurationSource.load(edited: wanted, running: configuration)
-            guard loaded.isUsable else { throw Failure(loaded) }
             self.isForced = isForced
             defer { self.isForced = false }
-            do throws(ChangeError) {
-                return ChangeReport(try await change(to: loaded.configuration), loaded)
-            } catch {
-                throw Failure(error)
+            return try await change(toEdited: wanted)
+        }
+    }
+
+    private func change(toEdited wanted: Configuration) async throws(Failure) -> ChangeReport {
+        let loaded = ConfigurationSource.load(edited: wanted, running: configuration)
+        guard loaded.isUsable else { throw Failure(loaded) }
+        do throws(ChangeError) {
+            return ChangeReport(try await change(to: loaded.configuration), loaded)
+        } catch {
+            throw Failure(error)
+        }
+    }
+
+    /// Sets the state of a port group, in the configuration that runs and whatever a guest has set since.
+    func setAccessState(
+        _ state: PortGroupConfiguration.AccessState, ofPortGroup group: Int, target: NAAName
+    ) async throws(Failure) -> ChangeReport {
+        let what = "set port group \(group) of \(target) to \(state.rawValue)"
+        return try await operation(what) { () async throws(Failure) -> ChangeReport in
+            var wanted = configuration
+            guard let index = wanted.targets[target]?.portGroups.firstIndex(where: { $0.identifier == group }),
+                let place = placement.targets[target]
+            else { throw Failure(.notFound, "There is no port group \(group) of \(target) in the configuration.") }
+            let old = wanted.targets[target]!.portGroups[index].state
+            if old != state {
+                wanted.targets[target]!.portGroups[index].state = state
+                return try await change(toEdited: wanted)
             }
+            let isChanged = await threads[place].perform {
+                $0.setAccessState(state, ofPortGroup: group, target: target)
+            }
+            guard isChanged else { return ChangeReport(changes: [], warnings: []) }
+            let change = Change.setAccessState(target, group: group, old: old, new: state)
+            events.publish(.changed, subject: nil, "\(change)")
+            return ChangeReport(changes: ["\(change)"], warnings: [])
         }
     }
 

@@ -134,9 +134,41 @@ final class ReactorObjects {
 
     // MARK: Targets
 
-    func addTarget(_ name: NAAName) {
+    func addTarget(_ name: NAAName, _ configuration: TargetConfiguration) {
         precondition(targets[name] == nil, "target \(name) is already there")
-        targets[name] = TargetDevice(name: name.value, shard: shard)
+        let target = TargetDevice(
+            name: name.value, shard: shard, portGroups: configuration.portGroups.map { TargetPortGroup($0) })
+        let log = AccessStateLog(logger, target: name, hub: events)
+        target.whenAccessStateSet = { [unowned self] group, state, initiator in
+            log.report(group, state, by: initiator, now: reactor.now)
+        }
+        targets[name] = target
+    }
+
+    /// Makes other port groups those of a target. A state that the configuration had before and has now is left as it
+    /// is, because a guest may have set another.
+    func setPortGroups(_ name: NAAName, from old: [PortGroupConfiguration], to new: [PortGroupConfiguration]) {
+        guard let target = targets[name] else { preconditionFailure("no target \(name)") }
+        target.setPortGroups(
+            new.map { configuration in
+                var group = TargetPortGroup(configuration)
+                let isAsBefore = old.contains {
+                    $0.identifier == configuration.identifier && $0.state == configuration.state
+                }
+                let running = target.portGroups.first { $0.identifier == group.identifier }
+                if isAsBefore, let running { group.state = running.state }
+                return group
+            })
+    }
+
+    /// Sets the state of a port group. Whether it was another.
+    func setAccessState(
+        _ state: PortGroupConfiguration.AccessState, ofPortGroup group: Int, target name: NAAName
+    ) -> Bool {
+        guard let target = targets[name],
+            let isChanged = target.setAccessState(AsymmetricAccessState(state), ofPortGroup: UInt16(group))
+        else { preconditionFailure("no port group \(group) of \(name)") }
+        return isChanged
     }
 
     func removeTarget(_ name: NAAName) {
@@ -299,6 +331,7 @@ final class ReactorObjects {
             socketPath: front.socket, requestQueues: front.queues, targets: served,
             // One guest at a time has the socket, so the socket's name is that of the initiator.
             initiatorPort: Self.initiatorPort(front.socket))
+        configuration.targetPort = UInt16(front.port)
         configuration.mode = front.mode == .client ? .client : .server
         configuration.spread = spread
         configuration.options.offersConfiguration = front.offersConfigurationSpace
@@ -459,6 +492,33 @@ extension RateLimits {
         operationsPerSecond = limits.operationsPerSecond ?? 0
         bytesPerSecond = limits.bytesPerSecond ?? 0
         burstNanoseconds = limits.burstNanoseconds ?? Limits.defaultBurstNanoseconds
+    }
+}
+
+extension TargetPortGroup {
+    init(_ configuration: PortGroupConfiguration) {
+        self.init(
+            identifier: UInt16(configuration.identifier), ports: configuration.ports.map { UInt16($0) },
+            state: AsymmetricAccessState(configuration.state), isPreferred: configuration.isPreferred,
+            isExplicit: configuration.isExplicit)
+    }
+}
+
+extension AsymmetricAccessState {
+    init(_ state: PortGroupConfiguration.AccessState) {
+        self =
+            switch state {
+            case .activeOptimized: .activeOptimized
+            case .activeNonOptimized: .activeNonOptimized
+            case .standby: .standby
+            case .unavailable: .unavailable
+            case .transitioning: .transitioning
+            }
+    }
+
+    /// The state as the configuration calls it.
+    var configured: PortGroupConfiguration.AccessState {
+        PortGroupConfiguration.AccessState.allCases.first { AsymmetricAccessState($0) == self }!
     }
 }
 

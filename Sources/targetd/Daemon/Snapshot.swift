@@ -30,7 +30,9 @@ extension ReactorObjects {
             let units = target.logicalUnits.map { lun, unit in
                 LogicalUnitStatus(Int(lun.number), unit, backstore: names[ObjectIdentifier(unit)] ?? "")
             }
-            return TargetStatus(name: name.description, reactor: index, luns: units.sorted { $0.lun < $1.lun })
+            var status = TargetStatus(name: name.description, reactor: index, luns: units.sorted { $0.lun < $1.lun })
+            status.portGroups = target.portGroups.map(PortGroupStatus.init)
+            return status
         }
         snapshot.fronts = servedFronts.map { FrontStatus($0, reactor: index, $1) }
         return snapshot
@@ -58,6 +60,14 @@ extension BackstoreStatus {
             case .blockDevice: "block-device"
             }
         self.init(name: name, type: type, path: configuration.path, size: size, readOnly: configuration.readOnly)
+    }
+}
+
+extension PortGroupStatus {
+    init(_ group: TargetPortGroup) {
+        self.init(
+            id: Int(group.identifier), state: group.state.configured.rawValue, preferred: group.isPreferred,
+            explicit: group.isExplicit, statusCode: "\(group.statusCode)", ports: group.ports.map { Int($0) })
     }
 }
 
@@ -106,6 +116,7 @@ extension FrontStatus {
         self.init(
             socket: front.socket, reactor: reactor, queues: front.queues, connected: server.isConnected,
             targets: targets)
+        port = front.port
         let statistics = server.statistics
         connections = statistics.connections
         commands = statistics.commands

@@ -17,6 +17,7 @@ final class XenService: Sendable {
         var settings = XenFront.Configuration()
         settings.stagingBytes = Int(configuration.staging)
         settings.recordDirectory = configuration.records
+        settings.targetPort = UInt16(configuration.port)
         settings.hostDevices = configuration.hostDevices
         settings.log = { vhost, text, isError in
             var logger = logger

@@ -9,6 +9,7 @@ from .disks import Disks
 from .fullmedium import FullMedium
 from .itself import Itself
 from .metrics import Metrics
+from .multipath import Multipath
 from .operator import Operator
 from .reservations import Reservations
 from .restart import Restart
@@ -17,6 +18,6 @@ from .virtio import ClientMode, HotPlug, ManyUnits, Migration, MigrationOverBloc
 from .xen import Xen
 
 ALL = [
-    Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Restart, PackedRings, HotPlug,
-    ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
+    Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Multipath, Restart, PackedRings,
+    HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
 ]  # fmt: skip

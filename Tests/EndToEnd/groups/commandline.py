@@ -34,6 +34,7 @@ FAULTS = [
     ("a size without sense", "type: ram, size: 16MiB", "type: ram, size: plenty", "size"),
     ("a type that does not exist", "type: ram", "type: tape", "tape"),
     ("a number of queues over the limit", "queues: 2", "queues: 100000", "queues"),
+    ("a port that the target does not have", "queues: 2", "port: 3", "port 3"),
     ("a target that is not there", "0: naa.6001405000000001", "0: naa.6001405000000002", "naa.6001405000000002"),
     ("a file that is not YAML", "backstores:", "backstores: [", ""),
 ]

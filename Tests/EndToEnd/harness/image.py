@@ -27,14 +27,17 @@ PROGRAMS = [
     "/usr/sbin/e2fsck",
     "/usr/sbin/blkdiscard",
     "/usr/sbin/fstrim",
+    "/usr/sbin/dmsetup",
 ]
 # Debian packages whose versions decide what the programs above are.
-PACKAGES = ["busybox-static", "sg3-utils", "libiscsi-bin", "fio", "lsscsi", "e2fsprogs", "util-linux"]
+PACKAGES = ["busybox-static", "sg3-utils", "libiscsi-bin", "fio", "lsscsi", "e2fsprogs", "util-linux", "dmsetup"]
 
 # In this order; each after what it depends on.
 MODULES = [
     "virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "sg", "crc32c_generic", "crc32c-intel", "ext4",
 ]
+# Listed in the guest's /modules.multipath, for the group that wants them.
+MULTIPATH_MODULES = ["scsi_dh_alua", "dm-multipath", "dm-round-robin"]
 
 
 @dataclass(frozen=True)
@@ -82,5 +85,6 @@ def _write_initramfs(tree: str, version: str, target: str) -> None:
     archive.copy("bin/agent", os.path.join(SOURCES, "agent"), 0o755)
     archive.programs(PROGRAMS)
     archive.modules(initramfs.modules(tree, version, MODULES))
+    archive.modules(initramfs.modules(tree, version, MULTIPATH_MODULES), "modules.multipath")
     with open(target, "wb") as file:
         file.write(archive.finish())

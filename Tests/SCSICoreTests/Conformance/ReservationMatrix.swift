@@ -65,6 +65,7 @@ private let matrix: [MatrixRow] = [
     MatrixRow("REPORT SUPPORTED OPERATION CODES",          cdb(0xa3, 0x0c, length: 12),     "A C A A C", "C"),
     MatrixRow("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", cdb(0xa3, 0x0d, length: 12),    "A C A A C", "C"),
     MatrixRow("REPORT TARGET PORT GROUPS",                 cdb(0xa3, 0x0a, length: 12),     "A A A A A", "A"),
+    MatrixRow("SET TARGET PORT GROUPS",                    cdb(0xa4, 0x0a, length: 12),     "C C A C C", "C"),
     MatrixRow("REPORT TIMESTAMP",                          cdb(0xa3, 0x0f, length: 12),     "A A A A A", "C"),
     MatrixRow("REQUEST SENSE",                             cdb(0x03, length: 6),            "A A A A A", "A"),
     MatrixRow("SEND DIAGNOSTIC",                           cdb(0x1d, 0x04, length: 6),      "C C A C C", "C"),
@@ -143,7 +144,8 @@ struct ReservationMatrix {
     }
 
     private static func makeWorld() -> (world: TestTarget, ports: [Role: MockPort]) {
-        let world = TestTarget(savesState: true)
+        let world = TestTarget(
+            savesState: true, portGroups: [TargetPortGroup(identifier: 1, ports: [1, 2], isExplicit: true)])
         return (world, [.holder: world.a, .registrant: world.addPort("C"), .unregistered: world.b])
     }
 

@@ -168,6 +168,16 @@ public enum CDB {
         [0xa3, extended ? 0x2a : 0x0a, 0, 0, 0, 0] + bytes(UInt64(allocation), 4) + [0, 0]
     }
 
+    /// SET TARGET PORT GROUPS (SPC-6).
+    public static func setTargetPortGroups(listLength: Int) -> [UInt8] {
+        [0xa4, 0x0a, 0, 0, 0, 0] + bytes(UInt64(listLength), 4) + [0, 0]
+    }
+
+    /// The parameter list of SET TARGET PORT GROUPS: state codes and groups.
+    public static func targetPortGroups(_ states: [(state: UInt8, group: UInt16)]) -> [UInt8] {
+        [0, 0, 0, 0] + states.flatMap { [$0.state, 0] + bytes(UInt64($0.group), 2) }
+    }
+
     /// READ CAPACITY(10) (SBC-5).
     public static let readCapacity10: [UInt8] = [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 

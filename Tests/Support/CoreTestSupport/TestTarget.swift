@@ -46,16 +46,17 @@ open class TestTarget {
 
     /// A target with one unit; `configure` changes the medium before the unit is created, `attentive` keeps the POWER
     /// ON unit attention condition that every new nexus has, `savesState` gives the unit a state store, and `kept` is
-    /// what that held when the power came; bytes that are damaged are lost. `transport` gives A and B a transport;
-    /// without one they call the target.
+    /// what that held when the power came; bytes that are damaged are lost. With `portGroups` B is at port 2, else both
+    /// are at port 1. `transport` gives A and B a transport; without one they call the target.
     public init(
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(
             name: 0x6001_4054_0000_0001 & 0x0fff_ffff_ffff_ffff | 0x3 << 60, serial: "SERIAL0001"),
-        savesState: Bool = false, kept: [UInt8]? = nil, configure: (ScriptedBackstore) -> Void = { _ in },
+        savesState: Bool = false, kept: [UInt8]? = nil, portGroups: [TargetPortGroup] = [],
+        configure: (ScriptedBackstore) -> Void = { _ in },
         transport: (MockPort) -> (any MockTransport)? = { _ in nil }
     ) {
-        target = TargetDevice(name: 0x3001_4054_0000_00ff, shard: shard)
+        target = TargetDevice(name: 0x3001_4054_0000_00ff, shard: shard, portGroups: portGroups)
         backstore = ScriptedBackstore(blocks: blocks, blockLength: blockLength, violations: violations)
         configure(backstore)
         store = savesState || kept != nil ? ScriptedStateStore(kept: kept, violations: violations) : nil
@@ -68,6 +69,7 @@ open class TestTarget {
         precondition(added)
         a = MockPort(name: "A", target: target, journal: journal, violations: violations)
         b = MockPort(name: "B", target: target, journal: journal, violations: violations)
+        if !portGroups.isEmpty { b.targetPort = 2 }
         for port in [a, b] {
             unsafe port.isHeldByMedium = { [media] head in media.all.contains { unsafe $0.holds(head) } }
             port.transport = transport(port)

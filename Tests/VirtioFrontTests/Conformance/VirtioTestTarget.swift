@@ -28,14 +28,16 @@ final class VirtioTestTarget: CoreTestSupport.TestTarget {
         blocks: UInt64 = 4096, blockLength: UInt32 = 512, attentive: Bool = false,
         configuration: LogicalUnitConfiguration = LogicalUnitConfiguration(
             name: 0x3001_4054_0000_0001, serial: "SERIAL0001"),
-        savesState: Bool = false, kept: [UInt8]? = nil, configure: (ScriptedBackstore) -> Void = { _ in },
+        savesState: Bool = false, kept: [UInt8]? = nil, portGroups: [TargetPortGroup] = [],
+        configure: (ScriptedBackstore) -> Void = { _ in },
         transport: (MockPort) -> (any MockTransport)? = { _ in nil }
     ) {
         let hub = VirtioHub()
         self.hub = hub
         super.init(
             blocks: blocks, blockLength: blockLength, attentive: attentive, configuration: configuration,
-            savesState: savesState, kept: kept, configure: configure, transport: { hub.transport(for: $0) })
+            savesState: savesState, kept: kept, portGroups: portGroups, configure: configure,
+            transport: { hub.transport(for: $0) })
         journal.whenRead = { hub.turn() }
     }
 
@@ -135,10 +137,10 @@ final class VirtioTransport: MockTransport {
         self.hub = hub
         let serial = Self.counter.wrappingAdd(1, ordering: .relaxed).newValue
         path = "/tmp/targetd-conformance-\(getpid())-\(serial).sock"
-        server = VhostUserSCSIServer(
-            configuration: VhostUserSCSIServer.Configuration(
-                socketPath: path, targets: [0: port.target], initiatorPort: port.name),
-            reactor: hub.reactor, report: { _ in })
+        var configuration = VhostUserSCSIServer.Configuration(
+            socketPath: path, targets: [0: port.target], initiatorPort: port.name)
+        configuration.targetPort = port.targetPort
+        server = VhostUserSCSIServer(configuration: configuration, reactor: hub.reactor, report: { _ in })
         do { try server.start() } catch { fatalError("no server: \(error)") }
     }
 

@@ -30,15 +30,14 @@ enum SPC {
             if cdb[2] != 0 { return .failed(.invalidField(inCDB: 2)) }
             return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
                 standardInquiry(
-                    peripheral: 0x00, removable: unit.isRemovable, unit.configuration.vendor,
-                    unit.configuration.product,
-                    unit.configuration.revision,
-                    &writer)
+                    peripheral: peripheral(unit, task.nexus), removable: unit.isRemovable,
+                    explicitAccess: unit.target?.ports.hasExplicitGroup ?? false, unit.configuration.vendor,
+                    unit.configuration.product, unit.configuration.revision, &writer)
             }
         }
         guard let page = VitalProductDataPage(rawValue: cdb[2]) else { return .failed(.invalidField(inCDB: 2)) }
         return DeviceServer.parameterData(task, unit.shard, allocationLength: allocationLength) { writer in
-            writer.byte(0x00)
+            writer.byte(peripheral(unit, task.nexus))
             writer.byte(page.rawValue)
             writer.uint16(0)
             write(page, task.nexus, unit, &writer)
@@ -46,17 +45,24 @@ enum SPC {
         }
     }
 
+    /// A direct access block device; with PERIPHERAL QUALIFIER 001b through a port in the unavailable state (SPC-4
+    /// 5.15.2.4.5).
+    private static func peripheral(_ unit: LogicalUnit, _ nexus: UInt16) -> UInt8 {
+        unit.access(of: nexus) == .unavailable ? 0x20 : 0x00
+    }
+
     /// Standard INQUIRY data, 96 bytes (SPC-4 6.6.2).
     static func standardInquiry(
-        peripheral: UInt8, removable: Bool = false, _ vendor: String, _ product: String, _ revision: String,
-        _ writer: inout ParameterWriter
+        peripheral: UInt8, removable: Bool = false, explicitAccess: Bool = false, _ vendor: String, _ product: String,
+        _ revision: String, _ writer: inout ParameterWriter
     ) {
+        let isUnit = peripheral & 0x1f == 0x00
         writer.byte(peripheral)
         writer.byte(removable ? 0x80 : 0x00)  // RMB
         writer.byte(0x06)  // SPC-4, the newest version that all initiators in use know
-        writer.byte(peripheral == 0 ? 0x32 : 0x12)  // NORMACA, if there is a task set; HISUP; response data format 2
+        writer.byte(isUnit ? 0x32 : 0x12)  // NORMACA, if there is a task set; HISUP; response data format 2
         writer.byte(91)
-        writer.byte(peripheral == 0x00 ? 0x10 : 0x00)  // TPGS 01b, of a unit: its states do not change by command
+        writer.byte(isUnit ? explicitAccess ? 0x30 : 0x10 : 0x00)  // TPGS, of a unit: 11b if states change by command
         writer.byte(0x10)  // MULTIP: several target ports, one a front
         writer.byte(0x02)  // CMDQUE
         writer.text(Array(vendor.utf8), width: 8)
@@ -114,7 +120,7 @@ enum SPC {
                 writer.bytes([0x01, 0x14, 0x00, 4, 0, 0])
                 writer.uint16(port.relativeIdentifier)
                 writer.bytes([0x01, 0x15, 0x00, 4, 0, 0])
-                writer.uint16(TargetPorts.group)
+                writer.uint16(target.ports.group(ofPort: port.relativeIdentifier)!.identifier)
             }
             writer.bytes([0x01, 0x23, 0x00, 8])
             writer.uint64(target.name)

@@ -229,7 +229,7 @@ enum LogPages {
     /// Protocol Specific Port (SPC-4 7.3.13): for each port PROTOCOL IDENTIFIER Fh, no specific protocol: neither
     /// virtio nor Xen has one of T10's, and so there is nothing specific to tell.
     private static func protocolSpecificPorts(_ unit: LogicalUnit) -> [LogParameter] {
-        (unit.target?.ports.identifiers ?? 1...1).map { .list($0, [0x0f, 0, 0, 0]) }
+        (unit.target?.ports.identifiers ?? [1]).map { .list($0, [0x0f, 0, 0, 0]) }
     }
 
     /// General Statistics and Performance (SPC-4 7.3.6), in nanoseconds. The weighted fields are zero, as they are

@@ -113,7 +113,7 @@ extension SPC {
     ) -> ReservationVerdict {
         let flags = list.byte(20)
         var others: [NexusName]?
-        let ports = flags & 0x04 != 0 ? unit.target.map { Array($0.ports.identifiers) } ?? [] : [nexus.targetPort]
+        let ports = flags & 0x04 != 0 ? unit.target?.ports.identifiers ?? [] : [nexus.targetPort]
         if flags & 0x08 != 0 {
             switch readInitiatorPorts(list) {
             case .failure(let fault): return .failed(fault.sense)

@@ -6,8 +6,8 @@ import CTarget
 
 extension SPC {
     /// REQUEST SENSE (SPC-4 6.39): a pending unit attention condition, or else a deferred error, which is cleared by
-    /// it; else why the unit is not ready; else an informational exception condition (MRIE 6); else the power
-    /// condition; else NO SENSE.
+    /// it; else why the port or the unit is not ready; else an informational exception condition (MRIE 6); else the
+    /// power condition; else NO SENSE.
     static func requestSense(_ task: TaskHandle, _ cdb: CDB, on unit: LogicalUnit) -> Outcome {
         var sense = SenseData.none
         let condition = unit.unitAttention(for: task.nexus)
@@ -15,6 +15,8 @@ extension SPC {
             sense = condition.sense
         } else if let error = unit.deferredError(for: task.nexus) {
             sense = error
+        } else if unit.access(of: task.nexus) != .full {
+            sense = unit.access(of: task.nexus).sense
         } else if unit.readiness != .ready {
             sense = unit.readiness.sense
         } else if let exception = unit.exceptionOnRequest {

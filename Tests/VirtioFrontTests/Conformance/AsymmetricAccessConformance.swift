@@ -1,0 +1,1 @@
+../../SCSICoreTests/Conformance/AsymmetricAccessConformance.swift
