@@ -241,13 +241,14 @@ struct CommandTableTests {
     private static func decidesByCDB(_ row: CommandDescriptor) -> Bool { row.handler == .xdWriteRead }
 
     @Test(
-        "`isNotRepeatable`: a row with it is refused if it may have been carried out before, one without is not",
+        "COMPARE AND WRITE, XPWRITE, XDWRITEREAD are refused if they may have been carried out before, others are not",
         arguments: rows.indices)
-    func isNotRepeatable(index: Int) {
+    func refusesRepetition(index: Int) {
         let row = Self.rows[index]
         let world = Self.world()
         let end = world.run(plain(row), flags: UInt8(SCSI_COMMAND_REPEATED))
-        #expect((end.summary == "b/0800") == row.flags.contains(.isNotRepeatable), "\(row.handler)")
+        let isRefused = [.compareAndWrite, .xpWrite, .xdWriteRead].contains(row.handler)
+        #expect((end.summary == "b/0800") == isRefused, "\(row.handler)")
         #expect(world.run(plain(row)).summary != "b/0800")
     }
 }

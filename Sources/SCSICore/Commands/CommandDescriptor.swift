@@ -103,11 +103,6 @@ struct CommandFlags: OptionSet {
     /// atomic writes; SBC-3: XPWRITE, XDWRITEREAD).
     static let uninterrupted = Self(rawValue: 1 << 12)
 
-    /// Does something else when it is carried out twice: COMPARE AND WRITE finds what it has written itself, XPWRITE
-    /// inverts back, XDWRITEREAD reads what it has written. Refused if it may have been carried out before
-    /// (SCSI_COMMAND_REPEATED).
-    static let isNotRepeatable = Self(rawValue: 1 << 13)
-
     /// A command that the table does not have is refused for that, and not for a reservation or for its port.
     static let ofUnknownCommand: Self = [
         .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition,

@@ -16,6 +16,8 @@ enum Repetition {
     /// At any moment before its end: until then it has changed nothing, or what it changes becomes the same again.
     case always
     /// Until the first of its writes was handed to the medium: it would take what it has written for what was there.
+    /// COMPARE AND WRITE would not find what it expects, XPWRITE would invert back, XDWRITEREAD would return nothing of
+    /// what was there. One that may have written in an earlier life (SCSI_COMMAND_REPEATED) is refused.
     case untilItWrites
     /// Never: others have seen what it changed, and may have changed it since. Also commands that end when they begin.
     case never
@@ -26,10 +28,10 @@ extension CommandHandler {
     var repetition: Repetition {
         switch self {
         case .read, .verify, .preFetch, .getLBAStatus, .getLBAStatus32, .logSense, .sendDiagnostic: .always
-        case .write, .writeAndVerify, .writeSame, .writeAtomic, .unmap, .synchronizeCache: .always
+        case .write, .writeAndVerify, .writeSame, .writeAtomic, .unmap, .synchronizeCache, .orWrite: .always
         // What they do beside the flush is done at their end.
         case .startStopUnit, .preventAllowMediumRemoval: .always
-        case .compareAndWrite, .orWrite, .xpWrite, .xdWriteRead: .untilItWrites
+        case .compareAndWrite, .xpWrite, .xdWriteRead: .untilItWrites
         case .modeSelect, .persistentReserveOut, .setIdentifyingInformation: .never
         case .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .readCapacity10, .readCapacity16,
             .reportTargetPortGroups, .readBufferData, .readBufferDescriptor, .readEchoBuffer,
