@@ -2,9 +2,10 @@
 // the medium and of what keeps the state, lost nexuses, and changes from outside.
 //
 // Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort),
-// each function of a nexus that is not lost is answered once, the medium is asked for nothing that is not in its
-// geometry (ScriptedBackstore), the unit comes to rest with an empty task set, and the state that it has saved can be
-// read again.
+// each function of a nexus that is not lost is answered once, and when no command that it has ended is left, a nexus that
+// is lost leaves no command but those that the medium or the state store still has, the medium is asked for nothing that
+// is not in its geometry (ScriptedBackstore), the unit comes to rest with an empty task set and all staging memory given
+// back (Shard), and the state that it has saved can be read again.
 //
 // Called by: libFuzzer. Must not know: what any command does.
 
@@ -27,8 +28,8 @@ private final class CommandWorld {
     private let configuration: LogicalUnitConfiguration
     private let rows: [CommandDescriptor]
     private var cookie: UInt64 = 1
-    /// Functions that must be answered, by port.
-    private var functions: [Set<UInt64>] = [[], []]
+    /// Functions that must be answered, by port, with the commands of each port that are over then.
+    private var functions: [[UInt64: [Set<UInt64>]]] = [[:], [:]]
     /// The data-in buffer of the command that ended last, for the parameter list that answers it.
     private var echo: [[UInt8]] = [[], []]
     private var isPresent = true
@@ -57,10 +58,8 @@ private final class CommandWorld {
                 Trace.note("\(index == 0 ? "A" : "B") \($0.tag) ends: \($0.summary)")
                 self.echo[index] = $0.data
             }
-            port.whenAnswered = { [unowned self] cookie, _ in
-                // Functions with the cookie 0 are those with which the target comes to rest.
-                precondition(cookie == 0 || self.functions[index].remove(cookie) != nil, "an answer to no function")
-            }
+            // The target comes to rest after this world has gone.
+            port.whenAnswered = { [weak self] cookie, response in self?.answered(index, cookie, response) }
         }
     }
 
@@ -200,15 +199,43 @@ private final class CommandWorld {
     private func manage(_ index: Int) {
         let port = port(index)
         guard port.isConnected else { return }
-        let tag = UInt64(input.byte())
-        cookie += 1
-        functions[index].insert(cookie)
+        let known = port.tagsInFlight.sorted(), choice = input.byte()
+        let tag = known.isEmpty || choice & 0xe0 == 0 ? UInt64(choice) : known[Int(choice) % known.count]
         let number =
             input.rarely(8)
             ? input.byte()
             : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        let lun: UInt64 = input.rarely(16) ? input.number() : 0
         Trace.note("\(port.name) sends the function \(number) for \(tag)")
-        port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)
+        cookie += 1
+        functions[index][cookie] = lun == 0 ? ended(by: number, tag, index) : []
+        port.manage(rawFunction: number, lun: lun, tag: tag, cookie: cookie)
+    }
+
+    /// The commands of each port that a function ends (SAM-6 7); with a task set for each nexus CLEAR TASK SET ends
+    /// those of its own.
+    private func ended(by number: UInt8, _ tag: UInt64, _ index: Int) -> [Set<UInt64>] {
+        var ended = [world.a.tagsInFlight, world.b.tagsInFlight]
+        switch TaskManagementFunction(rawValue: number) {
+        case .logicalUnitReset, .targetReset: return ended
+        case .abortTask: ended[index].formIntersection([tag])
+        case .abortTaskSet, .clearTaskSet, .nexusReset: break
+        default: return []
+        }
+        ended[1 - index] = []
+        return ended
+    }
+
+    private func answered(_ index: Int, _ cookie: UInt64, _ response: TaskManagementResponse) {
+        // Those with which the target comes to rest have the cookie 0.
+        guard cookie != 0 else { return }
+        guard let ended = functions[index].removeValue(forKey: cookie) else {
+            preconditionFailure("an answer to no function")
+        }
+        guard response == .functionComplete else { return }
+        for (port, tags) in zip([world.a, world.b], ended) {
+            precondition(port.tagsInFlight.isDisjoint(with: tags), "an answer before the end of a command")
+        }
     }
 
     private func completeSome() {
@@ -230,7 +257,11 @@ private final class CommandWorld {
             port.connect()
         } else if input.flag() {
             port.disconnect()
-            functions[index] = []
+            functions[index] = [:]
+            for tag in port.tagsInFlight {
+                let state = port.task(tag)!.state
+                precondition(state == .transferring || state == .settling, "a lost nexus's command is \(state)")
+            }
         }
     }
 
@@ -313,7 +344,7 @@ private final class CommandWorld {
         let port = [world.a, world.b][index]
         guard port.isConnected else { return }
         cookie += 1
-        functions[index].insert(cookie)
+        functions[index][cookie] = []
         port.manage(.clearACA, cookie: cookie)
     }
 
