@@ -1,7 +1,8 @@
 // Simulation: initiators on mock ports, logical units on scripted media, one seed, virtual time; every step is compared
 // with the reference model.
 //
-// Called by: SimulationTests. Must not know: the engine, save the state in which it holds a task.
+// Called by: SimulationTests. Must not know: the engine, save the state in which it holds a task, and whether a flush
+// goes on that no task waits for.
 
 import CBackstore
 import CoreTestSupport
@@ -92,6 +93,8 @@ final class Simulation {
             self.medium = medium
             self.blocks = blocks
         }
+        /// What IMMED has promised is not done yet; the unit stays for it.
+        var isFlushing: Bool { unit.flush.isWanted || unit.flush.isInFlight }
     }
 
     /// A command in flight and what is known of it.
@@ -255,6 +258,9 @@ final class Simulation {
                 if failures.isEmpty, let medium = media.first(where: { !$0.pending.isEmpty }) { complete(medium) }
             } else if let entry = units.first(where: { !$0.model.faulted.isEmpty }) {
                 manage(entry.model.faulted.min()!, .clearACA, entry)
+            } else if units.contains(where: \.isFlushing) {
+                shard.now += 1_000_000_000
+                expire()
             } else {
                 break
             }
@@ -603,6 +609,7 @@ final class Simulation {
         if completion.summary != expected {
             return fail("command \(completion.tag) ended \(completion.summary), and \(expected) was due")
         }
+        syncEnabled(entry)
         if expected.contains("/") { entry.model.fault(task) }
         if expected == "busy", entry.model.control.interlock == 3 { entry.model.establish(0x2c07, for: task.nexus) }
     }
@@ -615,6 +622,19 @@ final class Simulation {
         }
     }
 
+    /// Which of the commands that may be enabled the engine has enabled since the last look. What ends now may block
+    /// the others, and nothing says whether they went on before that; that all went on that may, `settle` sees.
+    private func syncEnabled(_ entry: Unit) {
+        for index in entry.model.tasks.indices {
+            let task = entry.model.tasks[index]
+            guard let handle = ports[task.nexus].task(task.tag) else { continue }
+            switch handle.state {
+            case .dormant where handle.waitsFor == .order, .free, .received, .completing: break
+            case .dormant, .enabled, .transferring, .settling, .blocked: entry.model.enable(index)
+            }
+        }
+    }
+
     /// The command leaves the model's task set: it must have been enabled, or have been ended.
     private func leave(_ entry: Unit, _ record: Tracked, _ completion: Completion, _ nexus: Int) {
         guard let position = entry.model.tasks.firstIndex(where: { $0.id == record.id }) else {
@@ -622,6 +642,7 @@ final class Simulation {
         }
         let refused = entry.lun == nil && completion.summary == "5/2500"
         syncParked(entry)
+        syncEnabled(entry)
         let expired = entry.model.tasks[position].isLate && completion.summary == "b/0801"
         if !entry.model.tasks[position].isEnabled, entry.model.tasks[position].mark == nil, !refused, !expired {
             entry.model.enable(through: record.id)
@@ -963,7 +984,7 @@ final class Simulation {
             syncParked(entry)
             entry.model.enable()
             for task in entry.model.tasks { check(task, entry) }
-            if entry.lun == nil, entry.isDrained != entry.model.tasks.isEmpty {
+            if entry.lun == nil, entry.isDrained != (entry.model.tasks.isEmpty && !entry.isFlushing) {
                 fail("a removed unit is \(entry.isDrained ? "" : "not ")drained with \(entry.model.tasks.count) tasks")
             }
         }

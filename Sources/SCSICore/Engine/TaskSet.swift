@@ -184,7 +184,7 @@ struct TaskSet: ~Copyable {
         return false
     }
 
-    /// SAM-6 8.7: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
+    /// SAM-6 8.6: a dormant SIMPLE task is enabled when no HEAD OF QUEUE and no older ORDERED task is left, an
     /// ORDERED one when no HEAD OF QUEUE and no older task at all is left. What never waits: HEAD OF QUEUE and ACA (but
     /// for what `interrupts` says), and what another nexus may do in spite of an ACA condition.
     private func mayRun(_ task: TaskHandle) -> Bool {

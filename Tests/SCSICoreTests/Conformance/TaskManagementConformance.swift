@@ -265,7 +265,7 @@ struct TaskManagementConformance {
     }
 
     @Test(
-        "SAM-6 7.6: TARGET RESET ends the commands of all nexuses on all units before it is answered",
+        "SAM-2 7.7: TARGET RESET ends the commands of all nexuses on all units before it is answered",
         .enabled(if: TestTarget.canSend(.targetReset), "the transport has no TARGET RESET"))
     func targetReset() {
         let second = world.addUnit(at: 1)
