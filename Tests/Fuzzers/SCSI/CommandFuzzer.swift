@@ -1,10 +1,10 @@
 // CommandFuzzer: a logical unit under any sequence of CDBs and parameter lists, task management functions, errors of
 // the medium and of what keeps the state, lost nexuses, and changes from outside.
 //
-// Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort),
-// each function of a nexus that is not lost is answered once, and when no command that it has ended is left, a nexus that
-// is lost leaves no command but those that the medium or the state store still has, the medium is asked for nothing that
-// is not in its geometry (ScriptedBackstore), the unit comes to rest with an empty task set and all staging memory given
+// Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort);
+// each function of a nexus that is not lost is answered once, when no command that it has ended is left; a nexus that is
+// lost leaves no command but those that the medium or the state store still has; the medium is asked for nothing that is
+// not in its geometry (ScriptedBackstore); the unit comes to rest with an empty task set and all staging memory given
 // back (Shard), and the state that it has saved can be read again.
 //
 // Called by: libFuzzer. Must not know: what any command does.
@@ -84,7 +84,9 @@ private final class CommandWorld {
             world.shard.now += 1000
             let index = input.below(2)
             switch input.below(24) {
-            case 0..<8: send(index, row(), nil)
+            case 0..<8:
+                let (cdb, length) = row()
+                send(index, cdb, nil, length: length)
             case 8: send(index, input.exactly(32), nil)
             case 9: echoParameters(index)
             case 10: selectModes(index)
@@ -101,27 +103,57 @@ private final class CommandWorld {
         }
     }
 
-    /// A CDB of the table, mostly without bits that it does not have.
-    private func row() -> [UInt8] {
+    /// A CDB of the table, mostly without bits that it does not have, and as many bytes as its extent has, if any.
+    private func row() -> (cdb: [UInt8], length: Int?) {
         let row = rows[input.below(rows.count)]
         let isRaw = input.rarely(16)
         let raw = input.exactly(Int(row.length) - 1)
         let cdb = [row.operationCode] + zip(1..., raw).map { isRaw ? $1 : $1 & row.usageByte($0) }
-        guard row.hasServiceAction else { return cdb }
-        return [cdb[0], cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f)] + cdb[2...]
+        let actionByte = row.hasServiceAction ? cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f) : cdb[1]
+        var whole = [cdb[0], actionByte] + cdb[2...]
+        guard let fields = Self.fields(row.extent), !input.rarely(4) else { return (whole, nil) }
+        let blocks = placeExtent(in: &whole, fields.address, fields.count)
+        return (whole, blocks * Int(world.backstore.geometry.logical_block_size))
     }
 
-    private func send(_ index: Int, _ cdb: [UInt8], _ list: [UInt8]?) {
+    /// Where a CDB has the address and the number of blocks.
+    private static func fields(_ extent: ExtentField) -> (address: Range<Int>, count: Range<Int>)? {
+        switch extent {
+        case .none: nil
+        case .six: (1..<4, 4..<5)
+        case .ten: (2..<6, 7..<9)
+        case .twelve: (2..<6, 6..<10)
+        case .sixteen: (2..<10, 10..<14)
+        case .compareAndWrite: (2..<10, 13..<14)
+        case .writeAtomic: (2..<10, 12..<14)
+        }
+    }
+
+    /// Blocks at the beginning of the medium, at its end, or one too far: at random hardly any would be on it.
+    ///
+    /// - Returns: How many.
+    private func placeExtent(in cdb: inout [UInt8], _ address: Range<Int>, _ count: Range<Int>) -> Int {
+        let size = Int(world.backstore.geometry.size / UInt64(world.backstore.geometry.logical_block_size))
+        let blocks = input.pick([0, 1, 1, 2, 4, 8, 16]), choice = Int(input.byte())
+        let first = [choice, choice & 7, size - blocks, size - blocks + 1, size, size + 1][input.below(6)]
+        for (range, value) in [(address, max(0, first)), (count, blocks)] {
+            for (place, byte) in zip(range, CDB.bytes(UInt64(value), range.count)) { cdb[place] = byte }
+        }
+        return blocks
+    }
+
+    /// - Parameter length: Bytes of its data, if that is known.
+    private func send(_ index: Int, _ cdb: [UInt8], _ list: [UInt8]?, length known: Int? = nil) {
         let port = port(index)
         guard port.isConnected, port.hasFreeTask else { return }
         let layout = input.byte()
         let isOut = list != nil || layout & 1 != 0
-        let length = Self.lengths[input.below(Self.lengths.count)]
+        let length = known ?? Self.lengths[input.below(Self.lengths.count)]
         let out =
             list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
         let lun: UInt64 = input.rarely(16) ? input.number() : 0
         Trace.note("\(port.name) sends \(cdb) with \(out.count) bytes \(out.prefix(64)), for \(isOut ? 0 : length)")
-        let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
+        let attribute = input.pick([.simple, .simple, .simple, .ordered, .headOfQueue, .aca] as [TaskAttribute])
         port.send(
             cdb, lun: lun, attribute: attribute, dataOut: out, outLayout: cut(out.count, layout),
             dataIn: isOut ? 0 : length, inLayout: cut(isOut ? 0 : length, layout),
@@ -140,7 +172,7 @@ private final class CommandWorld {
     private func echoParameters(_ index: Int) {
         var list = echo[index]
         spoil(&list)
-        send(index, row(), list)
+        send(index, row().cdb, list)
     }
 
     private func spoil(_ list: inout [UInt8]) {

@@ -1,8 +1,8 @@
 // HonestDriver: the books of a driver that keeps virtio's rules: what it has made available and what must hold of what
 // comes back.
 //
-// Oracles: what is used was available, and is used once, with no more bytes than it had room for; a response is one that
-// virtio has; when a task management function is answered, the commands that it has ended are back; in the end all is.
+// Oracles: what is used was available, and is used once, with no more bytes than it had room for; a response is one of
+// virtio's; when a task management function is answered, the commands that it has ended are back; in the end all is.
 //
 // Owns: which descriptors, identifiers and buffers are free. Called by: FuzzedGuest, RingFuzzer. Must not know: how the
 // device reads its rings.

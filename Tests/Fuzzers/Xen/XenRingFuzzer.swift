@@ -2,8 +2,8 @@
 // changes between the port's reads; devices come and go, and the daemon dies and comes back on the same ring.
 //
 // Oracles, beside that nothing traps and the sanitizer is content: as long as the guest writes only what it owns, each
-// request is answered exactly once, and a function after the commands that it has ended; the port is idle at the end; all
-// staging memory is given back, and nothing that lay in it comes to the guest; the copies name the guest's own domain.
+// request is answered exactly once, and a function after the commands that it has ended; the port is idle at the end;
+// all staging memory is given back, and nothing that lay in it comes to the guest; the copies name the guest's domain.
 //
 // Called by: libFuzzer. Must not know: how the port reads its ring.
 
@@ -159,7 +159,7 @@ private final class XenRingWorld {
             core.completeAll()
             turn()
         }
-        Trace.note("at the end: executing \(port.executing), tasks \(core.unit.tasks(limit: 16)), \(guest.outstanding.keys)")
+        Trace.note("at the end: executing \(port.executing), tasks \(core.unit.tasks(limit: 16))")
         precondition(guest.isHostile || port.fault == nil, "an honest guest is said to be hostile")
         precondition(guest.isHostile || guest.outstanding.isEmpty || attached.isEmpty, "requests were never answered")
         leave()

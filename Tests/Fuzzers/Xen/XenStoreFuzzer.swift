@@ -2,8 +2,8 @@
 // anything, with effects that end late, or fail.
 //
 // Oracles, beside that nothing traps: each effect can be done at the moment when it is asked for, two of one vhost are
-// never under way at once, it comes to an end, and then what is connected and attached is what the state machine believes
-// and the nodes allow.
+// never under way at once, it comes to an end, and then what is connected and attached is what the state machine
+// believes and the nodes allow.
 //
 // Called by: libFuzzer. Must not know: which contents are special.
 
@@ -62,7 +62,7 @@ private final class SuspiciousExecutor: XenbusExecutor {
     /// What is connected and attached is what the state machine believes, and no more than the nodes ask for.
     func check(_ vhost: VhostIdentifier, _ machine: XenbusBackend, _ nodes: VhostNodes) {
         let isConnected = connected.contains(vhost)
-        precondition(isConnected == (machine.link != .down), "a ring is not connected that is said to be, or the reverse")
+        precondition(isConnected == (machine.link != .down), "not connected and said to be, or the reverse")
         let there = (attached[vhost] ?? [:]).mapValues(\.virtual)
         precondition(there == machine.attached, "\(there) is attached, and not \(machine.attached)")
         guard case .up(let ring) = machine.link else { return }

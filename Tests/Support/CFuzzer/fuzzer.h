@@ -25,8 +25,8 @@ static inline int fuzzer_memory(size_t size) {
 }
 
 /*
- * Address space that nobody may touch, right behind where the next mapping of this many bytes will lie. The kernel puts a
- * mapping into the highest hole that has room; holes above ours are filled, and stay so.
+ * Address space that nobody may touch, right behind where the next mapping of this many bytes will lie. The kernel puts
+ * a mapping into the highest hole that has room; holes above ours are filled, and stay so.
  */
 static inline void *fuzzer_guard(size_t size, size_t mapping) {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
