@@ -50,7 +50,7 @@ enum Serialization {
         case .wait: return true
         case .waitIfRestricted: return restricted && younger.nexus == older.nexus
         case .overlap:
-            guard younger.blocks > 0 else { return false }
+            guard younger.blocks > 0, older.blocks > 0 else { return false }
             // Ranges are [address, address + blocks); no sum, because CDB fields are not checked against the medium
             // yet.
             return younger.address >= older.address

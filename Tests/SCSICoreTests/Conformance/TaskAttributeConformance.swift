@@ -135,6 +135,18 @@ struct TaskAttributeConformance {
         #expect(enabled == [5, 5])
     }
 
+    @Test("SAM-6 8.4: a read of no blocks, wherever it lies, is in the way of nobody")
+    func readOfNothing() {
+        // It waits itself, behind a command that decides what later ones of its nexus may do.
+        write(world.a, 1)
+        world.a.send(CDB.startStopUnit(start: true))
+        world.a.send(CDB.read(.ten, 6, 0))
+        world.b.send(CDB.write(.ten, 5, 3), dataOut: Array(repeating: 7, count: 3 * 512))
+        #expect(enabled == [1, 5])
+        world.drain()
+        #expect(world.a.completions.suffix(3).map(\.summary) == ["good", "good", "good"])
+    }
+
     @Test("SAM-6 5.3.1: one command more than the task set takes ends with TASK SET FULL and changes nothing")
     func taskSetFull() {
         let places = Limits.tasksPerLogicalUnit - Limits.tasksForIdleNexuses
