@@ -2,10 +2,10 @@
 // the medium and of what keeps the state, lost nexuses, and changes from outside.
 //
 // Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort);
-// each function of a nexus that is not lost is answered once, when no command that it has ended is left; a nexus that is
-// lost leaves no command but those that the medium or the state store still has; the medium is asked for nothing that is
-// not in its geometry (ScriptedBackstore); the unit comes to rest with an empty task set and all staging memory given
-// back (Shard), and the state that it has saved can be read again.
+// each function of a nexus that is not lost is answered once, when no command that it has ended is left; a nexus that
+// is lost leaves no command but those that the medium or the state store still has; the medium is asked for nothing
+// that is not in its geometry (ScriptedBackstore); the unit comes to rest with an empty task set and all staging memory
+// given back (Shard), and the state that it has saved can be read again.
 //
 // Called by: libFuzzer. Must not know: what any command does.
 
