@@ -275,12 +275,14 @@ def fuzz(results: report.Report, words: list[str]) -> None:
             shutil.rmtree(new, ignore_errors=True)
         for folder in [found, new]:
             os.makedirs(folder, exist_ok=True)
+        # An input is a sequence of actions, and what is deep takes some hundred bytes: short ones are not preferred
+        # (-len_control).
         length = f"-max_total_time={minutes * 60:.0f}" if minutes else f"-runs={FUZZERS[name]}"
         cases.append((
             f"{name} finds nothing",
             ["env", f"TARGETD_FUZZER={name}", "SWIFT_BACKTRACE=enable=no", os.path.join(scratch, "release", "fuzz"),
-             f"-artifact_prefix={found}/", "-timeout=120", "-rss_limit_mb=4096", "-max_len=4096", "-print_funcs=0",
-             *([] if minutes else ["-seed=1"]), length, new, kept],
+             f"-artifact_prefix={found}/", "-timeout=120", "-rss_limit_mb=4096", "-max_len=512", "-len_control=0",
+             "-print_funcs=0", *([] if minutes else ["-seed=1"]), length, new, kept],
             minutes * 60 + FUZZ_SECONDS))  # fmt: skip
     group = Commands("Fuzzers", cases)
     results.run(group, everything(group))

@@ -275,6 +275,7 @@ final class VirtioSCSIDevice {
         else { return }
         unsafe targets[Int(number)] = nil
         unsafe detached.append((entry, target))
+        subscriptions = subscriptions.filter { VirtioSCSILUN(bytes: $0.key).target != number }
         if let nexus = unsafe entry.pointee.nexus {
             target.loseNexus(nexus)
             unsafe leaving.append(entry)

@@ -6,7 +6,8 @@
 """Measures I/O per second, latency, processor time and memory, and prints one table.
 
 Contestants: targetd and qemu-storage-daemon (vhost-user-blk), both driven by our load generator; and fio, which uses
-the file itself, without any target. "ram" is targetd's medium in memory; qemu-storage-daemon has a file in /dev/shm.
+the file itself, without any target. targetd is measured twice: on split rings, as qemu-storage-daemon, and on packed
+ones. "ram" is targetd's medium in memory; qemu-storage-daemon has a file in /dev/shm.
 
 Each round measures every row with every contestant, one after the other, so that what else happens on the machine
 hits them alike. The table shows, of each row and contestant, the round with the median of I/O per second. Targets run
@@ -33,6 +34,7 @@ from harness import processes, report, targets  # noqa: E402
 GENERATOR = os.path.join(ROOT, ".build", "release", "vhost-user-load")
 MIB = 1 << 20
 SERVERS = ["targetd", "qemu-storage-daemon"]
+PACKED = "targetd, packed rings"
 BLOCK = 4096
 
 
@@ -101,7 +103,7 @@ class Contestants:
                 os.remove(path)
 
     def names(self, row: Row) -> list[str]:
-        return SERVERS + (["fio"] if row.medium == "file" else [])
+        return [SERVERS[0], PACKED, *SERVERS[1:]] + (["fio"] if row.medium == "file" else [])
 
     def socket(self, name: str, medium: str) -> str:
         return os.path.join(self.directory, f"{name}-{medium}.sock")
@@ -109,8 +111,10 @@ class Contestants:
     def measure(self, name: str, row: Row, seconds: float) -> Sample:
         if name == "fio":
             return fio(self.file, row, seconds)
-        protocol = "scsi" if name == "targetd" else "blk"
-        return drive(self.socket(name, row.medium), protocol, row, seconds, self.daemons[name, row.medium].pid)
+        server = "targetd" if name == PACKED else name
+        protocol = "scsi" if server == "targetd" else "blk"
+        return drive(self.socket(server, row.medium), protocol, row, seconds, self.daemons[server, row.medium].pid,
+                     more=["--packed"] * (name == PACKED))  # fmt: skip
 
     def resident(self, name: str) -> float:
         """MB of memory that the target of the file has for itself: without what it shares with its guest."""
@@ -174,12 +178,13 @@ def output_of(command: list[str], seconds: float) -> str:
     return result.stdout
 
 
-def drive(socket: str, protocol: str, row: Row, seconds: float, pid: int, pattern="random", block=BLOCK) -> Sample:
+def drive(socket: str, protocol: str, row: Row, seconds: float, pid: int, pattern="random", block=BLOCK,
+          more=()) -> Sample:  # fmt: skip
     """Runs the load generator on a socket."""
     answer = json.loads(output_of(pinned([
         GENERATOR, "--socket", socket, "--protocol", protocol, "--queues", "1", "--depth", str(row.depth),
         "--block-size", str(block), "--pattern", pattern, "--operation", row.operation,
-        "--runtime", str(seconds), "--pid", str(pid), "--json",
+        "--runtime", str(seconds), "--pid", str(pid), "--json", *more,
     ], 0), seconds))  # fmt: skip
     return Sample(
         answer["iops"], answer["latencyMicroseconds"]["p50"], answer["latencyMicroseconds"]["p99"],

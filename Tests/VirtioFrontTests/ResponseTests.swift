@@ -98,4 +98,45 @@ struct ResponseTests {
         }
         #expect(try read.wait().response == UInt8(VIRTIO_SCSI_S_RESET))
     }
+
+    /// 65 units, seen at 255 target numbers: a few addresses more than can be subscribed to.
+    @Test
+    func oneSubscriptionTooManyIsBusy() throws {
+        let daemon = try TestDaemon()
+        defer { daemon.stop() }
+        let frontEnd = try VhostUserFrontEnd.ready(daemon)
+        daemon.perform { objects in
+            let targets = (1...4).map { objects.addTarget(UInt64($0), units: 65) }
+            // A target has room for 64 nexuses.
+            for number in 1...255 { objects.servers[0].attach(targets[number / 64], number: UInt8(number)) }
+        }
+        var addresses = (1...255).flatMap { target in
+            (0..<65).map { VirtioSCSIAddress.flat(target: UInt8(target), lun: $0) }
+        }[...]
+        let capacity = 16_384
+        while addresses.count > 255 * 65 - capacity {
+            let batch = addresses.prefix(min(64, addresses.count - (255 * 65 - capacity)))
+            addresses.removeFirst(batch.count)
+            let chains = batch.map { address in
+                frontEnd.control.submit(
+                    readable: WireBytes.of(UInt32(VIRTIO_SCSI_T_AN_SUBSCRIBE)) + address.bytes + WireBytes.of(2),
+                    writable: 5)
+            }
+            for chain in chains { try frontEnd.control.wait(for: chain) }
+            try #require(chains.allSatisfy { $0.written == [2, 0, 0, 0, UInt8(VIRTIO_SCSI_S_OK)] })
+        }
+        func subscribe(_ address: VirtioSCSIAddress, _ events: UInt32 = 2) throws -> UInt8 {
+            try frontEnd.control.asynchronousNotification(VIRTIO_SCSI_T_AN_SUBSCRIBE, address, events: events).response
+        }
+        let (one, other) = (VirtioSCSIAddress.flat(target: 1, lun: 0), addresses.first!)
+        #expect(try subscribe(other) == UInt8(VIRTIO_SCSI_S_BUSY))
+        // One that is there may be renewed, and its end makes room.
+        #expect(try subscribe(one) == UInt8(VIRTIO_SCSI_S_OK))
+        #expect(try subscribe(one, 0) == UInt8(VIRTIO_SCSI_S_OK))
+        #expect(try subscribe(other) == UInt8(VIRTIO_SCSI_S_OK))
+        #expect(try subscribe(one) == UInt8(VIRTIO_SCSI_S_BUSY))
+        // So does the end of a target.
+        daemon.perform { $0.servers[0].detach(number: 2) }
+        #expect(try subscribe(one) == UInt8(VIRTIO_SCSI_S_OK))
+    }
 }

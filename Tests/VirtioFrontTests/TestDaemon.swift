@@ -27,6 +27,7 @@ final class TestObjects: @unchecked Sendable {
     /// The faults in front of each disk.
     var faults: [FaultInjectionBackstore] = []
     let target: TargetDevice
+    private var moreTargets: [TargetDevice] = []
     var servers: [VhostUserSCSIServer] = []
     /// What the servers reported.
     let events = Mutex<[(server: Int, event: VhostUserSCSIServer.Event)]>([])
@@ -56,6 +57,20 @@ final class TestObjects: @unchecked Sendable {
         driveShard()
     }
 
+    /// One more target, with so many units on the first disk.
+    func addTarget(_ number: UInt64, units: Int) -> TargetDevice {
+        let target = TargetDevice(name: 0x5000_0000_0000_0001 + number << 32, shard: shard)
+        for lun in 0..<units {
+            let unit = LogicalUnit(
+                configuration: LogicalUnitConfiguration(
+                    name: 0x5000_0000_0000_1000 + number << 32 + UInt64(lun), serial: "serial\(number).\(lun)"),
+                backstore: faults[0].handle, shard: shard)
+            _ = target.add(unit, at: LUN(lun)!)
+        }
+        moreTargets.append(target)
+        return target
+    }
+
     private func driveShard() {
         _ = unsafe reactor.add(
             Reactor.WorkSource(
@@ -71,7 +86,9 @@ final class TestObjects: @unchecked Sendable {
     }
 
     func close() {
-        for entry in target.logicalUnits { target.remove(at: entry.lun, drained: {}) }
+        for target in [target] + moreTargets {
+            for entry in target.logicalUnits { target.remove(at: entry.lun, drained: {}) }
+        }
         for fault in faults { fault.close() }
         for disk in disks { disk.close() }
     }

@@ -61,6 +61,8 @@ struct LoadCommand: ParsableCommand {
     var indirect = false
     @Flag(help: "Do without EVENT_IDX.")
     var noEventIndex = false
+    @Flag(help: "Use packed rings, not split ones.")
+    var packed = false
     @Option(help: "Measure this process: the target.")
     var pid: Int32?
     @Flag(help: "Write the result as JSON.")
@@ -85,8 +87,8 @@ struct LoadCommand: ParsableCommand {
             socket: socket, device: device == .blk ? .block : .scsi(.flat(target: target, lun: lun)), queues: queues,
             depth: depth, requestLength: blockSize, pattern: pattern == .random ? .random : .sequential,
             readPercent: operation == .read ? 100 : operation == .write ? 0 : readPercent, seconds: runtime,
-            size: size, verify: verify, waits: wait, isIndirect: indirect, usesEventIndex: !noEventIndex, seed: seed,
-            process: pid.map(TargetProcess.init))
+            size: size, verify: verify, waits: wait, isIndirect: indirect, usesEventIndex: !noEventIndex,
+            isPacked: packed, seed: seed, process: pid.map(TargetProcess.init))
         let result = try LoadRun(plan).run()
         print(json ? Report(result, blockSize).json : Report(result, blockSize).text)
     }

@@ -22,6 +22,7 @@ struct LoadPlan {
     var waits: Bool
     var isIndirect: Bool
     var usesEventIndex: Bool
+    var isPacked: Bool
     var seed: UInt64
     var process: TargetProcess?
 }
@@ -76,6 +77,7 @@ final class LoadRun {
     private static func options(_ plan: LoadPlan) -> VhostUserFrontEnd.Options {
         var options = VhostUserFrontEnd.Options()
         if !plan.usesEventIndex { options.features &= ~VirtioFeatureBit.eventIndex }
+        if plan.isPacked { options.features |= VirtioFeatureBit.ringPacked }
         options.queues = plan.queues
         if case .scsi = plan.device { options.queues += 2 }
         let descriptors = plan.depth * LoadQueue.descriptorsNeeded(isIndirect: plan.isIndirect)

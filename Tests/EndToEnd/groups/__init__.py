@@ -4,7 +4,7 @@
 
 from .commandline import CommandLine
 from .commands import Commands
-from .conformance import Conformance
+from .conformance import Conformance, RemovableConformance, SpreadConformance
 from .disks import Disks
 from .fullmedium import FullMedium
 from .itself import Itself
@@ -19,5 +19,6 @@ from .xen import Xen
 
 ALL = [
     Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Multipath, Restart, PackedRings,
-    HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, Operator, Xen,
+    HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, SpreadConformance,
+    RemovableConformance, Operator, Xen,
 ]  # fmt: skip

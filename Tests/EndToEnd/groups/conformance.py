@@ -19,12 +19,15 @@ EXCEPTIONS = os.path.join(image.ROOT, "Tests", "EndToEnd", "conformance-exceptio
 SUITE_SECONDS = 900
 
 
-def read_exceptions(path: str = EXCEPTIONS) -> dict[str, str]:
-    """Tests that may fail, with the clause that shows each of them wrong."""
+def read_exceptions(section: str = "", path: str = EXCEPTIONS) -> dict[str, str]:
+    """Tests that may fail, with the clause that shows each of them wrong: those of every run, and of a section."""
     found = {}
+    current = ""
     with open(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip() or line.startswith("#"):
+            if line.startswith("["):
+                current = line.strip()
+            if not line.strip() or line[0] in "#[" or current not in ("", section):
                 continue
             fields = [field.strip() for field in line.split("|")]
             require(len(fields) == 3 and all(fields) and re.search(r"(SAM|SPC|SBC)-\d\S* \d+\.\d", fields[1]),
@@ -40,6 +43,7 @@ class Conformance(GuestGroup):
     ordered = True
     queues = [1, 1]
     disks = [Disk("suite", "ram", 128, lun=0, also=(1,))]
+    section = ""  # of the exceptions
 
     @case("iscsi-test-cu -d -v --test=ALL, on two paths, runs to its end")
     def run(self):
@@ -58,7 +62,7 @@ class Conformance(GuestGroup):
         kinds = ["passed", "failed", "skipped"]
         chosen = {kind: [test for test in self.tests if test.outcome == kind] for kind in kinds}
         numbers = ", ".join(f"{len(tests)} {kind}" for kind, tests in chosen.items())
-        exceptions = read_exceptions() if self.target.is_ours else {}
+        exceptions = read_exceptions(self.section) if self.target.is_ours else {}
         failed = [test for test in chosen["failed"] if test.name not in exceptions]
         listing = "\n".join(f"{test.name}: {test.reason}" for test in failed)
         if not self.target.is_ours:
@@ -79,3 +83,20 @@ class Conformance(GuestGroup):
     @case("the guest's kernel logged no error")
     def kernel_log(self):
         require(not self.kernel_errors(), self.kernel_errors())
+
+
+class SpreadConformance(Conformance):
+    """The same through queues of two reactors, so that commands cross between threads."""
+
+    title = "libiscsi's conformance suite on a disk whose queues are dealt out over two reactors"
+    queues = [2, 2]
+    front = ", spread: true"
+    general = "reactors: 2"
+
+
+class RemovableConformance(Conformance):
+    """The same on a unit whose medium the initiator can take out."""
+
+    title = "libiscsi's conformance suite on a unit with a removable medium"
+    disks = [Disk("suite", "ram", 128, lun=0, also=(1,), removable=True)]
+    section = "[removable]"

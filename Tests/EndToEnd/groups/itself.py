@@ -96,7 +96,7 @@ class Itself(Group):
             with open(path, "w") as file:
                 file.write(f"# comment\n\n{line}\n")
             try:
-                conformance.read_exceptions(path)
+                conformance.read_exceptions(path=path)
                 accepted = True
             except report.Failed:
                 accepted = False

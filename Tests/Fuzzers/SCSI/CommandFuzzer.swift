@@ -1,10 +1,11 @@
 // CommandFuzzer: a logical unit under any sequence of CDBs and parameter lists, task management functions, errors of
 // the medium and of what keeps the state, lost nexuses, and changes from outside.
 //
-// Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort),
-// each function of a nexus that is not lost is answered once, the medium is asked for nothing that is not in its
-// geometry (ScriptedBackstore), the unit comes to rest with an empty task set, and the state that it has saved can be
-// read again.
+// Oracles, beside that nothing traps: each command ends exactly once with what the seam demands of an end (MockPort);
+// each function of a nexus that is not lost is answered once, when no command that it has ended is left; a nexus that
+// is lost leaves no command but those that the medium or the state store still has; the medium is asked for nothing
+// that is not in its geometry (ScriptedBackstore); the unit comes to rest with an empty task set and all staging memory
+// given back (Shard), and the state that it has saved can be read again.
 //
 // Called by: libFuzzer. Must not know: what any command does.
 
@@ -28,8 +29,8 @@ private final class CommandWorld {
     private let configuration: LogicalUnitConfiguration
     private let rows: [CommandDescriptor]
     private var cookie: UInt64 = 1
-    /// Functions that must be answered, by port.
-    private var functions: [Set<UInt64>] = [[], []]
+    /// Functions that must be answered, by port, with the commands of each port that are over then.
+    private var functions: [[UInt64: [Set<UInt64>]]] = [[:], [:]]
     /// The data-in buffer of the command that ended last, for the parameter list that answers it.
     private var echo: [[UInt8]] = [[], []]
     private var isPresent = true
@@ -58,10 +59,8 @@ private final class CommandWorld {
                 Trace.note("\(index == 0 ? "A" : "B") \($0.tag) ends: \($0.summary)")
                 self.echo[index] = $0.data
             }
-            port.whenAnswered = { [unowned self] cookie, _ in
-                // Functions with the cookie 0 are those with which the target comes to rest.
-                precondition(cookie == 0 || self.functions[index].remove(cookie) != nil, "an answer to no function")
-            }
+            // The target comes to rest after this world has gone.
+            port.whenAnswered = { [weak self] cookie, response in self?.answered(index, cookie, response) }
         }
     }
 
@@ -86,7 +85,9 @@ private final class CommandWorld {
             world.shard.now += 1000
             let index = input.below(2)
             switch input.below(24) {
-            case 0..<8: send(index, row(), nil)
+            case 0..<8:
+                let (cdb, length) = row()
+                send(index, cdb, nil, length: length)
             case 8: send(index, input.exactly(32), nil)
             case 9: echoParameters(index)
             case 10: selectModes(index)
@@ -103,31 +104,64 @@ private final class CommandWorld {
         }
     }
 
-    /// A CDB of the table, mostly without bits that it does not have.
-    private func row() -> [UInt8] {
+    /// A CDB of the table, mostly without bits that it does not have, and as many bytes as its extent has, if any.
+    private func row() -> (cdb: [UInt8], length: Int?) {
         let row = rows[input.below(rows.count)]
         let isRaw = input.rarely(16)
         let raw = input.exactly(Int(row.length) - 1)
         let cdb = [row.operationCode] + zip(1..., raw).map { isRaw ? $1 : $1 & row.usageByte($0) }
-        guard row.hasServiceAction else { return cdb }
-        if row.operationCode == 0x7f {
-            return cdb[..<7] + [isRaw ? cdb[7] : 0x18] + CDB.bytes(UInt64(row.serviceAction), 2) + cdb[10...]
+        var whole = cdb
+        if row.hasServiceAction, row.operationCode == 0x7f {
+            if !isRaw { whole[7] = 0x18 }
+            whole[8...9] = CDB.bytes(UInt64(row.serviceAction), 2)[...]
+        } else if row.hasServiceAction {
+            whole[1] = cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f)
         }
-        return [cdb[0], cdb[1] & 0xe0 | UInt8(row.serviceAction & 0x1f)] + cdb[2...]
+        guard let fields = Self.fields(row.extent), !input.rarely(4) else { return (whole, nil) }
+        let blocks = placeExtent(in: &whole, fields.address, fields.count)
+        return (whole, blocks * Int(world.backstore.geometry.logical_block_size))
     }
 
-    private func send(_ index: Int, _ cdb: [UInt8], _ list: [UInt8]?) {
+    /// Where a CDB has the address and the number of blocks.
+    private static func fields(_ extent: ExtentField) -> (address: Range<Int>, count: Range<Int>)? {
+        switch extent {
+        case .none: nil
+        case .six: (1..<4, 4..<5)
+        case .ten: (2..<6, 7..<9)
+        case .twelve: (2..<6, 6..<10)
+        case .sixteen: (2..<10, 10..<14)
+        case .compareAndWrite: (2..<10, 13..<14)
+        case .writeAtomic: (2..<10, 12..<14)
+        case .thirtyTwo: (12..<20, 28..<32)
+        }
+    }
+
+    /// Blocks at the beginning of the medium, at its end, or one too far: at random hardly any would be on it.
+    ///
+    /// - Returns: How many.
+    private func placeExtent(in cdb: inout [UInt8], _ address: Range<Int>, _ count: Range<Int>) -> Int {
+        let size = Int(world.backstore.geometry.size / UInt64(world.backstore.geometry.logical_block_size))
+        let blocks = input.pick([0, 1, 1, 2, 4, 8, 16]), choice = Int(input.byte())
+        let first = [choice, choice & 7, size - blocks, size - blocks + 1, size, size + 1][input.below(6)]
+        for (range, value) in [(address, max(0, first)), (count, blocks)] {
+            for (place, byte) in zip(range, CDB.bytes(UInt64(value), range.count)) { cdb[place] = byte }
+        }
+        return blocks
+    }
+
+    /// - Parameter length: Bytes of its data, if that is known.
+    private func send(_ index: Int, _ cdb: [UInt8], _ list: [UInt8]?, length known: Int? = nil) {
         let port = port(index)
         guard port.isConnected, port.hasFreeTask else { return }
         let layout = input.byte()
         let isOut = list != nil || layout & 1 != 0
         let isIn = !isOut || layout & 0x40 != 0
-        let length = Self.lengths[input.below(Self.lengths.count)]
+        let length = known ?? Self.lengths[input.below(Self.lengths.count)]
         let out =
             list ?? (isOut ? input.exactly(min(length, 512)) + Array(repeating: 0, count: max(0, length - 512)) : [])
         let lun: UInt64 = input.rarely(16) ? input.number() : 0
         Trace.note("\(port.name) sends \(cdb) with \(out.count) bytes \(out.prefix(64)), for \(isIn ? length : 0)")
-        let attribute = TaskAttribute.allCases[input.below(TaskAttribute.allCases.count)]
+        let attribute = input.pick([.simple, .simple, .simple, .ordered, .headOfQueue, .aca] as [TaskAttribute])
         port.send(
             cdb, lun: lun, attribute: attribute, dataOut: out, outLayout: cut(out.count, layout),
             dataIn: isIn ? length : 0, inLayout: cut(isIn ? length : 0, layout),
@@ -146,7 +180,7 @@ private final class CommandWorld {
     private func echoParameters(_ index: Int) {
         var list = echo[index]
         spoil(&list)
-        send(index, row(), list)
+        send(index, row().cdb, list)
     }
 
     private func spoil(_ list: inout [UInt8]) {
@@ -208,15 +242,43 @@ private final class CommandWorld {
     private func manage(_ index: Int) {
         let port = port(index)
         guard port.isConnected else { return }
-        let tag = UInt64(input.byte())
-        cookie += 1
-        functions[index].insert(cookie)
+        let known = port.tagsInFlight.sorted(), choice = input.byte()
+        let tag = known.isEmpty || choice & 0xe0 == 0 ? UInt64(choice) : known[Int(choice) % known.count]
         let number =
             input.rarely(8)
             ? Self.rareFunction(input.byte())
             : TaskManagementFunction.allCases[input.below(TaskManagementFunction.allCases.count)].rawValue
+        let lun: UInt64 = input.rarely(16) ? input.number() : 0
         Trace.note("\(port.name) sends the function \(number) for \(tag)")
-        port.manage(rawFunction: number, lun: input.rarely(16) ? input.number() : 0, tag: tag, cookie: cookie)
+        cookie += 1
+        functions[index][cookie] = lun == 0 ? ended(by: number, tag, index) : []
+        port.manage(rawFunction: number, lun: lun, tag: tag, cookie: cookie)
+    }
+
+    /// The commands of each port that a function ends (SAM-6 7); with a task set for each nexus CLEAR TASK SET ends
+    /// those of its own.
+    private func ended(by number: UInt8, _ tag: UInt64, _ index: Int) -> [Set<UInt64>] {
+        var ended = [world.a.tagsInFlight, world.b.tagsInFlight]
+        switch TaskManagementFunction(rawValue: number) {
+        case .logicalUnitReset, .targetReset: return ended
+        case .abortTask: ended[index].formIntersection([tag])
+        case .abortTaskSet, .clearTaskSet, .nexusReset: break
+        default: return []
+        }
+        ended[1 - index] = []
+        return ended
+    }
+
+    private func answered(_ index: Int, _ cookie: UInt64, _ response: TaskManagementResponse) {
+        // Those with which the target comes to rest have the cookie 0.
+        guard cookie != 0 else { return }
+        guard let ended = functions[index].removeValue(forKey: cookie) else {
+            preconditionFailure("an answer to no function")
+        }
+        guard response == .functionComplete else { return }
+        for (port, tags) in zip([world.a, world.b], ended) {
+            precondition(port.tagsInFlight.isDisjoint(with: tags), "an answer before the end of a command")
+        }
     }
 
     private func completeSome() {
@@ -238,7 +300,11 @@ private final class CommandWorld {
             port.connect()
         } else if input.flag() {
             port.disconnect()
-            functions[index] = []
+            functions[index] = [:]
+            for tag in port.tagsInFlight {
+                let state = port.task(tag)!.state
+                precondition(state == .transferring || state == .settling, "a lost nexus's command is \(state)")
+            }
         }
     }
 
@@ -321,7 +387,7 @@ private final class CommandWorld {
         let port = [world.a, world.b][index]
         guard port.isConnected else { return }
         cookie += 1
-        functions[index].insert(cookie)
+        functions[index][cookie] = []
         port.manage(.clearACA, cookie: cookie)
     }
 

@@ -35,6 +35,8 @@ final class FuzzedGuest {
     private var available = [UInt16](repeating: 0, count: rings)
     private var wraps = [Bool](repeating: true, count: rings)
     private var nextBuffer = 0
+    /// The books of a driver that keeps the rules; `nil`: it does not.
+    var honest: HonestDriver?
 
     init() {
         let made = unsafe [Self.split, Self.size - Self.split].map { size in
@@ -101,6 +103,7 @@ final class FuzzedGuest {
         }
         shapes[ring] = shape
         (available[ring], wraps[ring]) = (0, true)
+        honest?.reset(ring, shape)
     }
 
     private func store(_ descriptor: FuzzedDescriptor, at offset: Int) {
@@ -112,13 +115,46 @@ final class FuzzedGuest {
 
     /// Makes a request of the input's available on a ring.
     func put(_ ring: Int, _ input: inout FuzzInput) {
-        var chain = makeChain(ring, &input)
-        if input.rarely(4) { chain = [makeIndirect(chain, isPacked: shapes[ring].isPacked, &input)] }
+        if let honest { return put(ring, &input, honest) }
+        var chain = makeChain(ring, &input).descriptors
+        if input.rarely(4) {
+            let length: UInt32? = input.rarely(16) ? input.number() : nil
+            chain = [makeIndirect(chain, isPacked: shapes[ring].isPacked, length)]
+        }
         if input.rarely(6), !chain.isEmpty { spoil(&chain[input.below(chain.count)], &input) }
         let shape = shapes[ring]
         Trace.note("ring \(ring), \(shape): \(chain)")
         guard chain.count <= shape.size else { return }
         if shape.isPacked { putPacked(ring, chain, &input) } else { putSplit(ring, chain, &input) }
+    }
+
+    private func put(_ ring: Int, _ input: inout FuzzInput, _ honest: HonestDriver) {
+        guard honest.hasRoom else { return }
+        let request = makeChain(ring, &input)
+        var chain = request.descriptors
+        let room = chain.reduce(0) { $0 + ($1.flags & 2 != 0 ? $1.length : 0) }
+        if input.rarely(4), honest.mayBeIndirect, chain.count <= shapes[ring].size {
+            chain = [makeIndirect(chain, isPacked: shapes[ring].isPacked, nil)]
+        }
+        let found = honest.begin(
+            ring, descriptors: chain.count, bytes: request.bytes, answer: request.answer, room: room)
+        guard let (identifier, places) = found else { return }
+        Trace.note("ring \(ring), \(shapes[ring]): \(identifier) is \(chain)")
+        if shapes[ring].isPacked {
+            for (number, descriptor) in chain.enumerated() {
+                storePacked(ring, descriptor, UInt16(identifier), isLast: number + 1 == chain.count, flags: nil)
+            }
+        } else {
+            for (number, (descriptor, place)) in zip(chain, places).enumerated() {
+                var descriptor = descriptor
+                if number + 1 < places.count {
+                    descriptor.next = UInt16(places[number + 1])
+                    descriptor.flags |= 1
+                }
+                store(descriptor, at: Self.descriptorArea(ring) + place * 16)
+            }
+            makeAvailable(ring, UInt16(identifier), by: 1)
+        }
     }
 
     /// Makes one descriptor something that no driver should.
@@ -143,36 +179,46 @@ final class FuzzedGuest {
             if input.rarely(64) { descriptor.next = input.number() }
             store(descriptor, at: Self.descriptorArea(ring) + (head + number) % size * 16)
         }
-        let entry = Self.availableArea(ring) + 4 + Int(available[ring]) % size * 2
-        store(input.rarely(64) ? input.number() : UInt16(head), at: entry)
-        available[ring] &+= input.rarely(64) ? input.number() : 1
+        let entry: UInt16 = input.rarely(64) ? input.number() : UInt16(head)
+        makeAvailable(ring, entry, by: input.rarely(64) ? input.number() : 1)
+    }
+
+    private func makeAvailable(_ ring: Int, _ head: UInt16, by count: UInt16) {
+        store(head, at: Self.availableArea(ring) + 4 + Int(available[ring]) % shapes[ring].size * 2)
+        available[ring] &+= count
         store(available[ring], at: Self.availableArea(ring) + 2)
     }
 
     private func putPacked(_ ring: Int, _ chain: [FuzzedDescriptor], _ input: inout FuzzInput) {
-        let size = shapes[ring].size
         let identifier: UInt16 = input.rarely(16) ? input.number() : UInt16(available[ring])
         for (number, descriptor) in chain.enumerated() {
-            var descriptor = descriptor
-            descriptor.next = descriptor.flags
-            if number + 1 < chain.count { descriptor.next |= 1 }
-            // AVAIL is bit 7, USED bit 15.
-            descriptor.next = descriptor.next & 0x7f7f | (wraps[ring] ? 0x80 : 0x8000)
-            if input.rarely(64) { descriptor.next = input.number() }
-            // A packed descriptor has its identifier where a split one has its flags.
-            descriptor.flags = identifier
-            store(descriptor, at: Self.descriptorArea(ring) + Int(available[ring]) * 16)
-            available[ring] += 1
-            if Int(available[ring]) >= size {
-                available[ring] = 0
-                wraps[ring].toggle()
-            }
+            let flags: UInt16? = input.rarely(64) ? input.number() : nil
+            storePacked(ring, descriptor, identifier, isLast: number + 1 == chain.count, flags: flags)
         }
     }
 
+    /// - Parameter flags: Instead of those that it should have.
+    private func storePacked(
+        _ ring: Int, _ descriptor: FuzzedDescriptor, _ identifier: UInt16, isLast: Bool, flags: UInt16?
+    ) {
+        var descriptor = descriptor
+        descriptor.next = descriptor.flags
+        if !isLast { descriptor.next |= 1 }
+        // AVAIL is bit 7, USED bit 15.
+        descriptor.next = flags ?? descriptor.next & 0x7f7f | (wraps[ring] ? 0x80 : 0x8000)
+        // A packed descriptor has its identifier where a split one has its flags.
+        descriptor.flags = identifier
+        store(descriptor, at: Self.descriptorArea(ring) + Int(available[ring]) * 16)
+        available[ring] += 1
+        guard Int(available[ring]) >= shapes[ring].size else { return }
+        available[ring] = 0
+        wraps[ring].toggle()
+    }
+
     /// Moves a chain into a table.
-    private func makeIndirect(_ chain: [FuzzedDescriptor], isPacked: Bool, _ input: inout FuzzInput) -> FuzzedDescriptor
-    {
+    ///
+    /// - Parameter length: Instead of that of the table.
+    private func makeIndirect(_ chain: [FuzzedDescriptor], isPacked: Bool, _ length: UInt32?) -> FuzzedDescriptor {
         let table = takeBuffer()
         for (number, descriptor) in chain.enumerated() {
             var descriptor = descriptor
@@ -181,19 +227,22 @@ final class FuzzedGuest {
             if isPacked { (descriptor.flags, descriptor.next) = (0, descriptor.flags) }
             store(descriptor, at: table + 16 * number)
         }
-        let length = input.rarely(16) ? input.number(UInt32.self) : UInt32(16 * chain.count)
-        return FuzzedDescriptor(address: Self.guestAddress + UInt64(table), length: length, flags: 4)
+        return FuzzedDescriptor(
+            address: Self.guestAddress + UInt64(table), length: length ?? UInt32(16 * chain.count), flags: 4)
     }
 
     /// 1 KiB of the buffers in turn: more than may be in flight share one, as it is with a hostile guest.
     private func takeBuffer() -> Int {
+        if let honest { return honest.takeBuffer() }
         nextBuffer += 1
         return Self.buffers + nextBuffer * 0x400 % (Self.size - Self.buffers)
     }
 
     // MARK: Requests of virtio-scsi
 
-    private func makeChain(_ ring: Int, _ input: inout FuzzInput) -> [FuzzedDescriptor] {
+    private func makeChain(
+        _ ring: Int, _ input: inout FuzzInput
+    ) -> (descriptors: [FuzzedDescriptor], bytes: [UInt8], answer: Int) {
         let header = takeBuffer(), answer = takeBuffer()
         var readable: [UInt8]
         var writable = 108
@@ -202,21 +251,26 @@ final class FuzzedGuest {
         case 1: (readable, writable) = ([], 16)
         default: readable = command(&input)
         }
-        if input.rarely(16) { writable = input.below(128) }
+        if input.rarely(16), honest == nil { writable = input.below(128) }
         write(readable, at: header)
         var chain: [FuzzedDescriptor] = []
         append(&chain, header, readable.count, flags: 0, &input)
-        let isOut = input.flag(), length = [0, 36, 96, 252, 512, 1024, 4096, 8192][input.below(8)]
-        // Offset 19 is the operation code.
-        let isBoth = ring > 1 && readable.count > 19 && readable[19] == 0x53
+        var isOut = input.flag(), length = [0, 36, 96, 252, 512, 1024, 4096, 8192][input.below(8)]
+        // What these commands ask for, mostly: the medium shall have something to do. Offset 19 is the operation code.
+        let code = ring > 1 && readable.count > 27 ? readable[19] : 0
+        if Self.mediumCodes.contains(code), !input.rarely(4) {
+            (isOut, length) = (code != 0x28, Int(readable[27]) * 512)
+        }
+        let isBoth = code == 0x53
         if ring > 1, isOut || isBoth, length > 0 { append(&chain, dataPlace(&input), length, flags: 0, &input) }
         append(&chain, answer, writable, flags: 2, &input)
         if ring > 1, !isOut || isBoth, length > 0 { append(&chain, dataPlace(&input), length, flags: 2, &input) }
-        return chain
+        return (chain, readable, answer)
     }
 
     private func dataPlace(_ input: inout FuzzInput) -> Int {
-        Self.buffers + Int(input.number(UInt16.self)) % (Self.size - Self.buffers - 8192)
+        let start = Self.buffers + (honest == nil ? 0 : HonestDriver.buffers * HonestDriver.bufferBytes)
+        return start + Int(input.number(UInt16.self)) % (Self.size - start - 8192)
     }
 
     /// A buffer as one descriptor, or as two.
@@ -256,7 +310,7 @@ final class FuzzedGuest {
         var bytes = lun(&input) + [input.byte(), 0, 0, 0, 0, 0, 0, 0, input.below(5) == 4 ? input.byte() : 0, 0, 0]
         let code = input.rarely(8) ? input.byte() : Self.operationCodes[input.below(Self.operationCodes.count)]
         var cdb = [code] + input.exactly(Self.mediumCodes.contains(code) ? 5 : 9)
-        if Self.mediumCodes.contains(code) { cdb = [code, 0, 0, 0, 0, cdb[1], 0, 0, cdb[2] & 0x1f, 0] }
+        if Self.mediumCodes.contains(code) { cdb = [code, 0, 0, 0, 0, cdb[1] & 0x7f, 0, 0, cdb[2] & 0x0f, 0] }
         bytes += cdb + [UInt8](repeating: 0, count: 32 - cdb.count)
         return input.rarely(16) ? Array(bytes.prefix(input.below(52))) : bytes
     }

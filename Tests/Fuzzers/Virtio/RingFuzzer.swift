@@ -3,7 +3,8 @@
 //
 // Oracles, beside that nothing traps and the sanitizer is content: all that was taken from a ring is used exactly once
 // or the ring is broken, nothing is in flight when the rings have stopped, nothing keeps the guest's memory mapped, and
-// no file descriptor is left.
+// no file descriptor is left. Half of the inputs are a driver that keeps the rules: what must hold for that is in
+// HonestDriver.
 //
 // Called by: libFuzzer. Must not know: how the device reads its rings.
 
@@ -39,6 +40,7 @@ private final class RingWorld {
     private let memory: GuestMemory
     private let features: UInt64
     private let shape: RingShape
+    private let goesAtOnce: Bool
     private let mutations: [Mutation]
     private let guards: [UInt]
 
@@ -56,7 +58,10 @@ private final class RingWorld {
         if choice & 0x80 != 0 { features |= VirtioFeature.inOut }
         self.features = features
         shape = RingShape(size: [16, 4, 128, 1][Int(choice >> 4 & 3)], isPacked: choice & 1 != 0)
-        mutations = (0..<(choice & 0x40 != 0 ? 0 : input.below(24))).map { _ in Mutation(&input) }
+        goesAtOnce = (choice & 0x15).nonzeroBitCount == 1
+        let isHonest = choice & 0x80 != 0
+        mutations = (0..<(choice & 0xc0 != 0 ? 0 : input.below(24))).map { _ in Mutation(&input) }
+        if isHonest { guest.honest = HonestDriver(mayBeIndirect: choice & 2 != 0, isInOrder: choice & 8 != 0) }
         device = VirtioSCSIDevice(
             targets: [0: core.target], initiatorPort: "guest", queueCapacity: FuzzedGuest.rings,
             reactor: FuzzedTarget.reactor, statistics: VirtioFrontStatistics(), onFault: { _, _ in })
@@ -65,7 +70,7 @@ private final class RingWorld {
         device.install(
             guest.regions.map {
                 // Whoever reads on behind the end of a region shall find nothing there.
-                guards.append(unsafe UInt(bitPattern: fuzzer_guard(Self.guardBytes)!))
+                guards.append(unsafe UInt(bitPattern: fuzzer_guard(Self.guardBytes, Int($0.size))!))
                 return try! MemoryRegion(
                     guestAddress: $0.guestAddress, size: $0.size, userAddress: $0.userAddress, offset: 0,
                     descriptor: $0.descriptor)
@@ -105,7 +110,7 @@ private final class RingWorld {
             case 0..<6: guest.put([2, 2, 3, 0, 0, 1][input.below(6)], &input)
             case 6, 7: turn()
             case 8: core.complete(&input)
-            case 9: guest.store(input.number(UInt32.self), at: Int(input.number(UInt16.self)))
+            case 9: if guest.honest == nil { poke() }
             case 10: core.toggleUnit()
             default: restart(input.below(FuzzedGuest.rings))
             }
@@ -115,11 +120,14 @@ private final class RingWorld {
         turn()
     }
 
+    private func poke() { guest.store(input.number(UInt32.self), at: Int(input.number(UInt16.self))) }
+
     private func turn() {
         _ = device.poll()
         device.deliverEvents()
         device.flush()
         _ = device.prepareToSleep()
+        guest.honest?.collect(guest)
     }
 
     /// The driver resets a ring.
@@ -128,6 +136,7 @@ private final class RingWorld {
         _ = device.stop(ring)
         core.completeAll()
         device.flush()
+        guest.honest?.collect(guest)
         check(queue)
         start(ring)
     }
@@ -142,16 +151,29 @@ private final class RingWorld {
         precondition(ring.freeSlotCount == ring.size, "a slot was not given back")
     }
 
-    func finish() {
-        core.completeAll()
-        device.flush()
-        if input.isEmpty, features & VirtioFeature.eventIndex != 0 {
-            // The other way: the front-end is gone, and nobody is told.
+    /// A driver that keeps the rules gets everything back, and loses no queue.
+    private func finish(_ honest: HonestDriver) {
+        for _ in 0..<8 {
             turn()
+            core.completeAll()
+        }
+        turn()
+        honest.checkEverythingIsBack()
+        for ring in 0..<FuzzedGuest.rings {
+            precondition(device.queue(ring)?.isBroken == false, "an honest driver has lost a queue")
+        }
+    }
+
+    func finish() {
+        if goesAtOnce {
+            // The front-end is gone while commands are in flight, and nobody is told.
             device.disconnect()
             core.completeAll()
             device.flush()
         } else {
+            core.completeAll()
+            device.flush()
+            if let honest = guest.honest { finish(honest) }
             for ring in 0..<FuzzedGuest.rings {
                 let queue = device.queue(ring)
                 _ = device.stop(ring)

@@ -29,8 +29,10 @@ final class FuzzedXenGuest {
     private(set) var isHostile = false
     private var producer: UInt32 = 0, consumer: UInt32 = 0
     private var nextNumber: UInt16 = 0
-    /// Requests that were not answered.
-    private(set) var outstanding: Set<UInt16> = []
+    /// Requests that were not answered, by number: numbers grow, so that of two the later one has the greater.
+    private(set) var outstanding: [UInt16: vscsiif_request] = [:]
+    /// Commands of a device that is gone come back by themselves, after a reset of what is at its place.
+    var hasLostDevices = false
 
     init() {
         unsafe page = .allocate(byteCount: Self.pageBytes, alignment: Self.pageBytes)
@@ -115,7 +117,7 @@ final class FuzzedXenGuest {
         guard outstanding.count < 16 else { return }
         nextNumber &+= 1
         var request = makeRequest(nextNumber, &input)
-        outstanding.insert(nextNumber)
+        outstanding[nextNumber] = request
         Trace.note("request \(request)")
         unsafe cxen_write_request(page, producer, &request)
         producer &+= 1
@@ -138,7 +140,13 @@ final class FuzzedXenGuest {
         request.lun = input.rarely(16) ? input.number() : 0
         request.sc_data_direction = input.rarely(16) ? input.byte() : UInt8(input.below(4))
         request.ref_rqid = number &- UInt16(input.below(16))
-        fillSegments(&request, &input)
+        // READ(10) and WRITE(10) have what they ask for, mostly: the medium shall have something to do.
+        if code == 0x28 || code == 0x2a, !input.rarely(4) {
+            request.sc_data_direction = code == 0x2a ? 1 : 2
+            fillSegments(&request, Int(cdb[8]), &input)
+        } else {
+            fillSegments(&request, input.below(27), &input)
+        }
         return request
     }
 
@@ -146,8 +154,8 @@ final class FuzzedXenGuest {
         0x28, 0x2a, 0x28, 0x2a, 0x00, 0x12, 0xa0, 0x25, 0x1a, 0x35, 0x2f, 0x42, 0x41, 0x89, 0x5f, 0x1b,
     ]
 
-    private func fillSegments(_ request: inout vscsiif_request, _ input: inout FuzzInput) {
-        var list = (0..<input.below(27)).map { _ in segment(&input) }
+    private func fillSegments(_ request: inout vscsiif_request, _ count: Int, _ input: inout FuzzInput) {
+        var list = (0..<count).map { _ in segment(&input) }
         var flags: UInt8 = 0
         if input.rarely(4) {
             // A table of them in a page, which may be cut into pieces.
@@ -191,12 +199,43 @@ final class FuzzedXenGuest {
             var response = vscsiif_response()
             unsafe cxen_copy_response(page, consumer, &response)
             Trace.note("answer \(response.rqid) \(String(response.rslt, radix: 16))")
-            let wasKnown = outstanding.remove(response.rqid) != nil
-            precondition(wasKnown || isHostile, "an answer to nothing")
+            let request = outstanding.removeValue(forKey: response.rqid)
+            precondition(request != nil || isHostile, "an answer to nothing")
+            if let request, !isHostile { check(request, response) }
             consumer &+= 1
         }
         if isHostile { consumer = answered }
         unsafe cxen_set_response_event(page, consumer &+ 1)
+    }
+
+    /// What a function has ended is answered before it is; a command with more segments than there are is refused.
+    private func check(_ function: vscsiif_request, _ response: vscsiif_response) {
+        let action = Int32(function.act)
+        let segments = Int32(function.nr_segments & ~UInt8(VSCSIIF_SG_GRANT))
+        if action == VSCSIIF_ACT_SCSI_CDB, segments > VSCSIIF_SG_TABLESIZE {
+            precondition(response.rslt >> 16 != 0, "a request with \(segments) segments is carried out")
+        }
+        guard action == VSCSIIF_ACT_SCSI_ABORT || action == VSCSIIF_ACT_SCSI_RESET,
+            response.rslt == XEN_VSCSIIF_RSLT_RESET_SUCCESS
+        else { return }
+        for (number, request) in outstanding where number < function.rqid {
+            guard request.act == UInt8(VSCSIIF_ACT_SCSI_CDB), request.channel == function.channel,
+                request.id == function.id, request.lun == function.lun
+            else { continue }
+            let isEnded = action == VSCSIIF_ACT_SCSI_ABORT ? number == function.ref_rqid : !hasLostDevices
+            precondition(!isEnded, "a function is answered before a command that it has ended")
+        }
+    }
+
+    /// What the front has in its own memory where nobody has written, eight bytes of it: no guest may ever see them.
+    static let secret: UInt64 = 0x5ec2_e75e_c2e7_5ec2
+
+    /// Nothing that is not the guest's has come to it.
+    func checkSecrets() {
+        for offset in stride(from: 0, to: Self.pages * Self.pageBytes, by: 8) {
+            let word = unsafe (memory + offset).load(as: UInt64.self)
+            precondition(word != Self.secret, "memory of the daemon was copied to the guest")
+        }
     }
 
     /// Writes into the ring or a granted page.

@@ -2,8 +2,8 @@
 // changes between the port's reads; devices come and go, and the daemon dies and comes back on the same ring.
 //
 // Oracles, beside that nothing traps and the sanitizer is content: as long as the guest writes only what it owns, each
-// request is answered exactly once; the port is idle at the end; all staging memory is given back; the copies name the
-// guest's own domain.
+// request is answered exactly once, and a function after the commands that it has ended; the port is idle at the end;
+// all staging memory is given back, and nothing that lay in it comes to the guest; the copies name the guest's domain.
 //
 // Called by: libFuzzer. Must not know: how the port reads its ring.
 
@@ -44,6 +44,7 @@ private final class XenRingWorld {
         mutations = input.rarely(3) ? (0..<input.below(16)).map { _ in Mutation(&input) } : []
         guest.readOnly = UInt16(input.byte() & 3)
         self.input = input
+        Self.hideSecrets(in: staging)
         port = XenPort(
             domain: FuzzedXenGuest.domain, wholeTarget: wholeTarget, grants: guest.grants, staging: staging,
             batch: batch)
@@ -55,6 +56,15 @@ private final class XenRingWorld {
         attach(0)
     }
 
+    private static func hideSecrets(in staging: StagingPool) {
+        let bytes = staging.freePages * StagingPool.pageBytes
+        let run = staging.allocate(bytes: bytes)
+        for offset in stride(from: 0, to: bytes, by: 8) {
+            unsafe (staging.memory(run) + offset).storeBytes(of: FuzzedXenGuest.secret, as: UInt64.self)
+        }
+        staging.free(run, bytes: bytes)
+    }
+
     private func attach(_ device: Int) {
         let nexus = nexus ?? CoreNexus(target: core.target, initiatorPort: "guest", port: port.handle)!
         self.nexus = nexus
@@ -63,6 +73,7 @@ private final class XenRingWorld {
 
     private func detach(_ device: Int) {
         guard attached.remove(device) != nil else { return }
+        guest.hasLostDevices = true
         port.detach(Self.devices[device])
         if attached.isEmpty { nexus = nil }
     }
@@ -148,10 +159,11 @@ private final class XenRingWorld {
             core.completeAll()
             turn()
         }
-        Trace.note("at the end: executing \(port.executing), tasks \(core.unit.tasks(limit: 16)), \(guest.outstanding)")
+        Trace.note("at the end: executing \(port.executing), tasks \(core.unit.tasks(limit: 16))")
         precondition(guest.isHostile || port.fault == nil, "an honest guest is said to be hostile")
         precondition(guest.isHostile || guest.outstanding.isEmpty || attached.isEmpty, "requests were never answered")
         leave()
+        guest.checkSecrets()
         precondition(staging.freePages == 128, "staging memory was not given back")
         core.checkIdle()
     }

@@ -2,7 +2,8 @@
 // anything, with effects that end late, or fail.
 //
 // Oracles, beside that nothing traps: each effect can be done at the moment when it is asked for, two of one vhost are
-// never under way at once, and it comes to an end.
+// never under way at once, it comes to an end, and then what is connected and attached is what the state machine
+// believes and the nodes allow.
 //
 // Called by: libFuzzer. Must not know: which contents are special.
 
@@ -56,6 +57,25 @@ private final class SuspiciousExecutor: XenbusExecutor {
     func publish(_ target: UInt64) {
         withdrawn.remove(target)
         control.published(target)
+    }
+
+    /// What is connected and attached is what the state machine believes, and no more than the nodes ask for.
+    func check(_ vhost: VhostIdentifier, _ machine: XenbusBackend, _ nodes: VhostNodes) {
+        let isConnected = connected.contains(vhost)
+        precondition(isConnected == (machine.link != .down), "not connected and said to be, or the reverse")
+        let there = (attached[vhost] ?? [:]).mapValues(\.virtual)
+        precondition(there == machine.attached, "\(there) is attached, and not \(machine.attached)")
+        guard case .up(let ring) = machine.link else { return }
+        precondition(nodes.domainExists && nodes.backendState != nil, "a ring of a guest that is gone")
+        precondition(machine.fault == nil, "a ring of a front end that has broken the rules")
+        precondition(nodes.ring == nil || nodes.ring == ring, "a ring that the front end does not offer any more")
+        let isOver = [nil, .closed, .initialising, .initWait].contains(nodes.frontendState)
+        precondition(!isOver, "a ring whose front end is \(String(describing: nodes.frontendState))")
+    }
+
+    /// No vhost is connected that nobody knows.
+    func checkNoOthers(than known: [VhostIdentifier]) {
+        precondition(connected.isSubset(of: known), "a vhost is connected and forgotten")
     }
 
     /// Ends the effect that has waited longest.
@@ -141,6 +161,9 @@ private final class XenStoreWorld {
             control.process()
         }
         precondition(executor.isSettled, "it goes on for ever")
+        let vhosts = control.status
+        for (vhost, machine, nodes) in vhosts { executor.check(vhost, machine, nodes) }
+        executor.checkNoOthers(than: vhosts.map(\.vhost))
     }
 
     private func act() {
@@ -167,17 +190,18 @@ private final class XenStoreWorld {
     /// What a toolstack and a guest write for a disk that works.
     private func attach(_ domain: Int) {
         let state = ["1", "3", "4", "4", "7"][input.below(5)]
+        let device = "vscsi-devs/dev-\(input.rarely(4) ? 1 : 0)", place = input.rarely(8) ? 1 : 0
         let (back, front) = (back(domain), front(domain))
         for (path, value) in [
             ("\(front)/ring-ref", "\(8 + input.below(2))"), ("\(front)/event-channel", "9"),
             ("\(front)/protocol", "x86_64-abi"), ("\(front)/state", state), ("\(back)/frontend", front),
-            ("\(back)/online", "1"), ("\(back)/vscsi-devs/dev-0/p-dev", "naa.60014054ac780582:0"),
-            ("\(back)/vscsi-devs/dev-0/v-dev", "0:0:0:0"),
+            ("\(back)/online", "1"), ("\(back)/\(device)/p-dev", "naa.60014054ac780582:0"),
+            ("\(back)/\(device)/v-dev", "0:0:0:\(place)"),
         ] {
             try! store.write(path, value, .none)
         }
         guard state == "1" || input.rarely(4) else { return }
-        try! store.write("\(back)/vscsi-devs/dev-0/state", "1", .none)
+        try! store.write("\(back)/\(device)/state", "1", .none)
         try! store.remove("\(back)/error", .none)
         try! store.write("\(back)/state", "1", .none)
     }

@@ -8,7 +8,7 @@ import CoreTestSupport
 import SCSICore
 import Testing
 
-@Suite("SAM-6 5.9: auto contingent allegiance")
+@Suite("SAM-6 5.9: auto contingent allegiance", .onEachTransport)
 struct ACAConformance {
     let world = TestTarget()
 

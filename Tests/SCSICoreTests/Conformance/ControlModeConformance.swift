@@ -8,7 +8,7 @@ import CoreTestSupport
 import SCSICore
 import Testing
 
-@Suite("SPC-4 7.5.8: the control mode page and the task set")
+@Suite("SPC-4 7.5.8: the control mode page and the task set", .onEachTransport)
 struct ControlModeConformance {
     let world = TestTarget()
 

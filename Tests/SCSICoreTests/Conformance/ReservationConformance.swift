@@ -15,7 +15,7 @@ private func sas(_ address: UInt64) -> [UInt8] {
 
 private let allTypes: [UInt8] = [1, 3, 5, 6, 7, 8]
 
-@Suite("SPC-4 5.13.7: registering")
+@Suite("SPC-4 5.13.7: registering", .onEachTransport)
 struct RegistrationConformance {
     let world = TestTarget()
 
@@ -149,7 +149,7 @@ struct RegistrationConformance {
     }
 }
 
-@Suite("SPC-4 6.16: the parameter list of PERSISTENT RESERVE OUT")
+@Suite("SPC-4 6.16: the parameter list of PERSISTENT RESERVE OUT", .onEachTransport)
 struct ReservationParameterConformance {
     let world = TestTarget()
 
@@ -283,7 +283,7 @@ struct ReservationParameterConformance {
     }
 }
 
-@Suite("SPC-4 5.13.9, 5.13.11: reserving, releasing, clearing, preempting")
+@Suite("SPC-4 5.13.9, 5.13.11: reserving, releasing, clearing, preempting", .onEachTransport)
 struct ReservationConformance {
     let world = TestTarget()
 
@@ -518,7 +518,7 @@ struct ReservationConformance {
     }
 }
 
-@Suite("SPC-4 5.13.8: REGISTER AND MOVE")
+@Suite("SPC-4 5.13.8: REGISTER AND MOVE", .onEachTransport)
 struct RegisterAndMoveConformance {
     let world = TestTarget()
 
@@ -610,7 +610,7 @@ struct RegisterAndMoveConformance {
     }
 }
 
-@Suite("SPC-4 5.13.11.2.6: PREEMPT AND ABORT")
+@Suite("SPC-4 5.13.11.2.6: PREEMPT AND ABORT", .onEachTransport)
 struct PreemptAndAbortConformance {
     let world = TestTarget()
 
@@ -689,7 +689,7 @@ struct PreemptAndAbortConformance {
     }
 }
 
-@Suite("SPC-2 5.5.1, SPC-4 5.13.3: RESERVE and RELEASE")
+@Suite("SPC-2 5.5.1, SPC-4 5.13.3: RESERVE and RELEASE", .onEachTransport)
 struct ReserveConformance {
     let world = TestTarget()
     private let reserve: [UInt8] = [0x16, 0, 0, 0, 0, 0]

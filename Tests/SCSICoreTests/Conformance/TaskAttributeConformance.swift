@@ -7,7 +7,7 @@ import CoreTestSupport
 import SCSICore
 import Testing
 
-@Suite("SAM-6 8: task set management")
+@Suite("SAM-6 8: task set management", .onEachTransport)
 struct TaskAttributeConformance {
     let world = TestTarget()
 

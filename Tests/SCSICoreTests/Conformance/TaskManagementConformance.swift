@@ -7,7 +7,7 @@ import CoreTestSupport
 import SCSICore
 import Testing
 
-@Suite("SAM-6 7: task management functions")
+@Suite("SAM-6 7: task management functions", .onEachTransport)
 struct TaskManagementConformance {
     let world = TestTarget()
 

@@ -6,7 +6,7 @@ import Testing
 
 @testable import SCSICore
 
-@Suite("SAM-6 5.14: unit attention conditions")
+@Suite("SAM-6 5.14: unit attention conditions", .onEachTransport)
 struct UnitAttentionConformance {
     let world = TestTarget(attentive: true)
 

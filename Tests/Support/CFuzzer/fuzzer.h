@@ -24,10 +24,19 @@ static inline int fuzzer_memory(size_t size) {
     return descriptor >= 0 && ftruncate(descriptor, (off_t)size) == 0 ? descriptor : -1;
 }
 
-/* Address space that nobody may touch, and that the kernel gives to nobody else: what is mapped next lies below it. */
-static inline void *fuzzer_guard(size_t size) {
-    void *address = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return address == MAP_FAILED ? NULL : address;
+/*
+ * Address space that nobody may touch, right behind where the next mapping of this many bytes will lie. The kernel puts
+ * a mapping into the highest hole that has room; holes above ours are filled, and stay so.
+ */
+static inline void *fuzzer_guard(size_t size, size_t mapping) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *hole = mmap(NULL, mapping + size, PROT_NONE, flags, -1, 0);
+    if (hole == MAP_FAILED || munmap(hole, mapping) != 0) return NULL;
+    for (;;) {
+        void *next = mmap(NULL, mapping, PROT_NONE, flags, -1, 0);
+        if (next == MAP_FAILED) return NULL;
+        if (next == hole) return munmap(hole, mapping) == 0 ? hole + mapping : NULL;
+    }
 }
 
 /* Whether anybody has a writable mapping of that memory; to be asked once, for it cannot be mapped any more. */

@@ -281,6 +281,8 @@ public final class ScriptedBackstore {
         violations.require(unsafe request.pointee.error_offset == .max, "error_offset is not UINT64_MAX at submit")
         let (offset, length) = unsafe (request.pointee.offset, request.pointee.length)
         let block = UInt64(blockLength)
+        violations.require(
+            offset <= geometry.size && length <= geometry.size - offset, "a request beyond the end of the medium")
         violations.require(offset % block == 0 && length % block == 0, "a request that is not a whole number of blocks")
         violations.require(operation == .flush || operation == .space || length > 0, "a request for nothing")
         let limit: UInt64

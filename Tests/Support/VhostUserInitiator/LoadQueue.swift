@@ -48,6 +48,9 @@ public final class LoadQueue {
     public let requestLength: Int
     private let queue: DriverQueue
     private let ring: SplitRing
+    /// The ring that is used instead, if that was negotiated, and each slot's descriptors in it.
+    private let packed: PackedRing?
+    private var chains: [[PackedBuffer]]
     private let slots: UnsafeMutablePointer<Slot>
     private let done: UnsafeMutablePointer<UInt16>
     private let isBlock: Bool
@@ -77,6 +80,8 @@ public final class LoadQueue {
         self.requestLength = requestLength
         self.isIndirect = isIndirect
         ring = queue.ring
+        packed = queue.packed
+        chains = Array(repeating: [], count: depth)
         switch device {
         case .scsi(_, let blockLength):
             (isBlock, unit, headerLength, responseLength, verdictOffset) = (false, UInt64(blockLength), 51, 108, 11)
@@ -153,6 +158,7 @@ public final class LoadQueue {
         }
         unsafe slot.pointee.response.storeBytes(of: 0xff, toByteOffset: verdictOffset, as: UInt8.self)
         if unsafe slot.pointee.phase != phase { describe(number, phase) }
+        if let packed { return packed.add(chains[number], identifier: UInt16(number)) }
         ring.makeAvailable(UInt16(isIndirect ? number : number * Limit.descriptors))
     }
 
@@ -160,6 +166,7 @@ public final class LoadQueue {
     private func describe(_ number: Int, _ phase: Phase) {
         let slot = unsafe slots[number]
         unsafe slots[number].phase = phase
+        chains[number] = []
         let data = unsafe (slot.dataAddress, UInt32(requestLength), phase == .read ? DescriptorFlag.write : 0)
         let response = unsafe (slot.responseAddress, responseLength, DescriptorFlag.write)
         put(number, 0, unsafe (slot.headerAddress, headerLength, 0))
@@ -167,7 +174,11 @@ public final class LoadQueue {
         let dataFirst = isBlock || phase == .write
         put(number, 1, dataFirst ? data : response)
         put(number, 2, dataFirst ? response : data)
-        if isIndirect {
+        if isIndirect, packed != nil {
+            let length = UInt32(SplitRing.descriptorSize * Limit.descriptors)
+            unsafe chains[number].append(
+                PackedBuffer(address: slot.tableAddress, length: length, flags: DescriptorFlag.indirect))
+        } else if isIndirect {
             unsafe ring.setDescriptor(
                 number, address: slot.tableAddress, length: UInt32(SplitRing.descriptorSize * Limit.descriptors),
                 flags: DescriptorFlag.indirect, next: 0)
@@ -177,7 +188,16 @@ public final class LoadQueue {
     private func put(_ number: Int, _ place: Int, _ buffer: (UInt64, UInt32, UInt16)) {
         let last = place == Limit.descriptors - 1
         let flags = buffer.2 | (last ? 0 : DescriptorFlag.next)
-        if isIndirect {
+        if packed != nil {
+            guard isIndirect else {
+                chains[number].append(PackedBuffer(address: buffer.0, length: buffer.1, flags: buffer.2))
+                return
+            }
+            // A packed table has its flags last, and no chain.
+            unsafe SplitRing.store(
+                slots[number].table + SplitRing.descriptorSize * place, address: buffer.0, length: buffer.1,
+                flags: 0, next: buffer.2)
+        } else if isIndirect {
             unsafe SplitRing.store(
                 slots[number].table + SplitRing.descriptorSize * place, address: buffer.0, length: buffer.1,
                 flags: flags, next: last ? 0 : UInt16(place + 1))
@@ -193,10 +213,10 @@ public final class LoadQueue {
 
     /// Takes what the device has used. Returns how many slots; `completed` tells which.
     public func pollCompletions() throws(InitiatorError) -> Int {
-        guard ring.hasUsed else { return 0 }
+        guard queue.hasUsed else { return 0 }
         var count = 0
-        while count < depth, let element = ring.nextUsed() {
-            let divisor = UInt32(isIndirect ? 1 : Limit.descriptors)
+        let divisor = UInt32(isIndirect || packed != nil ? 1 : Limit.descriptors)
+        while count < depth, let element = packed == nil ? ring.nextUsed() : packed!.nextUsed() {
             let number = Int(element.head / divisor)
             guard element.head % divisor == 0, number < depth, unsafe slots[number].submitted else {
                 throw .protocolViolation("it used chain \(element.head), which is not in flight")
@@ -234,13 +254,19 @@ public final class LoadQueue {
 
     /// Whether the device is asked to notify.
     public func wantNotifications(_ wanted: Bool) {
-        if wanted { ring.enableNotification() } else { ring.disableNotification() }
+        if wanted {
+            queue.enableNotification()
+        } else if let packed {
+            packed.disableNotification()
+        } else {
+            ring.disableNotification()
+        }
     }
 
     /// Sleeps until the device has used something on one of the queues.
     public static func waitForUsed(_ queues: [LoadQueue]) throws(InitiatorError) {
-        for queue in queues { queue.ring.enableNotification() }
-        if queues.contains(where: { $0.ring.hasUsed }) { return }
+        for queue in queues { queue.queue.enableNotification() }
+        if queues.contains(where: { $0.queue.hasUsed }) { return }
         try Deadline.waitForInput(anyOf: queues.map(\.queue.callDescriptor), "a completion")
         for queue in queues { queue.queue.drain(queue.queue.callDescriptor) }
     }

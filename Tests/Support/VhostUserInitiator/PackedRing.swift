@@ -117,7 +117,7 @@ public final class PackedRing {
             unsafe clinux_store16_release(descriptors + 16 * head.position + 14, head.flags)
         }
         let count = pendingDescriptors
-        pending = []
+        pending.removeAll(keepingCapacity: true)
         pendingDescriptors = 0
         clinux_fence()
         let flags = unsafe Int32(clinux_load16_acquire(device + 2)) & 3

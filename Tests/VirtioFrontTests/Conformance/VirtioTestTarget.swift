@@ -1,13 +1,18 @@
 // VirtioTestTarget: the conformance suite's target with its initiators A and B behind vhost-user sockets, each with a
 // front-end, rings and memory of its own.
 //
-// Owns: the reactor, the servers, the front-ends. Called by: the conformance suite, whose files are linked into this
+// Owns: the reactors, the servers, the front-ends. Called by: the conformance suite, whose files are linked into this
 // directory: in this module their TestTarget is the one here. Must not know: the clauses.
 //
-// All is on the test's thread, which makes the reactor's turns itself, so that each test is in control of every step;
-// only the handshakes, which wait for answers, are on a thread of their own. A function's answer and the command that
-// it ended, used in the same turn, are taken in the order in which the driver must see them, commands first: that the
-// front writes them in this order is what EndToEndManagementTests look at.
+// Each test runs twice. First with devices on two reactors: the target and each second request queue belong to one,
+// the servers and the other queues to the other; A's commands come through a queue of the servers' reactor and B's
+// through one of the target's. Then with one reactor that has all.
+//
+// The target's reactor is on the test's thread, which makes its turns itself, so that each test is in control of every
+// step; a second reactor has a thread that makes a turn when it is told to (SteppedReactor). The handshakes, which wait
+// for answers, are on a thread of their own. A function's answer and the command that it ended, used in the same turn,
+// are taken in the order in which the driver must see them, commands first: that the front writes them in this order is
+// what EndToEndManagementTests look at.
 
 import CLinux
 import CoreTestSupport
@@ -15,10 +20,30 @@ import Glibc
 import Reactor
 import SCSICore
 import Synchronization
+import Testing
 import VhostUserInitiator
 import VirtioFront
 
 typealias TestTarget = VirtioTestTarget
+
+/// Runs each test of a suite with devices on two reactors, and again with one reactor for all.
+struct TransportTrait: SuiteTrait, TestTrait, TestScoping {
+    @TaskLocal static var isSpread = false
+
+    var isRecursive: Bool { true }
+
+    @concurrent func provideScope(
+        for test: Test, testCase: Test.Case?, performing function: @Sendable @concurrent () async throws -> Void
+    ) async throws {
+        try await Self.$isSpread.withValue(true) { try await function() }
+        try await function()
+    }
+}
+
+extension Trait where Self == TransportTrait {
+    /// Each way in which this module brings commands to the target.
+    static var onEachTransport: Self { Self() }
+}
 
 /// The target.
 final class VirtioTestTarget: CoreTestSupport.TestTarget {
@@ -32,7 +57,7 @@ final class VirtioTestTarget: CoreTestSupport.TestTarget {
         configure: (ScriptedBackstore) -> Void = { _ in },
         transport: (MockPort) -> (any MockTransport)? = { _ in nil }
     ) {
-        let hub = VirtioHub()
+        let hub = VirtioHub(isSpread: TransportTrait.isSpread)
         self.hub = hub
         super.init(
             blocks: blocks, blockLength: blockLength, attentive: attentive, configuration: configuration,
@@ -60,27 +85,62 @@ final class VirtioTestTarget: CoreTestSupport.TestTarget {
     }
 }
 
-/// The reactor and what is on it.
+/// The reactors and what is on them.
 final class VirtioHub {
-    fileprivate let reactor: Reactor
+    private let reactor: Reactor
+    /// The servers' reactor, if it is another one.
+    private let second: SteppedReactor?
+    /// Both, that of the servers first.
+    private var spread: [ShardReactor]?
     private var transports: [VirtioTransport] = []
     private var isTurning = false
+    /// Turns of both reactors after which whatever a command or a function causes has come to its end: the command to
+    /// its queue's thread, to the target's, back, and for a function the calls between the threads before that.
+    private static let turns = 6
 
-    init() {
+    init(isSpread: Bool) {
         do { reactor = try Reactor(Reactor.Configuration()) } catch { fatalError("no reactor: \(error)") }
+        second = isSpread ? SteppedReactor() : nil
     }
 
     func transport(for port: MockPort) -> VirtioTransport {
-        let transport = VirtioTransport(port, hub: self, number: transports.count)
+        if let second, spread == nil {
+            // Before the second reactor makes its first turn.
+            spread = [
+                ShardReactor(reactor: second.reactor, shard: Shard()),
+                ShardReactor(reactor: reactor, shard: port.target.shard),
+            ]
+        }
+        let number = transports.count
+        let transport = VirtioTransport(port, hub: self, spread: spread, queue: spread == nil ? 0 : number)
         transports.append(transport)
         return transport
     }
 
-    /// One turn of the reactor, and what has come back by then.
+    /// The servers' reactor.
+    fileprivate var serverReactor: Reactor { second?.reactor ?? reactor }
+
+    /// Runs a function where the servers are.
+    fileprivate func onServers<Result>(_ body: @escaping () -> Result) -> Result {
+        guard let second else { return body() }
+        let work = Work(body)
+        second.reactor.post { work.run() }
+        while !work.isDone.load(ordering: .acquiring) { turnOnce() }
+        return work.result!
+    }
+
+    private func turnOnce() {
+        guard let second else { return reactor.turn(mayWait: false) }
+        // One of its turns may wait for calls to this thread, which a turn here serves.
+        second.turn { reactor.turn(mayWait: false) }
+        reactor.turn(mayWait: false)
+    }
+
+    /// What there is to do is done, and what has come back by then is taken.
     func turn() {
         guard !isTurning else { return }
         isTurning = true
-        reactor.turn(mayWait: false)
+        for _ in 0..<(second == nil ? 1 : Self.turns) { turnOnce() }
         isTurning = false
         for transport in transports { transport.collectCommands() }
         for transport in transports { transport.collectFunctionsAndEvents() }
@@ -97,25 +157,75 @@ final class VirtioHub {
         let error = unsafe pthread_create(
             &thread, nil,
             { context in
-                let work = unsafe Unmanaged<Work>.fromOpaque(context!).takeRetainedValue()
-                work.body()
-                work.isDone.store(true, ordering: .releasing)
+                unsafe Unmanaged<Work<Void>>.fromOpaque(context!).takeRetainedValue().run()
                 return nil
             }, Unmanaged.passRetained(work).toOpaque())
         precondition(error == 0, "no thread")
-        while !work.isDone.load(ordering: .acquiring) { reactor.turn(mayWait: false) }
+        while !work.isDone.load(ordering: .acquiring) { turnOnce() }
         pthread_join(thread, nil)
     }
 
-    private final class Work: @unchecked Sendable {
-        let body: () -> Void
+    /// A function that runs on another thread.
+    private final class Work<Result>: @unchecked Sendable {
+        private let body: () -> Result
+        private(set) var result: Result?
         let isDone = Atomic<Bool>(false)
-        init(_ body: @escaping () -> Void) { self.body = body }
+
+        init(_ body: @escaping () -> Result) { self.body = body }
+
+        func run() {
+            result = body()
+            isDone.store(true, ordering: .releasing)
+        }
     }
 
     func close() {
         for transport in transports { transport.close() }
         transports = []
+        second?.stop()
+    }
+}
+
+/// A reactor on a thread of its own, which makes a turn when it is told to.
+final class SteppedReactor: @unchecked Sendable {
+    let reactor: Reactor
+    private let begin = eventfd(0, Int32(EFD_CLOEXEC))
+    private let hasTurned = Atomic<Bool>(false)
+    private let isStopped = Atomic<Bool>(false)
+    private var thread = pthread_t()
+
+    init() {
+        do { reactor = try Reactor(Reactor.Configuration()) } catch { fatalError("no reactor: \(error)") }
+        let error = unsafe pthread_create(
+            &thread, nil,
+            { context in
+                unsafe Unmanaged<SteppedReactor>.fromOpaque(context!).takeUnretainedValue().loop()
+                return nil
+            }, Unmanaged.passUnretained(self).toOpaque())
+        precondition(error == 0, "no thread")
+    }
+
+    deinit { close(begin) }
+
+    private func loop() {
+        var count: eventfd_t = 0
+        while unsafe eventfd_read(begin, &count) == 0, !isStopped.load(ordering: .acquiring) {
+            reactor.turn(mayWait: false)
+            hasTurned.store(true, ordering: .releasing)
+        }
+    }
+
+    /// One turn, and meanwhile, at least once, something here.
+    func turn(meanwhile body: () -> Void) {
+        hasTurned.store(false, ordering: .relaxed)
+        _ = eventfd_write(begin, 1)
+        repeat { body() } while !hasTurned.load(ordering: .acquiring)
+    }
+
+    func stop() {
+        isStopped.store(true, ordering: .releasing)
+        _ = eventfd_write(begin, 1)
+        pthread_join(thread, nil)
     }
 }
 
@@ -129,27 +239,41 @@ final class VirtioTransport: MockTransport {
     private var commands: [(command: SCSICommand, inFlight: SCSIInFlight)] = []
     private var functions: [(cookie: UInt64, chain: Chain)] = []
     private var events: [Chain] = []
+    /// Which of the request queues carries the commands.
+    private let queue: Int
     private static let counter = Atomic<Int>(0)
     private static let eventBuffers = 8
 
-    init(_ port: MockPort, hub: VirtioHub, number: Int) {
+    init(_ port: MockPort, hub: VirtioHub, spread: [ShardReactor]?, queue: Int) {
         self.port = port
         self.hub = hub
+        self.queue = 2 + queue
         let serial = Self.counter.wrappingAdd(1, ordering: .relaxed).newValue
         path = "/tmp/targetd-conformance-\(getpid())-\(serial).sock"
         var configuration = VhostUserSCSIServer.Configuration(
-            socketPath: path, targets: [0: port.target], initiatorPort: port.name)
+            socketPath: path, requestQueues: queue + 1, targets: [0: port.target], initiatorPort: port.name)
         configuration.targetPort = port.targetPort
-        server = VhostUserSCSIServer(configuration: configuration, reactor: hub.reactor, report: { _ in })
-        do { try server.start() } catch { fatalError("no server: \(error)") }
+        configuration.spread = spread
+        let server = VhostUserSCSIServer(
+            configuration: configuration, reactor: hub.serverReactor, report: { _ in })
+        self.server = server
+        hub.onServers {
+            do { try server.start() } catch { fatalError("no server: \(error)") }
+        }
     }
 
     var isConnected: Bool { frontEnd != nil }
 
     func connect() {
         let path = path
+        var options = VhostUserFrontEnd.Options()
+        options.queues = queue + 1
         hub.handshake { [unowned self] in
-            do { frontEnd = try VhostUserFrontEnd.started(path: path) } catch { fatalError("no handshake: \(error)") }
+            do {
+                frontEnd = try VhostUserFrontEnd.started(path: path, options: options)
+            } catch {
+                fatalError("no handshake: \(error)")
+            }
         }
         events = (0..<Self.eventBuffers).map { _ in frontEnd!.queues[1].offerEventBuffer() }
         hub.turn()
@@ -159,16 +283,20 @@ final class VirtioTransport: MockTransport {
         frontEnd?.disconnect()
         frontEnd = nil
         (commands, functions, events) = ([], [], [])
-        let server = server
-        hub.turn { !server.isConnected }
+        turn { !$0.isConnected }
     }
 
     func close() {
         disconnect()
         var isStopped = false
-        server.stop { isStopped = true }
-        hub.turn { isStopped }
+        hub.onServers { [server] in server.stop { isStopped = true } }
+        turn { _ in isStopped }
         unsafe unlink(path)
+    }
+
+    /// Makes turns until a condition holds, which is looked at where the server is.
+    private func turn(until isMet: @escaping (VhostUserSCSIServer) -> Bool) {
+        hub.turn { [hub, server] in hub.onServers { isMet(server) } }
     }
 
     func poll() { hub.turn() }
@@ -179,20 +307,23 @@ final class VirtioTransport: MockTransport {
         var command = SCSICommand(Self.address(lun), cdb, dataOut: dataOut, dataIn: dataIn)
         command.tag = tag
         command.attribute = attribute.rawValue
-        let expected = server.statistics.commands + 1
-        commands.append((command, frontEnd!.queues[2].submit(command)))
-        let server = server
-        hub.turn { server.statistics.commands >= expected }
+        let expected = statistics.commands + 1
+        commands.append((command, frontEnd!.queues[queue].submit(command)))
+        turn { $0.statistics.commands >= expected }
+        // It may be on its way still.
+        hub.turn()
     }
 
     func manage(_ function: TaskManagementFunction, lun: UInt64, tag: UInt64, cookie: UInt64) {
-        let expected = server.statistics.taskManagementFunctions + 1
+        let expected = statistics.taskManagementFunctions + 1
         let chain = frontEnd!.queues[0].submitTaskManagement(
             Self.number(function)!, Self.address(lun), tag: tag)
         functions.append((cookie, chain))
-        let server = server
-        hub.turn { server.statistics.taskManagementFunctions >= expected }
+        turn { $0.statistics.taskManagementFunctions >= expected }
+        hub.turn()
     }
+
+    private var statistics: VirtioFrontStatistics { hub.onServers { [server] in server.statistics } }
 
     static func number(_ function: TaskManagementFunction) -> Int32? {
         switch function {
@@ -217,7 +348,7 @@ final class VirtioTransport: MockTransport {
 
     func collectCommands() {
         guard let frontEnd else { return }
-        do { try frontEnd.queues[2].collect() } catch { fatalError("the device broke a rule: \(error)") }
+        do { try frontEnd.queues[queue].collect() } catch { fatalError("the device broke a rule: \(error)") }
         let ended = commands.filter { $0.inFlight.chain.isComplete }
             .sorted { $0.inFlight.chain.usedNumber < $1.inFlight.chain.usedNumber }
         commands.removeAll { $0.inFlight.chain.isComplete }
