@@ -571,12 +571,12 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition.isAbort { return endAborted(task, outcome) }
+        if task.disposition != .none { return proceedMarked(task, outcome) }
         act(on: outcome, task)
     }
 
     @inline(__always)
-    func act(on outcome: Outcome, _ task: TaskHandle) {
+    private func act(on outcome: Outcome, _ task: TaskHandle) {
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
@@ -604,6 +604,13 @@ public final class LogicalUnit {
             task.transition(to: .enabled)
             wait(task, for: .backstore)
         }
+    }
+
+    /// The same for a task that a function has marked. Not inlined, like all that is done for marked tasks only: the way
+    /// of the others is not to be there twice.
+    @inline(never)
+    func proceedMarked(_ task: TaskHandle, _ outcome: Outcome) {
+        if task.disposition.isAbort { endAborted(task, outcome) } else { act(on: outcome, task) }
     }
 
     /// An aborted command changes nothing any more, unless the change is on its way already.
@@ -727,7 +734,7 @@ public final class LogicalUnit {
 
     /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
-    func end(_ task: TaskHandle, _ outcome: Outcome) {
+    private func end(_ task: TaskHandle, _ outcome: Outcome) {
         fillResponse(task, outcome)
         if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
         finish(task)
@@ -760,6 +767,23 @@ public final class LogicalUnit {
         goOnWithOthers()
     }
 
+    /// Takes a marked task out of the set as if it had not been received.
+    @inline(never)
+    func takeBack(_ task: TaskHandle) {
+        unsafe tasks.pointee.remove(task)
+        task.transition(to: .completing)
+        shard.returnStaging(task)
+        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
+        // Neither counted nor traced: it comes again.
+        task.respond(.suspended, .good)
+        complete(task)
+        goOnWithOthers()
+    }
+
+    /// Ends a marked task.
+    @inline(never)
+    func endMarked(_ task: TaskHandle, _ outcome: Outcome) { end(task, outcome) }
+
     /// CHECK CONDITION may end other commands as well (QErr) and establish an ACA condition, before anybody hears of
     /// it.
     private func finishNotGood(_ task: TaskHandle) {
@@ -774,12 +798,12 @@ public final class LogicalUnit {
     }
 
     @inline(__always)
-    func complete(_ task: TaskHandle) {
+    private func complete(_ task: TaskHandle) {
         unsafe owner.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0.complete(task) }
     }
 
     @inline(__always)
-    func goOnWithOthers() {
+    private func goOnWithOthers() {
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
         if removed { callWhenDrained() }

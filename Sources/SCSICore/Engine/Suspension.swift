@@ -65,7 +65,11 @@ extension TaskHandle {
     private var isReading: Bool { unsafe Int(request.pointee.operation) == SCSI_BACKSTORE_READ }
 
     /// Whether a mark says that it does not go on.
-    var isLeaving: Bool { disposition.isAbort || disposition == .suspended && mayRunAgain }
+    @inline(__always)
+    var isLeaving: Bool { disposition != .none && isMarkedToLeave }
+
+    @inline(never)
+    private var isMarkedToLeave: Bool { disposition.isAbort || mayRunAgain }
 
     /// The same for a task that waits; what has only its response to give does not go on either.
     var endsWhileItWaits: Bool { isLeaving || disposition == .suspended && waitsFor == .response }
@@ -85,36 +89,28 @@ extension LogicalUnit {
 
     /// Gives a marked task back that does not go on.
     func giveBackMarked(_ task: TaskHandle) {
-        if task.disposition.isAbort { return end(task, .done(.good)) }
-        unsafe tasks.pointee.remove(task)
-        task.transition(to: .completing)
-        shard.returnStaging(task)
-        if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
-        // Neither counted nor traced: it comes again.
-        task.respond(.suspended, .good)
-        complete(task)
-        goOnWithOthers()
+        if task.disposition.isAbort { endMarked(task, .done(.good)) } else { takeBack(task) }
     }
 
     /// The backstore has completed the request of a task that was marked meanwhile.
     @inline(never)
     func completedMarked(_ task: TaskHandle, error: Int32, again: Bool) {
-        guard task.disposition == .suspended else { return end(task, .done(.good)) }
+        guard task.disposition == .suspended else { return endMarked(task, .done(.good)) }
         // Before its next step, which may fill a request that writes.
         let mayRunAgain = task.mayRunAgain
         if error != 0 { return failedMarked(task, error, again: again, mayRunAgain: mayRunAgain) }
         let outcome = DeviceServer.resume(task, CDB(task), task.row!, on: self)
         switch outcome {
-        case .done, .failed, .overrun: end(task, outcome)
+        case .done, .failed, .overrun: endMarked(task, outcome)
         case .submit, .needsStaging, .save, .needsState, .awaitAborted:
-            if mayRunAgain { giveBackMarked(task) } else { act(on: outcome, task) }
+            if mayRunAgain { giveBackMarked(task) } else { proceedMarked(task, outcome) }
         }
     }
 
     private func failedMarked(_ task: TaskHandle, _ error: Int32, again: Bool, mayRunAgain: Bool) {
         if mayRunAgain, BackstoreError.isCancellation(error) { return giveBackMarked(task) }
         let sequence = task.sequence
-        guard recovers(task, error, again: again) else { return end(task, failure(task, error)) }
+        guard recovers(task, error, again: again) else { return endMarked(task, failure(task, error)) }
         // It is tried again when it comes again. Whoever was told that the backstore is quiet may have ended it.
         if task.state == .dormant, task.sequence == sequence, task.isLeaving { giveBackMarked(task) }
     }
