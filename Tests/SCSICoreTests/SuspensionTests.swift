@@ -289,7 +289,9 @@ struct SuspensionTests {
         #expect(
             notAlways.filter { $0.flags.contains(.needsMedium) && $0.serialization == .write }
                 .allSatisfy { $0.flags.contains(.uninterrupted) && $0.handler.repetition == .untilItWrites })
-        #expect(notAlways.filter { $0.serialization == .unitState }.allSatisfy { $0.handler == .modeSelect })
+        #expect(
+            notAlways.filter { $0.serialization == .unitState }
+                .allSatisfy { [.modeSelect, .setTargetPortGroups].contains($0.handler) })
     }
 
     // MARK: Which, and beside others

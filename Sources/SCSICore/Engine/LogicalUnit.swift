@@ -571,12 +571,7 @@ public final class LogicalUnit {
     /// Acts on what a handler said.
     @inline(__always)
     private func proceed(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition != .none { return proceedMarked(task, outcome) }
-        act(on: outcome, task)
-    }
-
-    @inline(__always)
-    private func act(on outcome: Outcome, _ task: TaskHandle) {
+        if task.disposition.isAbort { return endAborted(task, outcome) }
         switch outcome {
         case .submit: submit(task)
         case .needsStaging: wait(task, for: .staging)
@@ -604,13 +599,6 @@ public final class LogicalUnit {
             task.transition(to: .enabled)
             wait(task, for: .backstore)
         }
-    }
-
-    /// The same for a task that a function has marked. Not inlined, like all that is done for marked tasks only: the way
-    /// of the others is not to be there twice.
-    @inline(never)
-    func proceedMarked(_ task: TaskHandle, _ outcome: Outcome) {
-        if task.disposition.isAbort { endAborted(task, outcome) } else { act(on: outcome, task) }
     }
 
     /// An aborted command changes nothing any more, unless the change is on its way already.
@@ -701,12 +689,23 @@ public final class LogicalUnit {
     @inline(__always)
     func backstoreCompleted(_ task: TaskHandle, error: Int32, again: Bool) {
         task.transition(to: .enabled)
-        if task.disposition != .none { return completedMarked(task, error: error, again: again) }
-        if error != 0 {
-            if recovers(task, error, again: again) { return }
-            return end(task, failure(task, error))
+        var outcome: Outcome?
+        if error == 0, task.disposition == .none {
+            outcome = DeviceServer.resume(task, CDB(task), task.row!, on: self)
+        } else {
+            outcome = completedOtherwise(task, error, again: again)
         }
-        act(on: DeviceServer.resume(task, CDB(task), task.row!, on: self), task)
+        if let outcome { proceed(task, outcome) }
+    }
+
+    /// The same with an error, or for a task that was marked meanwhile.
+    ///
+    /// - Returns: What to do next; `nil` if nothing, for it is tried again or was given back.
+    @inline(never)
+    private func completedOtherwise(_ task: TaskHandle, _ error: Int32, again: Bool) -> Outcome? {
+        if task.disposition.isAbort { return .done(.good) }
+        if task.disposition == .suspended { return completedMarked(task, error, again: again) }
+        return recovers(task, error, again: again) ? nil : failure(task, error)
     }
 
     /// How a command ends whose request the backstore has ended with an error.

@@ -34,7 +34,7 @@ extension CommandHandler {
         case .compareAndWrite, .xpWrite, .xdWriteRead: .untilItWrites
         case .modeSelect, .persistentReserveOut, .setIdentifyingInformation: .never
         case .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .readCapacity10, .readCapacity16,
-            .reportTargetPortGroups, .readBufferData, .readBufferDescriptor, .readEchoBuffer,
+            .reportTargetPortGroups, .setTargetPortGroups, .readBufferData, .readBufferDescriptor, .readEchoBuffer,
             .readEchoBufferDescriptor, .writeBufferData, .writeEchoBuffer, .receiveDiagnosticResults,
             .reportTimestamp, .setTimestamp, .reportIdentifyingInformation, .readDefectData10, .readDefectData12,
             .reportLUNs, .reportSupportedOperationCodes, .reportSupportedTaskManagementFunctions,
@@ -93,25 +93,31 @@ extension LogicalUnit {
     }
 
     /// The backstore has completed the request of a task that was marked meanwhile.
-    @inline(never)
-    func completedMarked(_ task: TaskHandle, error: Int32, again: Bool) {
-        guard task.disposition == .suspended else { return endMarked(task, .done(.good)) }
+    ///
+    /// - Returns: What to do next; `nil` if nothing, for it is tried again or was given back.
+    func completedMarked(_ task: TaskHandle, _ error: Int32, again: Bool) -> Outcome? {
         // Before its next step, which may fill a request that writes.
         let mayRunAgain = task.mayRunAgain
         if error != 0 { return failedMarked(task, error, again: again, mayRunAgain: mayRunAgain) }
         let outcome = DeviceServer.resume(task, CDB(task), task.row!, on: self)
         switch outcome {
-        case .done, .failed, .overrun: endMarked(task, outcome)
+        case .done, .failed, .overrun: return outcome
         case .submit, .needsStaging, .save, .needsState, .awaitAborted:
-            if mayRunAgain { giveBackMarked(task) } else { proceedMarked(task, outcome) }
+            guard mayRunAgain else { return outcome }
+            giveBackMarked(task)
+            return nil
         }
     }
 
-    private func failedMarked(_ task: TaskHandle, _ error: Int32, again: Bool, mayRunAgain: Bool) {
-        if mayRunAgain, BackstoreError.isCancellation(error) { return giveBackMarked(task) }
+    private func failedMarked(_ task: TaskHandle, _ error: Int32, again: Bool, mayRunAgain: Bool) -> Outcome? {
+        if mayRunAgain, BackstoreError.isCancellation(error) {
+            giveBackMarked(task)
+            return nil
+        }
         let sequence = task.sequence
-        guard recovers(task, error, again: again) else { return endMarked(task, failure(task, error)) }
+        guard recovers(task, error, again: again) else { return failure(task, error) }
         // It is tried again when it comes again. Whoever was told that the backstore is quiet may have ended it.
         if task.state == .dormant, task.sequence == sequence, task.isLeaving { giveBackMarked(task) }
+        return nil
     }
 }
