@@ -335,6 +335,19 @@ struct SuspensionTests {
         #expect(world.a.answers.allSatisfy { $0.response == .functionComplete || $0.cookie == 2 })
     }
 
+    @Test("The loss of the nexus ends what a suspension waits for, and answers nothing")
+    func lossWhileACommandWaits() {
+        let world = world()
+        world.unit.freeze()
+        var page: [UInt8] = [0, 0, 0, 0, 0x08, 0x12] + [UInt8](repeating: 0, count: 18)
+        page[6] = 0x00  // WCE zero: the flush before the status waits for the thaw
+        let tag = world.a.send(CDB.modeSelect6(listLength: page.count), dataOut: page, group: 1)
+        suspend(world)
+        #expect(end(world, tag) == nil && world.a.answers.isEmpty)
+        world.a.disconnect()
+        #expect(end(world, tag) == "aborted" && world.a.answers.isEmpty)
+    }
+
     @Test("A group that is being suspended is not suspended twice; another one is beside it")
     func twice() {
         let world = world()

@@ -226,7 +226,10 @@ struct EndToEndHostileMessageTests {
             #expect(references(descriptors) == descriptors.count)
             for (number, message) in recorded.enumerated() {
                 for length in message.bytes.indices where length < 14 || length == message.bytes.count - 1 {
+                    let before = daemon.connections()
                     let channel = try VhostUserChannel(path: daemon.paths[0])
+                    // It has to be accepted before it goes: the next one would be refused beside it.
+                    try daemon.eventually("the server to accept the front-end") { _ in daemon.connections() > before }
                     for earlier in recorded[..<number] {
                         try channel.sendRaw(earlier.bytes, descriptors: earlier.descriptors)
                         if earlier.awaitedReply { _ = try channel.receive() }

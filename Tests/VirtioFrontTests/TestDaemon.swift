@@ -201,6 +201,15 @@ final class TestDaemon: Sendable {
         }
     }
 
+    /// Front-ends that a server has accepted until now.
+    func connections(_ index: Int = 0) -> Int {
+        objects.events.withLock { events in
+            events.count { entry in
+                if case .connected = entry.event { entry.server == index } else { false }
+            }
+        }
+    }
+
     /// The faults that a server reported, and the reasons for which it ended connections.
     func complaints(_ index: Int = 0) -> [String] {
         objects.events.withLock { events in

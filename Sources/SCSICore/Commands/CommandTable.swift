@@ -168,195 +168,286 @@ final class CommandTable {
 
     // swift-format-ignore
     private static let source: [Source] = [
-        // Code, service action, handler, extent, serialization, flags
+        // Code, service action, handler, extent, serialization, flags, what a unit must have for it or not
         //     Usage data by byte (SPC-4 6.35.3)
-        row(0x00, nil, .testUnitReady, .none, .none, [.needsMedium, .allowedUnderAny],                                  // TEST UNIT READY
+        // TEST UNIT READY
+        row(0x00, nil,  .testUnitReady,             .none,       .none,         [.needsMedium, .allowedUnderAny],
             usage: [0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x03, nil, .requestSense, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],        // REQUEST SENSE
+        // REQUEST SENSE
+        row(0x03, nil,  .requestSense,              .none,       .none,         [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],
             usage: [0x03, 0x01, 0x00, 0x00, 0xff, 0x00]),
-        row(0x08, nil, .read, .six, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(6)
+        // READ(6)
+        row(0x08, nil,  .read,                      .six,        .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x08, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x0a, nil, .write, .six, .write, [.needsMedium, .writesMedium],                           // WRITE(6)
+        // WRITE(6)
+        row(0x0a, nil,  .write,                     .six,        .write,        [.needsMedium, .writesMedium],
             usage: [0x0a, 0x1f, 0xff, 0xff, 0xff, 0x00]),
-        row(0x12, nil, .inquiry, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],             // INQUIRY
+        // INQUIRY
+        row(0x12, nil,  .inquiry,                   .none,       .none,         [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],
             usage: [0x12, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .unitState, [.allowedInStandby], without: .savesState,                      // MODE SELECT(6)
+        // MODE SELECT(6)
+        row(0x15, nil,  .modeSelect,                .none,       .unitState,    [.allowedInStandby], without: .savesState,
             usage: [0x15, 0x10, 0x00, 0x00, 0xff, 0x00]),
-        row(0x15, nil, .modeSelect, .none, .unitState, [.allowedInStandby], requires: .savesState,                     // MODE SELECT(6)
+        // MODE SELECT(6)
+        row(0x15, nil,  .modeSelect,                .none,       .unitState,    [.allowedInStandby], requires: .savesState,
             usage: [0x15, 0x11, 0x00, 0x00, 0xff, 0x00]),
-        row(0x16, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(6)
+        // RESERVE(6)
+        row(0x16, nil,  .reserve,                   .none,       .none,         [.allowedUnderAny, .allowedUnderReserve],
             usage: [0x16, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x17, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(6)
+        // RELEASE(6)
+        row(0x17, nil,  .release,                   .none,       .none,         [.allowedUnderAny, .allowedUnderReserve],
             usage: [0x17, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x1a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],                                                  // MODE SENSE(6)
+        // MODE SENSE(6)
+        row(0x1a, nil,  .modeSense,                 .none,       .none,         [.allowedUnderWriteExclusive, .allowedInStandby],
             usage: [0x1a, 0x08, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
+        // START STOP UNIT
+        row(0x1b, nil,  .startStopUnit,             .none,       .unitState,    [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],
             without: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf5, 0x00]),
-        row(0x1b, nil, .startStopUnit, .none, .unitState, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],        // START STOP UNIT
+        // START STOP UNIT
+        row(0x1b, nil,  .startStopUnit,             .none,       .unitState,    [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations],
             requires: .removable,
             usage: [0x1b, 0x01, 0x00, 0x03, 0xf7, 0x00]),
-        row(0x1c, nil, .receiveDiagnosticResults, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],        // RECEIVE DIAGNOSTIC RESULTS
+        // RECEIVE DIAGNOSTIC RESULTS
+        row(0x1c, nil,  .receiveDiagnosticResults,  .none,       .none,         [.allowedUnderWriteExclusive, .allowedInStandby],
             usage: [0x1c, 0x01, 0xff, 0xff, 0xff, 0x00]),
-        row(0x1d, nil, .sendDiagnostic, .none, .none, [.needsMedium, .allowedInStandby],                                 // SEND DIAGNOSTIC
+        // SEND DIAGNOSTIC
+        row(0x1d, nil,  .sendDiagnostic,            .none,       .none,         [.needsMedium, .allowedInStandby],
             usage: [0x1d, 0x14, 0x00, 0xff, 0xff, 0x00]),
-        row(0x1e, nil, .preventAllowMediumRemoval, .none, .none, [.allowedUnderAny, .allowedUnderReserve], // PREVENT ALLOW MEDIUM REMOVAL
+        // PREVENT ALLOW MEDIUM REMOVAL
+        row(0x1e, nil,  .preventAllowMediumRemoval, .none,       .none,         [.allowedUnderAny, .allowedUnderReserve],
             requires: .removable,
             usage: [0x1e, 0x00, 0x00, 0x00, 0x01, 0x00]),
-        row(0x25, nil, .readCapacity10, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // READ CAPACITY(10)
+        // READ CAPACITY(10)
+        row(0x25, nil,  .readCapacity10,            .none,       .none,         [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x25, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x28, nil, .read, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                            // READ(10)
+        // READ(10)
+        row(0x28, nil,  .read,                      .ten,        .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x2a, nil, .write, .ten, .write, [.needsMedium, .writesMedium],                           // WRITE(10)
+        // WRITE(10)
+        row(0x2a, nil,  .write,                     .ten,        .write,        [.needsMedium, .writesMedium],
             usage: [0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x2e, nil, .writeAndVerify, .ten, .write, [.needsMedium, .writesMedium],                  // WRITE AND VERIFY(10)
+        // WRITE AND VERIFY(10)
+        row(0x2e, nil,  .writeAndVerify,            .ten,        .write,        [.needsMedium, .writesMedium],
             usage: [0x2e, 0x12, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x2f, nil, .verify, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                          // VERIFY(10)
+        // VERIFY(10)
+        row(0x2f, nil,  .verify,                    .ten,        .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x2f, 0x16, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x34, nil, .preFetch, .ten, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // PRE-FETCH(10)
+        // PRE-FETCH(10)
+        row(0x34, nil,  .preFetch,                  .ten,        .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x35, nil, .synchronizeCache, .ten, .none, [.needsMedium],                                // SYNCHRONIZE CACHE(10)
+        // SYNCHRONIZE CACHE(10)
+        row(0x35, nil,  .synchronizeCache,          .ten,        .none,         [.needsMedium],
             usage: [0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x37, nil, .readDefectData10, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(10)
+        // READ DEFECT DATA(10)
+        row(0x37, nil,  .readDefectData10,          .none,       .none,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x37, 0x00, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x3b, 0x02, .writeBufferData, .none, .none, [.passesLostReservations],                                           // WRITE BUFFER: data
+        // WRITE BUFFER: data
+        row(0x3b, 0x02, .writeBufferData,           .none,       .none,         [.passesLostReservations],
             usage: [0x3b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3b, 0x0a, .writeEchoBuffer, .none, .none, [.passesLostReservations, .allowedInTransition],                                           // WRITE BUFFER: echo buffer
+        // WRITE BUFFER: echo buffer
+        row(0x3b, 0x0a, .writeEchoBuffer,           .none,       .none,         [.passesLostReservations, .allowedInTransition],
             usage: [0x3b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(10): data
+        // READ BUFFER(10): data
+        row(0x3c, 0x02, .readBufferData,            .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations],
             usage: [0x3c, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(10): descriptor
+        // READ BUFFER(10): descriptor
+        row(0x3c, 0x03, .readBufferDescriptor,      .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations],
             usage: [0x3c, 0x03, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                            // READ BUFFER(10): echo buffer
+        // READ BUFFER(10): echo buffer
+        row(0x3c, 0x0a, .readEchoBuffer,            .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],
             usage: [0x3c, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x3c, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                  // READ BUFFER(10): echo buffer descriptor
+        // READ BUFFER(10): echo buffer descriptor
+        row(0x3c, 0x0b, .readEchoBufferDescriptor,  .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],
             usage: [0x3c, 0x0b, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0x00]),
-        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], without: .unmap,      // WRITE SAME(10)
+        // WRITE SAME(10)
+        row(0x41, nil,  .writeSame,                 .ten,        .write,        [.needsMedium, .writesMedium], without: .unmap,
             usage: [0x41, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(10)
+        // WRITE SAME(10)
+        row(0x41, nil,  .writeSame,                 .ten,        .write,        [.needsMedium, .writesMedium], requires: .unmap, without: .anchor,
             usage: [0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x41, nil, .writeSame, .ten, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(10)
+        // WRITE SAME(10)
+        row(0x41, nil,  .writeSame,                 .ten,        .write,        [.needsMedium, .writesMedium], requires: [.unmap, .anchor],
             usage: [0x41, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // UNMAP
+        // UNMAP
+        row(0x42, nil,  .unmap,                     .none,       .writeAnywhere, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor,
             usage: [0x42, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x42, nil, .unmap, .none, .writeAnywhere, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // UNMAP
+        // UNMAP
+        row(0x42, nil,  .unmap,                     .none,       .writeAnywhere, [.needsMedium, .writesMedium], requires: [.unmap, .anchor],
             usage: [0x42, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4c, nil, .logSelect, .none, .none, [.allowedInStandby],                                                  // LOG SELECT
+        // LOG SELECT
+        row(0x4c, nil,  .logSelect,                 .none,       .none,         [.allowedInStandby],
             usage: [0x4c, 0x02, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x4d, nil, .logSense, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby],                                                   // LOG SENSE
+        // LOG SENSE
+        row(0x4d, nil,  .logSense,                  .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby],
             usage: [0x4d, 0x00, 0xff, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x51, nil, .xpWrite, .ten, .write, [.needsMedium, .writesMedium, .uninterrupted],                           // XPWRITE(10)
+        // XPWRITE(10)
+        row(0x51, nil,  .xpWrite,                   .ten,        .write,        [.needsMedium, .writesMedium, .uninterrupted],
             usage: [0x51, 0x18, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x53, nil, .xdWriteRead, .ten, .write, [.needsMedium, .uninterrupted],                                      // XDWRITEREAD(10)
+        // XDWRITEREAD(10)
+        row(0x53, nil,  .xdWriteRead,               .ten,        .write,        [.needsMedium, .uninterrupted],
             usage: [0x53, 0x1c, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], without: .savesState,                      // MODE SELECT(10)
+        // MODE SELECT(10)
+        row(0x55, nil,  .modeSelect,                .none,       .unitState,    [.allowedInStandby], without: .savesState,
             usage: [0x55, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x55, nil, .modeSelect, .none, .unitState, [.allowedInStandby], requires: .savesState,                     // MODE SELECT(10)
+        // MODE SELECT(10)
+        row(0x55, nil,  .modeSelect,                .none,       .unitState,    [.allowedInStandby], requires: .savesState,
             usage: [0x55, 0x11, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x56, nil, .reserve, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RESERVE(10)
+        // RESERVE(10)
+        row(0x56, nil,  .reserve,                   .none,       .none,         [.allowedUnderAny, .allowedUnderReserve],
             usage: [0x56, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x57, nil, .release, .none, .none, [.allowedUnderAny, .allowedUnderReserve],              // RELEASE(10)
+        // RELEASE(10)
+        row(0x57, nil,  .release,                   .none,       .none,         [.allowedUnderAny, .allowedUnderReserve],
             usage: [0x57, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]),
-        row(0x5a, nil, .modeSense, .none, .none, [.allowedUnderWriteExclusive, .allowedInStandby],                                                  // MODE SENSE(10)
+        // MODE SENSE(10)
+        row(0x5a, nil,  .modeSense,                 .none,       .none,         [.allowedUnderWriteExclusive, .allowedInStandby],
             usage: [0x5a, 0x18, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x00, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ KEYS
+        // PERSISTENT RESERVE IN: READ KEYS
+        row(0x5e, 0x00, .persistentReserveIn,       .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x01, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ RESERVATION
+        // PERSISTENT RESERVE IN: READ RESERVATION
+        row(0x5e, 0x01, .persistentReserveIn,       .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5e, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x02, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: REPORT CAPABILITIES
+        // PERSISTENT RESERVE IN: REPORT CAPABILITIES
+        row(0x5e, 0x02, .persistentReserveIn,       .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5e, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5e, 0x03, .persistentReserveIn, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE IN: READ FULL STATUS
+        // PERSISTENT RESERVE IN: READ FULL STATUS
+        row(0x5e, 0x03, .persistentReserveIn,       .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5e, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x00, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER
+        // PERSISTENT RESERVE OUT: REGISTER
+        row(0x5f, 0x00, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x00, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x01, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: RESERVE
+        // PERSISTENT RESERVE OUT: RESERVE
+        row(0x5f, 0x01, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x01, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x02, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: RELEASE
+        // PERSISTENT RESERVE OUT: RELEASE
+        row(0x5f, 0x02, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x02, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x03, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: CLEAR
+        // PERSISTENT RESERVE OUT: CLEAR
+        row(0x5f, 0x03, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x03, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x04, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: PREEMPT
+        // PERSISTENT RESERVE OUT: PREEMPT
+        row(0x5f, 0x04, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x04, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x05, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesACA, .allowedInStandby], // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+        // PERSISTENT RESERVE OUT: PREEMPT AND ABORT
+        row(0x5f, 0x05, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .passesACA, .allowedInStandby],
             usage: [0x5f, 0x05, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x06, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
+        // PERSISTENT RESERVE OUT: REGISTER AND IGNORE EXISTING KEY
+        row(0x5f, 0x06, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x06, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x07, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby], // PERSISTENT RESERVE OUT: REGISTER AND MOVE
+        // PERSISTENT RESERVE OUT: REGISTER AND MOVE
+        row(0x5f, 0x07, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x5f, 0x07, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x5f, 0x08, .persistentReserveOut, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby], requires: .savesState, // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
+        // PERSISTENT RESERVE OUT: REPLACE LOST RESERVATION
+        row(0x5f, 0x08, .persistentReserveOut,      .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInStandby], requires: .savesState,
             usage: [0x5f, 0x08, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x7f, 0x06, .xpWrite, .thirtyTwo, .write, [.needsMedium, .writesMedium, .uninterrupted],                    // XPWRITE(32)
+        // XPWRITE(32)
+        row(0x7f, 0x06, .xpWrite,                   .thirtyTwo,  .write,        [.needsMedium, .writesMedium, .uninterrupted],
             usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x06, 0x18, 0x00, 0xff, 0xff, 0xff, 0xff,
                     0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
-        row(0x7f, 0x07, .xdWriteRead, .thirtyTwo, .write, [.needsMedium, .uninterrupted],                               // XDWRITEREAD(32)
+        // XDWRITEREAD(32)
+        row(0x7f, 0x07, .xdWriteRead,               .thirtyTwo,  .write,        [.needsMedium, .uninterrupted],
             usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x07, 0x1c, 0x00, 0xff, 0xff, 0xff, 0xff,
                     0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
-        row(0x7f, 0x12, .getLBAStatus32, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],  // GET LBA STATUS(32)
+        // GET LBA STATUS(32)
+        row(0x7f, 0x12, .getLBAStatus32,            .none,       .none,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x7f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x18, 0x00, 0x12, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff,
                     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff]),
-        row(0x88, nil, .read, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                        // READ(16)
+        // READ(16)
+        row(0x88, nil,  .read,                      .sixteen,    .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x89, nil, .compareAndWrite, .compareAndWrite, .write, [.needsMedium, .writesMedium, .uninterrupted],                      // COMPARE AND WRITE
+        // COMPARE AND WRITE
+        row(0x89, nil,  .compareAndWrite,           .compareAndWrite, .write,        [.needsMedium, .writesMedium, .uninterrupted],
             usage: [0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0xff, 0x00, 0x00]),
-        row(0x8a, nil, .write, .sixteen, .write, [.needsMedium, .writesMedium],                       // WRITE(16)
+        // WRITE(16)
+        row(0x8a, nil,  .write,                     .sixteen,    .write,        [.needsMedium, .writesMedium],
             usage: [0x8a, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x8b, nil, .orWrite, .sixteen, .write, [.needsMedium, .writesMedium, .uninterrupted],                     // ORWRITE(16)
+        // ORWRITE(16)
+        row(0x8b, nil,  .orWrite,                   .sixteen,    .write,        [.needsMedium, .writesMedium, .uninterrupted],
             usage: [0x8b, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x8e, nil, .writeAndVerify, .sixteen, .write, [.needsMedium, .writesMedium],              // WRITE AND VERIFY(16)
+        // WRITE AND VERIFY(16)
+        row(0x8e, nil,  .writeAndVerify,            .sixteen,    .write,        [.needsMedium, .writesMedium],
             usage: [0x8e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x8f, nil, .verify, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                      // VERIFY(16)
+        // VERIFY(16)
+        row(0x8f, nil,  .verify,                    .sixteen,    .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x8f, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x90, nil, .preFetch, .sixteen, .read, [.needsMedium, .allowedUnderWriteExclusive],                                    // PRE-FETCH(16)
+        // PRE-FETCH(16)
+        row(0x90, nil,  .preFetch,                  .sixteen,    .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x91, nil, .synchronizeCache, .sixteen, .none, [.needsMedium],                            // SYNCHRONIZE CACHE(16)
+        // SYNCHRONIZE CACHE(16)
+        row(0x91, nil,  .synchronizeCache,          .sixteen,    .none,         [.needsMedium],
             usage: [0x91, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], without: .unmap,  // WRITE SAME(16)
+        // WRITE SAME(16)
+        row(0x93, nil,  .writeSame,                 .sixteen,    .write,        [.needsMedium, .writesMedium], without: .unmap,
             usage: [0x93, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: .unmap, without: .anchor, // WRITE SAME(16)
+        // WRITE SAME(16)
+        row(0x93, nil,  .writeSame,                 .sixteen,    .write,        [.needsMedium, .writesMedium], requires: .unmap, without: .anchor,
             usage: [0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x93, nil, .writeSame, .sixteen, .write, [.needsMedium, .writesMedium], requires: [.unmap, .anchor], // WRITE SAME(16)
+        // WRITE SAME(16)
+        row(0x93, nil,  .writeSame,                 .sixteen,    .write,        [.needsMedium, .writesMedium], requires: [.unmap, .anchor],
             usage: [0x93, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9b, 0x02, .readBufferData, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                            // READ BUFFER(16): data
+        // READ BUFFER(16): data
+        row(0x9b, 0x02, .readBufferData,            .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations],
             usage: [0x9b, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x03, .readBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations],                                      // READ BUFFER(16): descriptor
+        // READ BUFFER(16): descriptor
+        row(0x9b, 0x03, .readBufferDescriptor,      .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations],
             usage: [0x9b, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0a, .readEchoBuffer, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                            // READ BUFFER(16): echo buffer
+        // READ BUFFER(16): echo buffer
+        row(0x9b, 0x0a, .readEchoBuffer,            .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],
             usage: [0x9b, 0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00]),
-        row(0x9b, 0x0b, .readEchoBufferDescriptor, .none, .none, [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],                                  // READ BUFFER(16): echo buffer descriptor
+        // READ BUFFER(16): echo buffer descriptor
+        row(0x9b, 0x0b, .readEchoBufferDescriptor,  .none,       .none,         [.allowedUnderWriteExclusive, .passesLostReservations, .allowedInTransition],
             usage: [0x9b, 0x0b, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9c, nil, .writeAtomic, .writeAtomic, .write, [.needsMedium, .writesMedium, .uninterrupted], requires: .atomicWrite, // WRITE ATOMIC(16)
+        // WRITE ATOMIC(16)
+        row(0x9c, nil,  .writeAtomic,               .writeAtomic, .write,        [.needsMedium, .writesMedium, .uninterrupted], requires: .atomicWrite,
             usage: [0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x10, .readCapacity16, .none, .none, [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby],                                // READ CAPACITY(16)
+        // READ CAPACITY(16)
+        row(0x9e, 0x10, .readCapacity16,            .none,       .none,         [.needsMedium, .allowedUnderAny, .allowedUnderReserve, .allowedInStandby],
             usage: [0x9e, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0x9e, 0x12, .getLBAStatus, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                                  // GET LBA STATUS(16)
+        // GET LBA STATUS(16)
+        row(0x9e, 0x12, .getLBAStatus,              .none,       .none,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0x9e, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa0, nil, .reportLUNs, .none, .none, [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],          // REPORT LUNS
+        // REPORT LUNS
+        row(0xa0, nil,  .reportLUNs,                .none,       .none,         [.passesUnitAttention, .worksWithoutUnit, .allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],
             usage: [0xa0, 0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x05, .reportIdentifyingInformation, .none, .none, [.allowedUnderAny, .allowedUnderReserve], requires: .savesState, // REPORT IDENTIFYING INFORMATION
+        // REPORT IDENTIFYING INFORMATION
+        row(0xa3, 0x05, .reportIdentifyingInformation, .none,       .none,         [.allowedUnderAny, .allowedUnderReserve], requires: .savesState,
             usage: [0xa3, 0x05, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa3, 0x0a, .reportTargetPortGroups, .none, .none, [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition], // REPORT TARGET PORT GROUPS
+        // REPORT TARGET PORT GROUPS
+        row(0xa3, 0x0a, .reportTargetPortGroups,    .none,       .none,         [.allowedUnderAny, .allowedUnderReserve, .passesLostReservations, .allowedInTransition],
             usage: [0xa3, 0x2a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none, .none, [.allowedUnderWriteExclusive],                             // REPORT SUPPORTED OPERATION CODES
+        // REPORT SUPPORTED OPERATION CODES
+        row(0xa3, 0x0c, .reportSupportedOperationCodes, .none,       .none,         [.allowedUnderWriteExclusive],
             usage: [0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none, .none, [.allowedUnderWriteExclusive],                    // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        // REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        row(0xa3, 0x0d, .reportSupportedTaskManagementFunctions, .none,       .none,         [.allowedUnderWriteExclusive],
             usage: [0xa3, 0x0d, 0x80, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa3, 0x0f, .reportTimestamp, .none, .none, [.allowedUnderAny],                           // REPORT TIMESTAMP
+        // REPORT TIMESTAMP
+        row(0xa3, 0x0f, .reportTimestamp,           .none,       .none,         [.allowedUnderAny],
             usage: [0xa3, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa4, 0x06, .setIdentifyingInformation, .none, .none, [], requires: .savesState,          // SET IDENTIFYING INFORMATION
+        // SET IDENTIFYING INFORMATION
+        row(0xa4, 0x06, .setIdentifyingInformation, .none,       .none,         [], requires: .savesState,
             usage: [0xa4, 0x06, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xfe, 0x00]),
-        row(0xa4, 0x0a, .setTargetPortGroups, .none, .unitState, [.allowedInUnavailable], requires: .explicitAccess, // SET TARGET PORT GROUPS
+        // SET TARGET PORT GROUPS
+        row(0xa4, 0x0a, .setTargetPortGroups,       .none,       .unitState,    [.allowedInUnavailable], requires: .explicitAccess,
             usage: [0xa4, 0x0a, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa4, 0x0f, .setTimestamp, .none, .none, [],                                              // SET TIMESTAMP
+        // SET TIMESTAMP
+        row(0xa4, 0x0f, .setTimestamp,              .none,       .none,         [],
             usage: [0xa4, 0x0f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xa8, nil, .read, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                         // READ(12)
+        // READ(12)
+        row(0xa8, nil,  .read,                      .twelve,     .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xaa, nil, .write, .twelve, .write, [.needsMedium, .writesMedium],                        // WRITE(12)
+        // WRITE(12)
+        row(0xaa, nil,  .write,                     .twelve,     .write,        [.needsMedium, .writesMedium],
             usage: [0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xae, nil, .writeAndVerify, .twelve, .write, [.needsMedium, .writesMedium],               // WRITE AND VERIFY(12)
+        // WRITE AND VERIFY(12)
+        row(0xae, nil,  .writeAndVerify,            .twelve,     .write,        [.needsMedium, .writesMedium],
             usage: [0xae, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xaf, nil, .verify, .twelve, .read, [.needsMedium, .allowedUnderWriteExclusive],                                       // VERIFY(12)
+        // VERIFY(12)
+        row(0xaf, nil,  .verify,                    .twelve,     .read,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0xaf, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
-        row(0xb7, nil, .readDefectData12, .none, .none, [.needsMedium, .allowedUnderWriteExclusive],                               // READ DEFECT DATA(12)
+        // READ DEFECT DATA(12)
+        row(0xb7, nil,  .readDefectData12,          .none,       .none,         [.needsMedium, .allowedUnderWriteExclusive],
             usage: [0xb7, 0x1f, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
     ]
 }

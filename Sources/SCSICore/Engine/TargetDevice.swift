@@ -211,9 +211,10 @@ public final class TargetDevice {
         let index = nexus.index
         let all = allUnits
         for unit in all { unit.mark { $0.nexus == index ? .aborted : .none } }
+        // Before the first of them ends: it may be the last for which a suspension waits.
+        taskManager.forget(nexus: index)
         for unit in all { unit.endMarked() }
         for unit in all { unit.nexusLost(index) }
-        taskManager.forget(nexus: index)
         if unsafe nexuses[Int(index)].tasks == 0 { unsafe nexuses[Int(index)].port = nil }
         if unsafe nexuses[Int(index)].tasks > 0 { leaving |= 1 << UInt64(index) }
     }
