@@ -83,7 +83,7 @@ final class QueueLanes {
     private var draining: Set<Int> = []
 
     /// Deals the queues of a device out over reactors, the first of which is its own.
-    init(of device: VirtioSCSIDevice, over reactors: [ShardReactor], queueCapacity: Int) {
+    init(of device: VirtioSCSIDevice, over reactors: [ShardReactor], queueCapacity: Int, drainPatience: UInt64) {
         home = reactors[0]
         self.reactors = reactors
         inService = Array(repeating: false, count: queueCapacity)
@@ -91,15 +91,20 @@ final class QueueLanes {
         let requestQueues = queueCapacity - VirtioSCSIDevice.firstRequestQueue
         for (number, reactor) in reactors.prefix(requestQueues).dropFirst().enumerated() {
             let way = LaneHome(device, reactor: device.reactor, number: number)
-            lanes.append(home.call(reactor) { Self.lane(on: reactor, way, queueCapacity: queueCapacity) })
+            lanes.append(
+                home.call(reactor) {
+                    Self.lane(on: reactor, way, queueCapacity: queueCapacity, drainPatience: drainPatience)
+                })
         }
     }
 
     /// On the lane's thread.
-    private static func lane(on reactor: ShardReactor, _ home: LaneHome, queueCapacity: Int) -> Lane {
+    private static func lane(
+        on reactor: ShardReactor, _ home: LaneHome, queueCapacity: Int, drainPatience: UInt64
+    ) -> Lane {
         let device = VirtioSCSIDevice(
             targets: [:], initiatorPort: "", queueCapacity: queueCapacity, reactor: reactor.reactor, spread: [reactor],
-            laneHome: home, statistics: VirtioFrontStatistics(),
+            laneHome: home, drainPatience: drainPatience, statistics: VirtioFrontStatistics(),
             onFault: { index, fault in home.tell { $0.onFault(index, fault) } })
         let source = unsafe reactor.reactor.add(
             Reactor.WorkSource(

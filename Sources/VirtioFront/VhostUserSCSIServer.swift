@@ -42,6 +42,11 @@ public final class VhostUserSCSIServer {
         public var mode = Mode.server
         /// What is offered beyond what every front-end gets.
         public var options = Options()
+        /// How long a queue that stops and must be drained waits for its commands, in nanoseconds, more than 0. After
+        /// that what waits for something else than the medium is answered BUSY, and so is what the medium gives up: a
+        /// guest must not hold up its monitor with a command that cannot end while the guest stands still.
+        public var drainPatience = Self.drainPatience
+        static let drainPatience: UInt64 = 1_000_000_000
 
         /// A device with these targets.
         public init(
@@ -426,7 +431,7 @@ public final class VhostUserSCSIServer {
         let device = VirtioSCSIDevice(
             targets: configuration.targets, initiatorPort: configuration.initiatorPort,
             targetPort: configuration.targetPort, queueCapacity: queues, reactor: reactor, spread: spread,
-            statistics: lifetime,
+            drainPatience: configuration.drainPatience, statistics: lifetime,
             onFault: { [weak self] index, fault in self?.session?.fault(index, fault.rawValue) })
         let session = VhostUserSession(
             socket: socket, reactor: reactor, queueCapacity: queues, device: device, options: configuration.options,

@@ -64,7 +64,7 @@ final class DeviceQueue {
     /// What is available waits for room in a link, which completions make; or, of functions, for queues with commands
     /// that are noted in flight.
     var isStalled = false
-    /// It stops without being drained: targets that are to be told so, and are not yet.
+    /// It stops and does not wait for its commands: targets that are to be told so, and are not yet.
     var suspending: [UInt8] = []
 
     init(ring: Virtqueue, call: Int32, index: Int, device: VirtioSCSIDevice) {
@@ -199,6 +199,11 @@ final class VirtioSCSIDevice {
     /// Called at the end of each turn while something waits for requests in flight, and never from a completion.
     var onDrained: (() -> Void)?
     private var waitsForDrain = false
+    /// How long queues that stop and must be drained are waited for, in nanoseconds.
+    private let drainPatience: UInt64
+    /// One had to be waited for that long since the last one was started: the others that stop are not.
+    private var isImpatient = false
+    private var drainTimer: TimerToken?
     /// Tells the guest of used elements where there is no call descriptor: INBAND_NOTIFICATIONS.
     var onNotification: ((Int) -> Void)? {
         didSet { lanes?.setNotifications(onNotification != nil) }
@@ -210,9 +215,11 @@ final class VirtioSCSIDevice {
     ///   - initiatorPort, targetPort: As for `TargetDevice.establishNexus`.
     ///   - spread: The reactors over which its queues are dealt out, its own first, and all that own targets; `nil`: it
     ///     is served by `reactor` alone, which owns all its targets.
+    ///   - drainPatience: As in `VhostUserSCSIServer.Configuration`.
     init(
         targets: [UInt8: TargetDevice], initiatorPort: String, targetPort: UInt16 = 1, queueCapacity: Int,
-        reactor: Reactor, spread: [ShardReactor]? = nil, laneHome: LaneHome? = nil, statistics: VirtioFrontStatistics,
+        reactor: Reactor, spread: [ShardReactor]? = nil, laneHome: LaneHome? = nil,
+        drainPatience: UInt64 = VhostUserSCSIServer.Configuration.drainPatience, statistics: VirtioFrontStatistics,
         onFault: @escaping (Int, VirtqueueFault) -> Void
     ) {
         precondition(spread?.first.map { $0.reactor === reactor } ?? true)
@@ -223,12 +230,15 @@ final class VirtioSCSIDevice {
         self.statistics = statistics
         self.initiatorPort = initiatorPort
         self.targetPort = targetPort
+        self.drainPatience = drainPatience
         running = Array(repeating: nil, count: queueCapacity)
         unsafe polled = .allocate(capacity: queueCapacity)
         unsafe flushed = .allocate(capacity: queueCapacity)
         unsafe self.targets = .allocate(capacity: 256)
         unsafe self.targets.initialize(repeating: nil, count: 256)
-        if let spread, laneHome == nil { lanes = QueueLanes(of: self, over: spread, queueCapacity: queueCapacity) }
+        if let spread, laneHome == nil {
+            lanes = QueueLanes(of: self, over: spread, queueCapacity: queueCapacity, drainPatience: drainPatience)
+        }
         for (number, target) in targets { connect(target, number) }
     }
 
@@ -251,6 +261,7 @@ final class VirtioSCSIDevice {
 
     deinit {
         precondition(requestsInFlight == 0, "a virtio-scsi device went away with requests in flight")
+        precondition(drainTimer == nil, "a virtio-scsi device went away while its queues are drained")
         for number in 0..<256 { unsafe targets[number]?.deallocate() }
         precondition(endings.isEmpty, "a virtio-scsi device went away while its nexuses end")
         for index in unsafe detached.indices { unsafe detached[index].entry.deallocate() }
@@ -340,6 +351,7 @@ final class VirtioSCSIDevice {
     func start(_ index: Int, ring: Virtqueue, call: Int32, mustPoll: Bool) {
         let queue = DeviceQueue(ring: ring, call: call, index: index, device: self)
         queue.mustPoll = mustPoll
+        isImpatient = false
         running[index] = queue
         resubmit(queue)
         refreshPolled()
@@ -430,9 +442,44 @@ final class VirtioSCSIDevice {
         guard isDone(queue) else {
             stopped.append(queue)
             waitsForDrain = true
+            awaitCommands(queue)
             return .busy
         }
         return .drained(base: conclude(queue))
+    }
+
+    /// Bounds how long a queue that must be drained is waited for. A guest's command may wait for something that does
+    /// not come while the guest stands still: the end of an ACA condition, a thaw, an error that is cleared.
+    private func awaitCommands(_ queue: DeviceQueue) {
+        guard queue.index >= Self.firstRequestQueue, !queue.ring.isQuiet else { return }
+        isImpatient ? losePatience() : setDrainTimer()
+    }
+
+    private func setDrainTimer() {
+        guard drainTimer == nil else { return }
+        drainTimer = unsafe reactor.setTimer(
+            at: reactor.now &+ drainPatience,
+            { context in
+                unsafe Unmanaged<VirtioSCSIDevice>.fromOpaque(context)._withUnsafeGuaranteedRef {
+                    $0.drainTimer = nil
+                    $0.losePatience()
+                }
+            }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    /// Has the targets give back what they have of queues that must be drained. What does not end by that, the medium
+    /// has, or it must not be done twice; it is looked at again.
+    private func losePatience() {
+        let late = stopped.filter { $0.index >= Self.firstRequestQueue && !$0.ring.isQuiet }
+        guard !late.isEmpty else { return }
+        isImpatient = true
+        for queue in late { suspend(queue) }
+        setDrainTimer()
+    }
+
+    private func forgetDrainTimer() {
+        if let drainTimer { reactor.cancel(drainTimer) }
+        drainTimer = nil
     }
 
     /// Has the targets give back what they have of a queue.
@@ -508,6 +555,7 @@ final class VirtioSCSIDevice {
             _ = stop(index)
         }
         for queue in stopped { queue.ring.detach() }
+        forgetDrainTimer()
         waitsForDrain = true
         for number in 0..<256 {
             guard let entry = unsafe targets[number] else { continue }
@@ -593,6 +641,7 @@ final class VirtioSCSIDevice {
                 home.awaitDrain()
             }
         }
+        if stopped.isEmpty { forgetDrainTimer() }
         waitsForDrain = !stopped.isEmpty || isPaused
         if let laneHome, isPaused || isDisconnected, requestsInFlight == 0, !laneDrainTold {
             laneDrainTold = true

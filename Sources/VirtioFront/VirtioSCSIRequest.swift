@@ -156,8 +156,8 @@ extension VirtioSCSIResponse {
         case .reset: self = .reset
         case .overrun: self = .overrun
         case .targetFailure: self = .targetFailure
-        // Such a command is not answered (VirtioSCSIDevice.giveBackQuietly).
-        case .suspended: self = .failure
+        // Its ring stops, has to be drained, and could not wait: once it runs again, the same request will do.
+        case .suspended: self = .busy
         case nil: self = .failure
         }
     }

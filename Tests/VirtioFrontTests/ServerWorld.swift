@@ -89,7 +89,8 @@ final class ServerWorld: @unchecked Sendable {
 
     init(
         requestQueues: Int = 2, pollMicroseconds: Int = 0,
-        options: VhostUserSCSIServer.Options = VhostUserSCSIServer.Options()
+        options: VhostUserSCSIServer.Options = VhostUserSCSIServer.Options(),
+        drainPatience: UInt64 = TestDaemon.patience
     ) throws {
         // mkdtemp replaces the six letters.
         var template = Array(("/tmp/targetd-virtio-" + String(repeating: "X", count: 6)).utf8CString)
@@ -106,10 +107,12 @@ final class ServerWorld: @unchecked Sendable {
                 return nil
             }, context)
         precondition(code == 0)
-        try onReactor { [self] in Result { try makeObjects(requestQueues, options) } }.get()
+        try onReactor { [self] in Result { try makeObjects(requestQueues, options, drainPatience) } }.get()
     }
 
-    private func makeObjects(_ requestQueues: Int, _ options: VhostUserSCSIServer.Options) throws {
+    private func makeObjects(
+        _ requestQueues: Int, _ options: VhostUserSCSIServer.Options, _ drainPatience: UInt64
+    ) throws {
         let objects = Objects()
         self.objects = objects
         let source = unsafe Reactor.WorkSource(
@@ -121,6 +124,7 @@ final class ServerWorld: @unchecked Sendable {
             socketPath: socketPath, requestQueues: requestQueues, targets: [0: objects.target],
             initiatorPort: "guest")
         configuration.options = options
+        configuration.drainPatience = drainPatience
         objects.server = VhostUserSCSIServer(
             configuration: configuration, reactor: reactor, report: { [unowned objects] in objects.events.append($0) })
         try objects.server.start()

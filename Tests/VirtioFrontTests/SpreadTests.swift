@@ -97,6 +97,8 @@ struct SpreadTests {
                 }
                 let abort = frontEnd.control.submitTaskManagement(VIRTIO_SCSI_T_TMF_ABORT_TASK_SET, unit(0))
                 try daemon.waitForHeld(TestDaemon.requestQueues)
+                // The function follows the commands to the unit's reactor: it is there when one behind it is answered.
+                #expect(try frontEnd.control.taskManagement(VIRTIO_SCSI_T_TMF_QUERY_TASK, unit(1), tag: 1) == 0)
                 daemon.release()
                 try frontEnd.control.wait(for: abort)
                 for queue in frontEnd.queues[2...] { try queue.collect() }

@@ -34,41 +34,14 @@ enum Resumption: CaseIterable, Sendable {
         return (0..<16).flatMap { _ in words }
     }
 
-    /// Stops all rings as QEMU does, one after the other; what SET_VRING_BASE takes.
-    private func stopAll(_ frontEnd: VhostUserFrontEnd) throws -> [UInt32] {
-        try frontEnd.queues.map { try frontEnd.stopAnywhere($0) }
-    }
-
-    private func startAgain(_ frontEnd: VhostUserFrontEnd, _ bases: [UInt32]) throws {
-        for (queue, base) in zip(frontEnd.queues, bases) {
-            try frontEnd.setUp(queue, base: base)
-            try frontEnd.tell(
-                .setVringCall, WireBytes.of(UInt64(queue.index)), descriptors: [queue.callDescriptor])
-            try frontEnd.tell(
-                .setVringKick, WireBytes.of(UInt64(queue.index)), descriptors: [queue.kickDescriptor])
-            try frontEnd.enable(queue, true)
-        }
-    }
-
     private func resume(
         _ frontEnd: VhostUserFrontEnd, _ bases: [UInt32], _ resumption: Resumption, _ daemon: TestDaemon,
         _ other: TestDaemon
     ) throws {
-        guard resumption != .sameConnection else { return try startAgain(frontEnd, bases) }
+        guard resumption != .sameConnection else { return try frontEnd.startAgain(bases) }
         frontEnd.disconnect()
         try daemon.waitForDisconnection()
         try frontEnd.reconnect(to: resumption == .otherDaemon ? other.paths[0] : nil)
-    }
-
-    private func freeze(_ daemon: TestDaemon, _ isFrozen: Bool = true) {
-        daemon.perform { objects in
-            let unit = objects.target.logicalUnits[0].unit
-            if isFrozen { unit.freeze() } else { unit.thaw() }
-        }
-    }
-
-    private func waitForTasks(_ daemon: TestDaemon, _ count: Int) throws {
-        try daemon.eventually("\(count) tasks") { $0.target.logicalUnits[0].unit.tasksInFlight == count }
     }
 
     // MARK: What waits
@@ -88,7 +61,7 @@ enum Resumption: CaseIterable, Sendable {
                 for block in 0..<round * 3 {
                     _ = try frontEnd.requests.run(read10(unit(0), block: UInt32(block), count: 1))
                 }
-                freeze(daemon)
+                daemon.freeze()
                 // They take the unit attention conditions of another nexus.
                 let first = (0..<4).map { frontEnd.requests.submit(read10(unit(0), block: $0, count: 1)) }
                 var expected: [UInt32: [UInt8]] = [:]
@@ -104,11 +77,11 @@ enum Resumption: CaseIterable, Sendable {
                         writes.append(queue.submit(command))
                     }
                 }
-                try waitForTasks(daemon, 4 + writes.count)
-                let bases = try stopAll(frontEnd)
-                try waitForTasks(daemon, 0)
+                try daemon.waitForTasks(4 + writes.count)
+                let bases = try frontEnd.stopAll()
+                try daemon.waitForTasks(0)
                 #expect(frontEnd.queues.allSatisfy { !$0.hasUsed })
-                freeze(daemon, false)
+                daemon.thaw()
                 #expect(
                     daemon.perform { $0.target.logicalUnits[0].unit.statistics.writes } == UInt64(round * writes.count))
                 try resume(frontEnd, bases, resumption, daemon, other)
@@ -130,17 +103,17 @@ enum Resumption: CaseIterable, Sendable {
     func aRingThatStopsManyTimesWithTheSameCommandsKeepsTheirOrder(_ isPacked: Bool) throws {
         try withDaemon { daemon in
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: options(isPacked: isPacked))
-            freeze(daemon)
+            daemon.freeze()
             var writes: [SCSIInFlight] = []
             for round in 0..<10 {
                 for number in 0..<2 {
                     let sequence = 2 * round + number
                     writes.append(frontEnd.requests.submit(write10(unit(0), block: 5, content(5, 2, sequence))))
                 }
-                try waitForTasks(daemon, writes.count)
-                try startAgain(frontEnd, try stopAll(frontEnd))
+                try daemon.waitForTasks(writes.count)
+                try frontEnd.startAgain(try frontEnd.stopAll())
             }
-            freeze(daemon, false)
+            daemon.thaw()
             for write in writes { #expect(try write.wait().isGood) }
             #expect(writes.map(\.chain.usedNumber) == writes.map(\.chain.usedNumber).sorted())
             #expect(try frontEnd.requests.run(read10(unit(0), block: 5, count: 1)).dataIn == content(5, 2, 19))
@@ -159,10 +132,10 @@ enum Resumption: CaseIterable, Sendable {
             // Nobody lets them go here, so that the first alone is carried out.
             let writes = (0..<4).map { frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, $0))) }
             #expect(try writes[0].wait().isGood)
-            let bases = try stopAll(frontEnd)
-            try waitForTasks(daemon, 0)
+            let bases = try frontEnd.stopAll()
+            try daemon.waitForTasks(0)
             daemon.perform { $0.target.logicalUnits[0].unit.setLimits(RateLimits()) }
-            try startAgain(frontEnd, bases)
+            try frontEnd.startAgain(bases)
             for write in writes { #expect(try write.wait().isGood) }
             #expect(try frontEnd.requests.run(read10(unit(0), block: 1, count: 1)).dataIn == content(1, 2, 3))
         }
@@ -177,10 +150,10 @@ enum Resumption: CaseIterable, Sendable {
             daemon.inject(0, .hold, times: 2)
             let held = [1, 3].map { frontEnd.requests.submit(write10(unit(0), block: $0, content($0, 2, 1))) }
             let behind = frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, 2)))
-            try waitForTasks(daemon, 3)
+            try daemon.waitForTasks(3)
             try daemon.waitForHeld(2)
             try frontEnd.channel.send(.getVringBase, WireBytes.of(UInt32(2), 0))
-            try waitForTasks(daemon, 2)
+            try daemon.waitForTasks(2)
             // The medium has done them; what it says when it is asked to let go of them comes too late.
             daemon.release()
             let reply = try frontEnd.channel.receive()
@@ -223,13 +196,13 @@ enum Resumption: CaseIterable, Sendable {
             var options = options(isPacked: isPacked, suspends: isInOrder)
             if isInOrder { options.features |= VirtioFeatureBit.inOrder }
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: options)
-            freeze(daemon)
+            daemon.freeze()
             let writes = (0..<3).map { frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, $0))) }
-            try waitForTasks(daemon, 3)
+            try daemon.waitForTasks(3)
             try frontEnd.channel.send(.getVringBase, WireBytes.of(UInt32(2), 0))
             // The server has seen the message when it sees the next connection.
             #expect(daemon.performOnServers { $0.servers[0].isConnected })
-            freeze(daemon, false)
+            daemon.thaw()
             _ = try frontEnd.channel.receive()
             try frontEnd.requests.collect()
             #expect(try writes.allSatisfy { try $0.result().isGood })
@@ -258,11 +231,11 @@ enum Resumption: CaseIterable, Sendable {
             frontEnd.makeQueues()
             try frontEnd.startQueues()
             for number: UInt16 in 0..<2 { _ = try frontEnd.requests.runPastUnitAttentions(testUnitReady(unit(number))) }
-            freeze(daemon)
+            daemon.freeze()
             let write = frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, 1)))
-            try waitForTasks(daemon, 1)
+            try daemon.waitForTasks(1)
             try frontEnd.channel.send(.getVringBase, WireBytes.of(UInt32(2), 0))
-            freeze(daemon, false)
+            daemon.thaw()
             _ = try frontEnd.channel.receive()
             try frontEnd.requests.collect()
             #expect(try write.result().isGood)
@@ -340,12 +313,12 @@ enum Resumption: CaseIterable, Sendable {
             var options = options(isPacked: isPacked)
             options.protocolFeatures |= VhostUserProtocolBit.resetDevice
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: options)
-            freeze(daemon)
+            daemon.freeze()
             _ = frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, 1)))
-            try waitForTasks(daemon, 1)
-            _ = try stopAll(frontEnd)
+            try daemon.waitForTasks(1)
+            _ = try frontEnd.stopAll()
             try frontEnd.tell(.resetDevice)
-            freeze(daemon, false)
+            daemon.thaw()
             for queue in frontEnd.queues { queue.reset() }
             try frontEnd.shareInflight()
             try frontEnd.startQueues()
@@ -365,10 +338,10 @@ enum Resumption: CaseIterable, Sendable {
                 let writes = (0..<3).map {
                     frontEnd.queues[3].submit(write10(unit(0), block: 1, content(1, 3, 3 * round + $0)))
                 }
-                try waitForTasks(daemon, 3)
+                try daemon.waitForTasks(3)
                 try daemon.waitForHeld(1)
                 try frontEnd.channel.send(.getVringBase, WireBytes.of(UInt32(3), 0))
-                try waitForTasks(daemon, 1)
+                try daemon.waitForTasks(1)
                 frontEnd.disconnect()
                 try daemon.waitForDisconnection()
                 daemon.release()
@@ -385,14 +358,14 @@ enum Resumption: CaseIterable, Sendable {
     func messagesInAnyOrderAreAnswered() throws {
         try withDaemon { daemon in
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: options(isPacked: false))
-            freeze(daemon)
+            daemon.freeze()
             let write = frontEnd.requests.submit(write10(unit(0), block: 1, content(1, 2, 1)))
-            try waitForTasks(daemon, 1)
+            try daemon.waitForTasks(1)
             try frontEnd.enable(frontEnd.requests, false)
             let base = try frontEnd.stopAnywhere(frontEnd.requests)
             #expect(try frontEnd.stopAnywhere(frontEnd.requests) == base, "a ring that has stopped")
             // Another ring goes on meanwhile, past the command that is suspended.
-            freeze(daemon, false)
+            daemon.thaw()
             #expect(try frontEnd.queues[3].run(write10(unit(0), block: 1, content(1, 3, 1))).isGood)
             // Notes cannot be exchanged while rings are in service.
             #expect(throws: InitiatorError.self) { try frontEnd.shareInflight() }
@@ -418,8 +391,8 @@ enum Resumption: CaseIterable, Sendable {
         options.queues = 2 + TestDaemon.requestQueues
         options.memorySize = 64 << 20
         let frontEnd = try VhostUserFrontEnd.ready(single, options: options)
-        freeze(single)
-        freeze(spread)
+        single.freeze()
+        spread.freeze()
         var writes: [(block: UInt32, data: [UInt8], flight: SCSIInFlight)] = []
         for queue in frontEnd.queues[2...] {
             // They take the unit attention conditions of the nexus with the other daemon.
@@ -431,23 +404,23 @@ enum Resumption: CaseIterable, Sendable {
             }
             queue.publish()
         }
-        try waitForTasks(single, 904 * TestDaemon.requestQueues)
-        _ = try stopAll(frontEnd)
-        try waitForTasks(single, 0)
-        freeze(single, false)
+        try single.waitForTasks(904 * TestDaemon.requestQueues)
+        _ = try frontEnd.stopAll()
+        try single.waitForTasks(0)
+        single.thaw()
         frontEnd.disconnect()
         try single.waitForDisconnection()
         // What finds no room in a link waits for it, and stays noted when the ring stops before there is some.
         for _ in 0..<3 {
             try frontEnd.reconnect(to: spread.paths[0])
-            try waitForTasks(spread, 2 * ShardReactor.linkCapacity)
-            _ = try stopAll(frontEnd)
-            try waitForTasks(spread, 0)
+            try spread.waitForTasks(2 * ShardReactor.linkCapacity)
+            _ = try frontEnd.stopAll()
+            try spread.waitForTasks(0)
             frontEnd.disconnect()
             try spread.waitForDisconnection()
         }
         try frontEnd.reconnect(to: spread.paths[0])
-        freeze(spread, false)
+        spread.thaw()
         for write in writes { #expect(try write.flight.wait().response == 0) }
         #expect(writes.filter { (try? $0.flight.result().isGood) != true }.count <= 8, "unit attention conditions")
         for write in writes where try write.flight.result().isGood {

@@ -98,6 +98,7 @@ final class TestObjects: @unchecked Sendable {
 final class TestDaemon: Sendable {
     static let diskSize: UInt64 = 8 << 20
     static let requestQueues = 4
+    static let patience: UInt64 = 3_600_000_000_000
     private static let numbers = Atomic<Int>(0)
 
     /// The paths of the sockets.
@@ -107,7 +108,8 @@ final class TestDaemon: Sendable {
 
     /// - Parameter isSpread: Two reactors: the disks belong to one, the servers to the other, and request queues are
     ///   served by both in turn, the first by that of the servers.
-    init(sockets: Int = 1, isSpread: Bool = false) throws {
+    ///   - drainPatience: As in `VhostUserSCSIServer.Configuration`; by default longer than any test, however slow.
+    init(sockets: Int = 1, isSpread: Bool = false, drainPatience: UInt64 = TestDaemon.patience) throws {
         let number = Self.numbers.wrappingAdd(1, ordering: .relaxed).newValue
         paths = (0..<sockets).map { "/tmp/virtio-front-test-\(getpid())-\(number)-\($0).sock" }
         let objects = try TestObjects(isSpread: isSpread)
@@ -117,6 +119,7 @@ final class TestDaemon: Sendable {
                 socketPath: path, requestQueues: Self.requestQueues, targets: [0: objects.target],
                 initiatorPort: "test \(index)")
             configuration.spread = objects.spread
+            configuration.drainPatience = drainPatience
             let server = VhostUserSCSIServer(
                 configuration: configuration, reactor: objects.serverReactor,
                 report: { event in objects.events.withLock { $0.append((index, event)) } })
@@ -194,6 +197,17 @@ final class TestDaemon: Sendable {
     /// Lets the requests go that the disk of a logical unit holds.
     func release(_ unit: Int = 0) { perform { $0.faults[unit].releaseHeld() } }
 
+    /// The disk of logical unit 0 takes no requests.
+    func freeze() { perform { $0.target.logicalUnits[0].unit.freeze() } }
+
+    /// It takes them again.
+    func thaw() { perform { $0.target.logicalUnits[0].unit.thaw() } }
+
+    /// Waits until logical unit 0 has so many tasks.
+    func waitForTasks(_ count: Int) throws(InitiatorError) {
+        try eventually("\(count) tasks") { $0.target.logicalUnits[0].unit.tasksInFlight == count }
+    }
+
     /// Waits until no front-end is connected to a server and nothing that one had sent is in flight.
     func waitForDisconnection(_ index: Int = 0) throws(InitiatorError) {
         try eventually("the server to see the end of the connection", onServers: true) {
@@ -268,13 +282,15 @@ final class OneShot<Value: Sendable>: Sendable {
 /// Runs a test with a daemon of one reactor, and again with one of two between which all commands cross. Each is
 /// stopped at its end: that fails if something is left in flight.
 @discardableResult
-func withDaemon<Result>(sockets: Int = 1, _ body: (TestDaemon) throws -> Result) throws -> Result {
-    let spread = try TestDaemon(sockets: sockets, isSpread: true)
+func withDaemon<Result>(
+    sockets: Int = 1, drainPatience: UInt64 = TestDaemon.patience, _ body: (TestDaemon) throws -> Result
+) throws -> Result {
+    let spread = try TestDaemon(sockets: sockets, isSpread: true, drainPatience: drainPatience)
     do {
         defer { spread.stop() }
         _ = try body(spread)
     }
-    let daemon = try TestDaemon(sockets: sockets)
+    let daemon = try TestDaemon(sockets: sockets, drainPatience: drainPatience)
     defer { daemon.stop() }
     return try body(daemon)
 }
@@ -317,5 +333,18 @@ extension VhostUserFrontEnd {
             precondition(result.isGood, "logical unit \(number) is not ready: \(result)")
         }
         return frontEnd
+    }
+
+    /// Stops all rings as QEMU does, one after the other; what SET_VRING_BASE takes.
+    func stopAll() throws -> [UInt32] { try queues.map { try stopAnywhere($0) } }
+
+    /// Starts rings that were stopped on this connection.
+    func startAgain(_ bases: [UInt32]) throws {
+        for (queue, base) in zip(queues, bases) {
+            try setUp(queue, base: base)
+            try tell(.setVringCall, WireBytes.of(UInt64(queue.index)), descriptors: [queue.callDescriptor])
+            try tell(.setVringKick, WireBytes.of(UInt64(queue.index)), descriptors: [queue.kickDescriptor])
+            try enable(queue, true)
+        }
     }
 }

@@ -774,6 +774,8 @@ public final class LogicalUnit {
         shard.returnStaging(task)
         if unsafe tasks.pointee.count == 0 { unsafe counters.pointee.idleSince = shard.clock }
         // Neither counted nor traced: it comes again.
+        unsafe task.response.data_in_residual = task.command.data_in_length
+        unsafe task.response.data_out_residual = task.command.data_out_length
         task.respond(.suspended, .good)
         complete(task)
         goOnWithOthers()

@@ -126,12 +126,17 @@ class Operator(GuestGroup):
         self.control("limit", "lun", NAME, "0")
         return f"{made / shown['seconds']:.0f} reads in a second"
 
-    @case("a frozen unit keeps its commands until it is thawed, and none fails")
+    @case("a frozen unit keeps its commands until it is thawed or the machine is paused, and none fails")
     def freeze(self):
         self.control("freeze", NAME, "0")
         limit = time.monotonic() + SEEN_SECONDS
         while not (tasks := [t for t in json.loads(self.control("tasks", "--json")) if t.get("waits-for") == "thaw"]):
             require(time.monotonic() < limit, "no command waits at the frozen unit")
+        # QEMU answers when all queues have stopped: nothing waits for the thaw then.
+        self.guest.monitor("stop")
+        left = [task for task in json.loads(self.control("tasks", "--json")) if task["lun"] == 0]
+        require(not left, f"the machine stands still, and its commands are not answered: {left}")
+        self.guest.monitor("cont")
         self.control("thaw", NAME, "0")
         oldest = min(task["tag"] for task in tasks)
         limit = time.monotonic() + SEEN_SECONDS
