@@ -469,7 +469,7 @@ final class VirtioSCSIDevice {
 
     /// Has the targets give back what they have of queues that must be drained. What does not end by that, the medium
     /// has, or it must not be done twice; it is looked at again.
-    private func losePatience() {
+    func losePatience() {
         let late = stopped.filter { $0.index >= Self.firstRequestQueue && !$0.ring.isQuiet }
         guard !late.isEmpty else { return }
         isImpatient = true

@@ -110,6 +110,8 @@ final class ShardSimulation {
         let nexus: Int
         let covers: (_ nexus: Int, _ tag: UInt64, _ unit: Int) -> Bool
         let mustEnd: [(nexus: Int, tag: UInt64)]
+        /// It takes commands back, those of its own link.
+        var suspends = false
         var answeredAt = Int.max
     }
 
@@ -378,7 +380,7 @@ final class ShardSimulation {
         let handOver = { [unowned self] in
             nexuses[index].port.send(
                 cdb, lun: UInt64(unit) << 48, attribute: attribute, dataOut: dataOut, dataIn: kind == 1 ? 512 : 0,
-                tag: tag, link: thread)
+                tag: tag, link: thread, group: UInt8(thread))
             return
         }
         if planted == .functionOvertakesTask, step > 30, !hasPlanted, random.chance(1, in: 4) {
@@ -406,6 +408,10 @@ final class ShardSimulation {
         case "aborted", "reset", "taskAborted":
             for write in command.writes { write.finish(.possible, at: step) }
             checkAborted(completion.tag, command, index)
+        case "suspended":
+            // In part, too: it has been with the medium.
+            for write in command.writes { write.finish(.possible, at: step) }
+            checkSuspended(completion.tag, command, index)
         case "b/0801", "b/0000":
             for write in command.writes { write.finish(.possible, at: step) }
         case "busy", "taskSetFull":
@@ -440,12 +446,35 @@ final class ShardSimulation {
         if !isExplained { fail("command \(tag) was ended by a function that was sent before it, or by none") }
     }
 
+    /// A command is given back only to a suspension that came after it and has not been answered.
+    private func checkSuspended(_ tag: UInt64, _ command: Command, _ index: Int) {
+        if nexuses[index].lostAt != nil { return }
+        let isExplained = nexuses[index].functions.values.contains {
+            $0.suspends && $0.link == command.link && $0.sentAt > command.sentAt
+        }
+        if !isExplained { fail("command \(tag) was given back, and nobody had taken it back") }
+    }
+
     // MARK: Functions, losses, events
+
+    /// Takes back what a nexus has sent through one link.
+    private func suspend(thread: Int, _ nexus: Nexus, _ index: Int) {
+        // A group has one suspension at a time (scsi_target.h).
+        guard !nexus.functions.values.contains(where: { $0.suspends && $0.link == thread }) else { return }
+        let tags = nexus.commands.filter { $0.value.link == thread }.keys
+        let cookie = nextTag
+        nextTag += 1
+        nexus.functions[cookie] = Function(
+            sentAt: step, link: thread, nexus: index, covers: { _, _, _ in false },
+            mustEnd: tags.map { (nexus: index, tag: $0) }, suspends: true)
+        nexus.port.suspend(group: UInt8(thread), cookie: cookie, link: thread)
+    }
 
     private func manage(thread: Int) {
         let index = random.below(nexuses.count)
         let nexus = nexuses[index]
         guard nexus.lostAt == nil, nexus.functions.count < 4 else { return }
+        if random.chance(1, in: 6) { return suspend(thread: thread, nexus, index) }
         let unit = random.below(shards[nexus.shard].units.count)
         let victim = nexus.commands.keys.sorted().randomElement(using: &random) ?? 0
         let function = random.pick([

@@ -190,7 +190,8 @@ class Disks(GuestGroup):
     def _file_system(self, device: Device) -> str:
         # Nothing lazy: the guest's kernel would write inode tables while what is freed is counted.
         self.guest.check(
-            f"set -e; mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 {device.block}; mount -t ext4 {device.block} /mnt; cd /mnt\n"
+            f"set -e; mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 {device.block}\n"
+            f"mount -t ext4 {device.block} /mnt; cd /mnt\n"
             "for number in 1 2 3 4 5 6; do dd if=/dev/urandom of=data$number bs=1M count=8 2>/dev/null; done\n"
             "mkdir many; for number in $(seq 200); do echo $number > many/$number; done\n"
             "find . -type f | xargs sha256sum > /run/sums; cd /; umount /mnt; echo 3 > /proc/sys/vm/drop_caches",

@@ -134,6 +134,7 @@ private final class RingWorld {
     private func restart(_ ring: Int) {
         guard let queue = device.queue(ring) else { return }
         _ = device.stop(ring)
+        if input.below(2) == 0 { device.losePatience() }
         core.completeAll()
         device.flush()
         guest.honest?.collect(guest)
