@@ -251,6 +251,34 @@ struct CommandTableTests {
         #expect((end.summary == "b/0800") == isRefused, "\(row.handler)")
         #expect(world.run(plain(row)).summary != "b/0800")
     }
+
+    /// An initiator sends a command again that was told to have met a unit attention condition, a conflict, a full task
+    /// set, and knows nothing of its first life.
+    @Test(
+        "A repetition is refused before an answer that would say that the command was not carried out",
+        arguments: [[0x89] + [UInt8](repeating: 0, count: 12) + [1, 0, 0], CDB.xpWrite(0, 1), CDB.xdWriteRead(0, 1)])
+    func refusesRepetitionFirst(cdb: [UInt8]) {
+        let repeated = UInt8(SCSI_COMMAND_REPEATED)
+        let attentive = Self.world(attentive: true)
+        #expect(attentive.run(cdb, flags: repeated).summary == "b/0800")
+        #expect(attentive.run(CDB.testUnitReady).summary == "6/2901")
+
+        let reserved = Self.world()
+        #expect(reserved.run([0x16, 0, 0, 0, 0, 0], on: reserved.b).summary == "good")
+        #expect(reserved.run(cdb).summary == "reservationConflict")
+        #expect(reserved.run(cdb, flags: repeated).summary == "b/0800")
+
+        var configuration = LogicalUnitConfiguration(name: 0x3001_4054_0000_0001, serial: "SERIAL0001")
+        configuration.maximumTasks = 8
+        let full = TestTarget(configuration: configuration)
+        for _ in 0..<8 { full.a.send(CDB.read(.ten, 0, 1), dataIn: 512) }
+        #expect(full.a.completions.last?.summary == "taskSetFull")
+        // It is also behind others: an ORDERED command waits for all of them.
+        let tag = full.a.send(cdb, attribute: .ordered, flags: repeated)
+        #expect(full.a.completions.last?.tag == tag && full.a.completions.last?.summary == "b/0800")
+        full.drain()
+        #expect(full.unit.tasksInFlight == 0)
+    }
 }
 
 @Suite("The model")

@@ -3,6 +3,7 @@
 // Called by: swift test, where targetd was built (TARGETD_EXECUTABLE, or beside the tests). TARGETD_KILLS says how
 // often, 8 times without it. Must not know: how targetd is written.
 
+import CoreTestSupport
 import Glibc
 import Testing
 import VhostUserInitiator
@@ -94,6 +95,11 @@ private final class KilledDaemon {
     }
 }
 
+/// Now the commands have just been sent, now some have ended, now all have.
+private func waitForARandomMoment(_ random: inout SystemRandomNumberGenerator) {
+    usleep(UInt32.random(in: 0..<[1, 50, 200, 1500].randomElement(using: &random)!, using: &random))
+}
+
 /// One writer: a request queue and blocks of its own.
 private final class Writer {
     static let blocks = 64
@@ -169,6 +175,115 @@ private final class Writer {
     }
 }
 
+/// One writer of what must not be carried out twice: XDWRITEREAD and XPWRITE, on a request queue and blocks of its own.
+private final class Inverter {
+    private enum Kind { case exchange, invert, look }
+
+    private struct Flight {
+        let kind: Kind
+        /// What the block holds before and, if it is carried out once, after it.
+        let before: [UInt8], after: [UInt8]
+        let command: SCSICommand
+        let request: SCSIInFlight
+    }
+
+    static let blocks = 64
+    static let depth = 16
+
+    let queue: DriverQueue
+    private let first: UInt32
+    private var contents: [UInt32: [UInt8]] = [:]
+    private var inFlight: [UInt32: Flight] = [:]
+    private(set) var completions = 0
+    /// Commands of which a daemon that was started again could not know whether they had been carried out.
+    private(set) var refusals = 0
+
+    init(number: Int, queue: DriverQueue) {
+        first = UInt32(number * Self.blocks)
+        self.queue = queue
+    }
+
+    private static func exclusiveOr(_ left: [UInt8], _ right: [UInt8]) -> [UInt8] { zip(left, right).map { $0 ^ $1 } }
+
+    private func send(_ kind: Kind, _ block: UInt32, before: [UInt8], after: [UInt8], _ command: SCSICommand) {
+        inFlight[block] = Flight(
+            kind: kind, before: before, after: after, command: command, request: queue.submit(command))
+    }
+
+    /// Keeps so many commands in flight, each to another block.
+    func fill(_ random: inout SystemRandomNumberGenerator) {
+        while inFlight.count < Self.depth {
+            let block = first + UInt32.random(in: 0..<UInt32(Self.blocks), using: &random)
+            if inFlight[block] != nil { continue }
+            let before = contents[block] ?? [UInt8](repeating: 0, count: 512)
+            let data = (0..<512).map { _ in UInt8.random(in: 0...255, using: &random) }
+            if Bool.random(using: &random) {
+                let command = SCSICommand(unit(0), CDB.xdWriteRead(UInt64(block), 1), dataOut: data, dataIn: 512)
+                send(.exchange, block, before: before, after: data, command)
+            } else {
+                let command = SCSICommand(unit(0), CDB.xpWrite(UInt64(block), 1), dataOut: data)
+                send(.invert, block, before: before, after: Self.exclusiveOr(before, data), command)
+            }
+        }
+    }
+
+    private func look(_ block: UInt32, before: [UInt8], after: [UInt8]) {
+        send(.look, block, before: before, after: after, read10(unit(0), block: block, count: 1))
+    }
+
+    /// Takes what has ended; throws if anything was answered that was not in flight.
+    func collect() throws {
+        try queue.collect()
+        for (block, flight) in inFlight where flight.request.chain.isComplete {
+            let result = try flight.request.result()
+            inFlight[block] = nil
+            if result.status == 2, result.senseKey == 6 {
+                // A unit attention of the new nexus: the command was not carried out.
+                send(flight.kind, block, before: flight.before, after: flight.after, flight.command)
+            } else if result.status == 2, result.senseKey == 0xb, flight.kind != .look {
+                // Carried out or not, once.
+                refusals += 1
+                look(block, before: flight.before, after: flight.after)
+            } else {
+                ended(block, flight, result)
+            }
+        }
+    }
+
+    private func ended(_ block: UInt32, _ flight: Flight, _ result: SCSIResult) {
+        #expect(result.isGood, "block \(block)")
+        contents[block] = flight.after
+        switch flight.kind {
+        case .exchange:
+            let isRight = result.dataIn == Self.exclusiveOr(flight.before, flight.after)
+            #expect(isRight, "block \(block) was another one")
+        case .invert: break
+        case .look:
+            let isRight = result.dataIn == flight.before || result.dataIn == flight.after
+            #expect(isRight, "block \(block) was written twice")
+            contents[block] = result.dataIn
+        }
+        completions += 1
+    }
+
+    /// Waits for all, and has each block read: it is as its last command left it.
+    func drainAndVerify() throws {
+        try drain()
+        for (block, content) in contents {
+            if inFlight.count == Self.depth { try drain() }
+            look(block, before: content, after: content)
+        }
+        try drain()
+    }
+
+    private func drain() throws {
+        while !inFlight.isEmpty {
+            try collect()
+            if !inFlight.isEmpty { try queue.waitForUsed() }
+        }
+    }
+}
+
 @Suite struct CrashTests {
     /// Where targetd is, if it was built.
     private static let executable: String? = {
@@ -203,7 +318,7 @@ private final class Writer {
                 for writer in writers { try writer.collect() }
             }
             for writer in writers { writer.fill(&random) }
-            usleep(UInt32.random(in: 0..<1500, using: &random))
+            waitForARandomMoment(&random)
             daemon.kill()
             try daemon.start()
             try frontEnd.reconnect()
@@ -216,5 +331,34 @@ private final class Writer {
         for writer in writers { try writer.drain() }
         for writer in writers { try writer.verify() }
         #expect(resent > 0, "no kill found anything in flight: nothing was tested")
+    }
+
+    @Test(.enabled(if: executable != nil), arguments: [false, true], [false, true])
+    func whatMustNotBeRepeatedIsCarriedOutOnceOrRefused(_ isPacked: Bool, _ isSpread: Bool) throws {
+        let daemon = try KilledDaemon(executable: try #require(Self.executable), isSpread: isSpread)
+        var options = VhostUserFrontEnd.Options()
+        options.queues = 4
+        options.ringSize = 64
+        options.features |= VirtioFeatureBit.inOut
+        options.protocolFeatures |= VhostUserProtocolBit.inflightSharedMemory
+        if isPacked { options.features |= VirtioFeatureBit.ringPacked }
+        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: options)
+        let writers = (0..<2).map { Inverter(number: $0, queue: frontEnd.queues[2 + $0]) }
+        var random = SystemRandomNumberGenerator()
+        for _ in 0..<(Self.kills + 1) / 2 {
+            let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
+            while writers[0].completions < goal {
+                for writer in writers { writer.fill(&random) }
+                try writers[0].queue.waitForUsed()
+                for writer in writers { try writer.collect() }
+            }
+            for writer in writers { writer.fill(&random) }
+            waitForARandomMoment(&random)
+            daemon.kill()
+            try daemon.start()
+            try frontEnd.reconnect()
+        }
+        for writer in writers { try writer.drainAndVerify() }
+        #expect(writers.contains { $0.refusals > 0 }, "no kill found anything in flight: nothing was tested")
     }
 }

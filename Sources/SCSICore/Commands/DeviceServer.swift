@@ -22,11 +22,7 @@ enum DeviceServer {
     private static func executeOther(
         _ task: TaskHandle, _ cdb: CDB, _ row: CommandRow, on unit: LogicalUnit
     ) -> Outcome {
-        if unsafe task.command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0, row.handler.repetition == .untilItWrites {
-            // Nobody knows what became of it, as after a loss of power: the initiator has to look.
-            return .failed(SenseData(.abortedCommand, .logicalUnitCommunicationFailure))
-        }
-        return switch row.handler {
+        switch row.handler {
         case .read, .write: preconditionFailure("handled by execute")
         case .testUnitReady: .done(.good)
         case .requestSense: SPC.requestSense(task, cdb, on: unit)

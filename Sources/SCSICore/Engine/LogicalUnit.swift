@@ -483,19 +483,23 @@ public final class LogicalUnit {
     @inline(__always)
     func receive(_ task: TaskHandle) {
         unsafe task.logicalUnit = unsafe Unmanaged.passUnretained(self)
-        guard unsafe tasks.pointee.count < tasks.pointee.ordinaryLimit else { return receiveWithCare(task) }
+        guard unsafe tasks.pointee.count < tasks.pointee.ordinaryLimit, unsafe task.command.flags == 0 else {
+            return receiveWithCare(task)
+        }
         match(task)
         admit(task, unsafe tasks.pointee.insert(task))
     }
 
-    /// The same while an ACA condition is in effect, with a task set for each nexus, or with a full task set.
+    /// The same while an ACA condition is in effect, with a task set for each nexus, with a full task set, or for a
+    /// task with flags.
     private func receiveWithCare(_ task: TaskHandle) {
         match(task)
         let functionsOnly = modePages.taskManagementFunctionsOnly
         if let status = unsafe tasks.pointee.refusal(of: task, functionsOnly: functionsOnly) {
             return refuse(task, status)
         }
-        guard unsafe tasks.pointee.count < taskSetBounds.shared || hasRoom(for: task) else {
+        // What must not be repeated ends at once, and not with a status that says that it was not carried out.
+        guard unsafe tasks.pointee.count < taskSetBounds.shared || task.mustNotBeRepeated || hasRoom(for: task) else {
             return refuse(task, fullStatus(task))
         }
         admit(task, unsafe tasks.pointee.insertWithCare(task))
@@ -527,10 +531,15 @@ public final class LogicalUnit {
         case .dormant:
             task.waitsFor = .order
             task.transition(to: .dormant)
-        case .withoutACA:
-            task.transition(to: .enabled)
-            end(task, .failed(SenseData(.illegalRequest, .invalidMessageError)))
+        case .withoutACA: endUnbegun(task, SenseData(.illegalRequest, .invalidMessageError))
+        // Nobody knows what became of it, as after a loss of power: the initiator has to look.
+        case .repeated: endUnbegun(task, SenseData(.abortedCommand, .logicalUnitCommunicationFailure))
         }
+    }
+
+    private func endUnbegun(_ task: TaskHandle, _ sense: SenseData) {
+        task.transition(to: .enabled)
+        end(task, .failed(sense))
     }
 
     /// Carries an enabled task out, as far as it goes.

@@ -62,6 +62,13 @@ extension TaskHandle {
         }
     }
 
+    /// Whether it may have been carried out before (SCSI_COMMAND_REPEATED) and would do something else this time. It ends
+    /// before anything else is asked: unit attention conditions, conflicts and a full task set all say that it was not
+    /// carried out, upon which an initiator sends it again.
+    var mustNotBeRepeated: Bool {
+        unsafe command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0 && row?.handler.repetition == .untilItWrites
+    }
+
     private var isReading: Bool { unsafe Int(request.pointee.operation) == SCSI_BACKSTORE_READ }
 
     /// Whether a mark says that it does not go on.

@@ -14,6 +14,8 @@ enum TaskSetEntry {
     case dormant
     /// It has the ACA attribute, and there is no ACA condition on its nexus (SAM-6 8.6.5).
     case withoutACA
+    /// It may have been carried out before, and must not be twice.
+    case repeated
 }
 
 /// The tasks of one logical unit: one task set, or one for each I_T nexus (TST). Pure: it returns verdicts and calls
@@ -70,10 +72,11 @@ struct TaskSet: ~Copyable {
         return entry
     }
 
-    /// The same when an ACA condition is in effect, when each nexus has a task set of its own, or when few places are
-    /// left.
+    /// The same when an ACA condition is in effect, when each nexus has a task set of its own, when few places are
+    /// left, or for a task with flags.
     mutating func insertWithCare(_ task: TaskHandle) -> TaskSetEntry {
         append(task)
+        if task.mustNotBeRepeated { return .repeated }
         if task.attribute == .aca, !isFaulted(task.nexus) { return .withoutACA }
         if !isBlocked(task), mayRun(task) { return .enabled }
         waiting += 1
