@@ -531,15 +531,18 @@ public final class LogicalUnit {
         case .dormant:
             task.waitsFor = .order
             task.transition(to: .dormant)
-        case .withoutACA: endUnbegun(task, SenseData(.illegalRequest, .invalidMessageError))
-        // Nobody knows what became of it, as after a loss of power: the initiator has to look.
-        case .repeated: endUnbegun(task, SenseData(.abortedCommand, .logicalUnitCommunicationFailure))
+        case .unwanted: endUnbegun(task)
         }
     }
 
-    private func endUnbegun(_ task: TaskHandle, _ sense: SenseData) {
+    @inline(never)
+    private func endUnbegun(_ task: TaskHandle) {
         task.transition(to: .enabled)
-        end(task, .failed(sense))
+        // Nobody knows what became of the first, as after a loss of power: the initiator has to look.
+        let (key, code): (SenseKey, AdditionalSense) =
+            task.mustNotBeRepeated
+            ? (.abortedCommand, .logicalUnitCommunicationFailure) : (.illegalRequest, .invalidMessageError)
+        endMarked(task, .failed(SenseData(key, code)))
     }
 
     /// Carries an enabled task out, as far as it goes.

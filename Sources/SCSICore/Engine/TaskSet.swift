@@ -12,10 +12,9 @@ enum TaskSetEntry {
     case enabled
     /// It is dormant until `nextEnabled` finds it.
     case dormant
-    /// It has the ACA attribute, and there is no ACA condition on its nexus (SAM-6 8.6.5).
-    case withoutACA
-    /// It may have been carried out before, and must not be twice.
-    case repeated
+    /// It ends: it must not be repeated (`TaskHandle.mustNotBeRepeated`), or has the ACA attribute, and there is no ACA
+    /// condition on its nexus (SAM-6 8.6.5).
+    case unwanted
 }
 
 /// The tasks of one logical unit: one task set, or one for each I_T nexus (TST). Pure: it returns verdicts and calls
@@ -65,7 +64,7 @@ struct TaskSet: ~Copyable {
             case .headOfQueue: interrupts(task) ? .dormant : .enabled
             case .simple: ordered == 0 && headOfQueue == 0 && !hazard(task) ? .enabled : .dormant
             case .ordered: count == 0 ? .enabled : .dormant
-            case .aca: .withoutACA
+            case .aca: .unwanted
             }
         append(task)
         if case .dormant = entry { waiting += 1 }
@@ -76,8 +75,7 @@ struct TaskSet: ~Copyable {
     /// left, or for a task with flags.
     mutating func insertWithCare(_ task: TaskHandle) -> TaskSetEntry {
         append(task)
-        if task.mustNotBeRepeated { return .repeated }
-        if task.attribute == .aca, !isFaulted(task.nexus) { return .withoutACA }
+        if task.mustNotBeRepeated || task.attribute == .aca && !isFaulted(task.nexus) { return .unwanted }
         if !isBlocked(task), mayRun(task) { return .enabled }
         waiting += 1
         return .dormant
