@@ -6,7 +6,7 @@
 //
 // A command that waits and has not begun, and one that can begin anew, goes at once. What the medium has is cancelled
 // and waited for: a front that has its command back may take the memory away. Whether it came to its end all the same
-// is known only then. What cannot begin anew goes on to its end. Docs/decisions/0013 says why that is right.
+// is known only then. What cannot begin anew goes on to its end. Docs/decisions/0012 says why that is right.
 
 import CBackstore
 import CTarget
