@@ -120,9 +120,10 @@ enum {
      *    ACA condition keeps from ending is completed, too.
      *  - as aborted or reset if another function ends it.
      * FUNCTION COMPLETE follows when the last of them was completed; FUNCTION REJECTED if the same is under way for the
-     * group already. The front hands in nothing of the group until then. `lun` and `tag` are not looked at. What the
-     * front hands in again is a new command in every respect; a front whose commands have an order hands them in in
-     * that order. A core that does not know the function answers FUNCTION REJECTED and lets the commands end. */
+     * group already. What the front hands in of the group until then is not meant, and passes what comes back later: a
+     * front whose commands have an order hands in nothing. `lun` and `tag` are not looked at. What the front hands in
+     * again is a new command in every respect; a front whose commands have an order hands them in in that order. A core
+     * that does not know the function answers FUNCTION REJECTED and lets the commands end. */
     SCSI_SUSPEND_TASKS = 128,
 };
 
