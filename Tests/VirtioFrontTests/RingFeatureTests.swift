@@ -13,17 +13,24 @@ import VirtioFront
 struct RingFeatures: CustomStringConvertible, Sendable {
     let isPacked: Bool, isIndirect: Bool, usesEventIndex: Bool, isInOrder: Bool
     let ringSize: Int
+    /// A driver of before virtio 1.0: without VERSION_1, with ANY_LAYOUT.
+    var isLegacy = false
 
     var description: String {
         let names = [
             isPacked ? "packed" : "split", isIndirect ? "indirect" : "direct",
             usesEventIndex ? "event index" : "event flags", isInOrder ? "in order" : "any order",
         ]
-        return names.joined(separator: ", ") + ", \(ringSize) descriptors"
+        return names.joined(separator: ", ") + ", \(ringSize) descriptors" + (isLegacy ? ", legacy" : "")
     }
 
-    /// All combinations; packed rings also of a length that is no power of two.
-    static let all: [RingFeatures] = [false, true].flatMap { packed in
+    /// All combinations; packed rings also of a length that is no power of two; and what drivers had before virtio 1.0.
+    static let all = modern + [false, true].map {
+        RingFeatures(
+            isPacked: false, isIndirect: $0, usesEventIndex: $0, isInOrder: false, ringSize: 16, isLegacy: true)
+    }
+
+    private static let modern: [RingFeatures] = [false, true].flatMap { packed in
         [false, true].flatMap { indirect in
             [false, true].flatMap { event in
                 [false, true].flatMap { order in
@@ -45,6 +52,7 @@ struct RingFeatures: CustomStringConvertible, Sendable {
         options.features |= usesEventIndex ? VirtioFeatureBit.eventIndex : 0
         options.features |= isInOrder ? VirtioFeatureBit.inOrder : 0
         options.ringSize = ringSize
+        if isLegacy { options.features ^= VirtioFeatureBit.version1 | VirtioFeatureBit.anyLayout }
         return options
     }
 }
@@ -73,6 +81,7 @@ struct RingFeatures: CustomStringConvertible, Sendable {
             let frontEnd = try VhostUserFrontEnd.ready(daemon, options: ring.options)
             #expect(frontEnd.features & ring.options.features == ring.options.features & frontEnd.offeredFeatures)
             #expect((frontEnd.features & VirtioFeatureBit.ringPacked != 0) == ring.isPacked)
+            #expect((frontEnd.features & VirtioFeatureBit.version1 == 0) == ring.isLegacy)
             var random = Random(state: 7)
             var model: [UInt32: [UInt8]] = [:]
             let queue = frontEnd.requests

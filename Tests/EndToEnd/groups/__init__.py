@@ -14,11 +14,13 @@ from .operator import Operator
 from .reservations import Reservations
 from .restart import Restart
 from .service import Service
-from .virtio import ClientMode, HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, PackedRings, SpreadQueues
+from .virtio import (
+    ClientMode, HotPlug, LegacyDevice, ManyUnits, Migration, MigrationOverBlockDevices, PackedRings, SpreadQueues,
+)  # fmt: skip
 from .xen import Xen
 
 ALL = [
     Itself, CommandLine, Metrics, Service, Disks, Commands, FullMedium, Reservations, Multipath, Restart, PackedRings,
-    HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance, SpreadConformance,
-    RemovableConformance, Operator, Xen,
+    LegacyDevice, HotPlug, ManyUnits, Migration, MigrationOverBlockDevices, ClientMode, SpreadQueues, Conformance,
+    SpreadConformance, RemovableConformance, Operator, Xen,
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from harness.targets import Daemon, Disk, LoopDevice
 
 from .guests import GuestGroup
 
-PACKED_BIT = 34
+HOTPLUG_BIT, VERSION_1_BIT, PACKED_BIT = 1, 32, 34
 VERIFY = (
     "fio --name=verify --filename={block} --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k --size=8M"
     " --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal > /run/fio.{name} 2>&1"
@@ -92,6 +92,28 @@ class PackedRings(VirtioGroup):
         commands = [VERIFY.format(block=self.devices[disk.name].block, name=disk.name) for disk in self.disks]
         jobs = " ".join(f"( {command} ) & jobs=\"$jobs $!\";" for command in commands)
         self.guest.check(f"jobs=; {jobs} for job in $jobs; do wait $job || exit 1; done", seconds=600)
+        require(not self.kernel_errors(), self.kernel_errors())
+
+
+class LegacyDevice(VirtioGroup):
+    """What virtio was before 1.0: no VERSION_1, one contiguous ring, addressed by its page."""
+
+    title = "A guest with a driver of before virtio 1.0"
+    properties = ",disable-modern=on,disable-legacy=off"
+    queues = [2]
+    disks = [Disk("ram", "ram", 16, lun=0), Disk("file", "file", 16, lun=1)]
+
+    @case("the driver has not accepted VERSION_1")
+    def negotiated(self):
+        (bits,) = self.guest.check(
+            "for device in /sys/bus/virtio/drivers/virtio_scsi/virtio*; do cat $device/features; done").split()
+        require(bits[VERSION_1_BIT] == "0" and bits[HOTPLUG_BIT] == "1", f"features: {bits}")
+
+    @case("random writes are verified, and resets are answered")
+    def verified(self):
+        for disk in self.disks:
+            self.verify(disk.name)
+            self.guest.check(f"sg_reset -N -d {self.device(disk.name).generic}")
         require(not self.kernel_errors(), self.kernel_errors())
 
 
