@@ -297,20 +297,30 @@ private final class Inverter {
     }()
     private static let kills = unsafe getenv("TARGETD_KILLS").flatMap { unsafe Int(String(cString: $0)) } ?? 8
 
-    @Test(.enabled(if: executable != nil), arguments: [false, true], [false, true])
-    func noWriteIsLostDoubledOrCorruptedByKillsAtRandomMoments(_ isPacked: Bool, _ isSpread: Bool) throws {
-        let daemon = try KilledDaemon(executable: try #require(Self.executable), isSpread: isSpread)
+    /// Whether the daemon is to be killed once more: at least as often as was said, and until something was in flight.
+    private static func goesOn(after rounds: Int, found: Bool) -> Bool {
+        rounds < (kills + 1) / 2 || !found && rounds < 200
+    }
+
+    private static func options(_ isPacked: Bool) -> VhostUserFrontEnd.Options {
         var options = VhostUserFrontEnd.Options()
         options.queues = 4
         options.ringSize = 64
+        options.features |= VirtioFeatureBit.inOut | (isPacked ? VirtioFeatureBit.ringPacked : 0)
         options.protocolFeatures |= VhostUserProtocolBit.inflightSharedMemory
-        if isPacked { options.features |= VirtioFeatureBit.ringPacked }
-        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: options)
+        return options
+    }
+
+    @Test(.enabled(if: executable != nil), arguments: [false, true], [false, true])
+    func noWriteIsLostDoubledOrCorruptedByKillsAtRandomMoments(_ isPacked: Bool, _ isSpread: Bool) throws {
+        let daemon = try KilledDaemon(executable: try #require(Self.executable), isSpread: isSpread)
+        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: Self.options(isPacked))
         try #require(frontEnd.inflight != nil)
         let writers = (0..<2).map { Writer(number: $0, queue: frontEnd.queues[2 + $0]) }
         var random = SystemRandomNumberGenerator()
-        var resent = 0
-        for round in 0..<(Self.kills + 1) / 2 {
+        var (rounds, resent) = (0, 0)
+        while Self.goesOn(after: rounds, found: resent > 0) {
+            rounds += 1
             let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
             while writers[0].completions < goal {
                 for writer in writers { writer.fill(&random) }
@@ -320,10 +330,11 @@ private final class Inverter {
             for writer in writers { writer.fill(&random) }
             waitForARandomMoment(&random)
             daemon.kill()
+            for writer in writers { try writer.collect() }
+            resent += writers.count { !$0.isIdle }
             try daemon.start()
             try frontEnd.reconnect()
-            resent += writers.reduce(0) { $0 + ($1.isIdle ? 0 : 1) }
-            if round % 10 == 9 {
+            if rounds % 10 == 0 {
                 for writer in writers { try writer.drain() }
                 for writer in writers { try writer.verify() }
             }
@@ -336,16 +347,12 @@ private final class Inverter {
     @Test(.enabled(if: executable != nil), arguments: [false, true], [false, true])
     func whatMustNotBeRepeatedIsCarriedOutOnceOrRefused(_ isPacked: Bool, _ isSpread: Bool) throws {
         let daemon = try KilledDaemon(executable: try #require(Self.executable), isSpread: isSpread)
-        var options = VhostUserFrontEnd.Options()
-        options.queues = 4
-        options.ringSize = 64
-        options.features |= VirtioFeatureBit.inOut
-        options.protocolFeatures |= VhostUserProtocolBit.inflightSharedMemory
-        if isPacked { options.features |= VirtioFeatureBit.ringPacked }
-        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: options)
+        let frontEnd = try VhostUserFrontEnd.started(path: daemon.socket, options: Self.options(isPacked))
         let writers = (0..<2).map { Inverter(number: $0, queue: frontEnd.queues[2 + $0]) }
         var random = SystemRandomNumberGenerator()
-        for _ in 0..<(Self.kills + 1) / 2 {
+        var rounds = 0
+        while Self.goesOn(after: rounds, found: writers.contains { $0.refusals > 0 }) {
+            rounds += 1
             let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
             while writers[0].completions < goal {
                 for writer in writers { writer.fill(&random) }

@@ -25,10 +25,12 @@ struct RingFeatures: CustomStringConvertible, Sendable {
     }
 
     /// All combinations; packed rings also of a length that is no power of two; and what drivers had before virtio 1.0.
-    static let all = modern + [false, true].map {
-        RingFeatures(
-            isPacked: false, isIndirect: $0, usesEventIndex: $0, isInOrder: false, ringSize: 16, isLegacy: true)
-    }
+    static let all =
+        modern
+        + [false, true].map {
+            RingFeatures(
+                isPacked: false, isIndirect: $0, usesEventIndex: $0, isInOrder: false, ringSize: 16, isLegacy: true)
+        }
 
     private static let modern: [RingFeatures] = [false, true].flatMap { packed in
         [false, true].flatMap { indirect in
