@@ -283,6 +283,16 @@ struct CommandTableTests {
 
 @Suite("The model")
 struct ModelTests {
+    @Test("A unit attention condition has a bit of its own, beside the deferred error and the port's access")
+    func attentionBits() {
+        for condition in UnitAttention.allCases {
+            var set: UnitAttentionSet = [condition]
+            #expect(set.count == 1 && set.first == condition && !set.hasDeferredError && set.access == .full)
+            set.remove(condition)
+            #expect(set.isEmpty)
+        }
+    }
+
     @Test("The constants of scsi_target.h are the raw values of the Swift enumerations")
     func constants() {
         #expect(SCSI_TASK_ATTRIBUTE_SIMPLE == Int(TaskAttribute.simple.rawValue))
