@@ -62,9 +62,9 @@ extension TaskHandle {
         }
     }
 
-    /// Whether it may have been carried out before (SCSI_COMMAND_REPEATED) and would do something else this time. It ends
-    /// before anything else is asked: unit attention conditions, conflicts and a full task set all say that it was not
-    /// carried out, upon which an initiator sends it again.
+    /// Whether it may have been carried out before (SCSI_COMMAND_REPEATED) and would do something else this time. It
+    /// ends before anything else is asked: unit attention conditions, conflicts and a full task set all say that it was
+    /// not carried out, upon which an initiator sends it again.
     var mustNotBeRepeated: Bool {
         unsafe command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0 && row?.handler.repetition == .untilItWrites
     }
