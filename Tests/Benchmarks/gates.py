@@ -106,7 +106,7 @@ class Measurement:
     def allocations(self, arguments: list[str]) -> float:
         """Heap allocations for each I/O of the workload that these arguments choose.
 
-        The start of a Swift program takes one more or one less by chance (1 run in 15). What an I/O takes is there
+        The start of a Swift program takes one more or one less by chance (1 run in 20). What an I/O takes is there
         every time.
         """
         for _ in range(ATTEMPTS):
