@@ -95,13 +95,19 @@ private final class KilledDaemon {
     }
 }
 
-/// Now the commands have just been sent, now some have ended, now all have.
-private func waitForARandomMoment(_ random: inout SystemRandomNumberGenerator) {
-    usleep(UInt32.random(in: 0..<[1, 50, 200, 1500].randomElement(using: &random)!, using: &random))
+/// What keeps a daemon busy until it is killed: a request queue and blocks of its own.
+private protocol Load: AnyObject {
+    var queue: DriverQueue { get }
+    /// Commands that have ended.
+    var completions: Int { get }
+    /// Keeps so many commands in flight, each to another block.
+    func fill(_ random: inout SystemRandomNumberGenerator)
+    /// Takes what has ended; throws if anything was answered that was not in flight.
+    func collect() throws
 }
 
-/// One writer: a request queue and blocks of its own.
-private final class Writer {
+/// Writes whose contents tell which they are.
+private final class Writer: Load {
     static let blocks = 64
     static let depth = 16
 
@@ -132,7 +138,6 @@ private final class Writer {
         inFlight[block] = (sequence, queue.submit(command))
     }
 
-    /// Keeps so many writes in flight, each to another block.
     func fill(_ random: inout SystemRandomNumberGenerator) {
         while inFlight.count < Self.depth {
             let block = UInt32(number * Self.blocks + Int.random(in: 0..<Self.blocks, using: &random))
@@ -142,7 +147,6 @@ private final class Writer {
         }
     }
 
-    /// Takes what has ended; throws if anything was answered that was not in flight.
     func collect() throws {
         try queue.collect()
         for (block, write) in inFlight where write.request.chain.isComplete {
@@ -175,8 +179,8 @@ private final class Writer {
     }
 }
 
-/// One writer of what must not be carried out twice: XDWRITEREAD and XPWRITE, on a request queue and blocks of its own.
-private final class Inverter {
+/// What must not be carried out twice: XDWRITEREAD and XPWRITE.
+private final class Inverter: Load {
     private enum Kind { case exchange, invert, look }
 
     private struct Flight {
@@ -210,7 +214,6 @@ private final class Inverter {
             kind: kind, before: before, after: after, command: command, request: queue.submit(command))
     }
 
-    /// Keeps so many commands in flight, each to another block.
     func fill(_ random: inout SystemRandomNumberGenerator) {
         while inFlight.count < Self.depth {
             let block = first + UInt32.random(in: 0..<UInt32(Self.blocks), using: &random)
@@ -231,7 +234,6 @@ private final class Inverter {
         send(.look, block, before: before, after: after, read10(unit(0), block: block, count: 1))
     }
 
-    /// Takes what has ended; throws if anything was answered that was not in flight.
     func collect() throws {
         try queue.collect()
         for (block, flight) in inFlight where flight.request.chain.isComplete {
@@ -302,6 +304,21 @@ private final class Inverter {
         rounds < (kills + 1) / 2 || !found && rounds < 200
     }
 
+    private static func kill(
+        _ daemon: KilledDaemon, under loads: [some Load], _ random: inout SystemRandomNumberGenerator
+    ) throws {
+        let goal = loads[0].completions + Int.random(in: 0..<40, using: &random)
+        while loads[0].completions < goal {
+            for load in loads { load.fill(&random) }
+            try loads[0].queue.waitForUsed()
+            for load in loads { try load.collect() }
+        }
+        for load in loads { load.fill(&random) }
+        // Now they have just been sent, now some have ended, now all have.
+        usleep(UInt32.random(in: 0..<[1, 50, 200, 1500].randomElement(using: &random)!, using: &random))
+        daemon.kill()
+    }
+
     private static func options(_ isPacked: Bool) -> VhostUserFrontEnd.Options {
         var options = VhostUserFrontEnd.Options()
         options.queues = 4
@@ -321,15 +338,7 @@ private final class Inverter {
         var (rounds, resent) = (0, 0)
         while Self.goesOn(after: rounds, found: resent > 0) {
             rounds += 1
-            let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
-            while writers[0].completions < goal {
-                for writer in writers { writer.fill(&random) }
-                try writers[0].queue.waitForUsed()
-                for writer in writers { try writer.collect() }
-            }
-            for writer in writers { writer.fill(&random) }
-            waitForARandomMoment(&random)
-            daemon.kill()
+            try Self.kill(daemon, under: writers, &random)
             for writer in writers { try writer.collect() }
             resent += writers.count { !$0.isIdle }
             try daemon.start()
@@ -353,15 +362,7 @@ private final class Inverter {
         var rounds = 0
         while Self.goesOn(after: rounds, found: writers.contains { $0.refusals > 0 }) {
             rounds += 1
-            let goal = writers[0].completions + Int.random(in: 0..<40, using: &random)
-            while writers[0].completions < goal {
-                for writer in writers { writer.fill(&random) }
-                try writers[0].queue.waitForUsed()
-                for writer in writers { try writer.collect() }
-            }
-            for writer in writers { writer.fill(&random) }
-            waitForARandomMoment(&random)
-            daemon.kill()
+            try Self.kill(daemon, under: writers, &random)
             try daemon.start()
             try frontEnd.reconnect()
         }
