@@ -171,8 +171,8 @@ final class Simulation {
         if random.chance(1, in: 3) { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_CAN_WRITE_ZEROES) }
         if random.chance(1, in: 3) { medium.geometry.capabilities &= ~UInt32(SCSI_BACKSTORE_VOLATILE_CACHE) }
         if planted == .lostWrite {
-            medium.losesWrite = { [unowned self] request in
-                guard request.operation == .write, !self.hasPlanted, self.step > 20 else { return false }
+            medium.losesWrite = { [unowned self] _ in
+                guard !self.hasPlanted, self.step > 20 else { return false }
                 self.hasPlanted = true
                 return true
             }

@@ -72,7 +72,8 @@ public final class ScriptedBackstore {
     public private(set) var refusals = 0
     /// How often a request was asked to be cancelled.
     public private(set) var cancellations = 0
-    /// Test of the tests: writes that complete without having been done.
+    /// Test of the tests: writes that complete without having been done. It is asked of writes only: a read that is not
+    /// done would leave whatever the memory held before.
     public var losesWrite: ((BackstoreRequest) -> Bool)?
     /// Test of the tests: a byte is written to the memory of a READ after it has completed.
     public var touchesMemoryLate = false
@@ -150,7 +151,8 @@ public final class ScriptedBackstore {
         let request = unsafe entry.request
         if error == 0, unsafe request.pointee.offset &+ request.pointee.length > geometry.size { error = EIO }
         let late = unsafe touchesMemoryLate ? request.pointee.segments?.pointee.iov_base : nil
-        if !(losesWrite?(entry.summary) ?? false) { unsafe perform(request, limit: error == 0 ? .max : partial) }
+        let isLost = entry.summary.operation == .write && losesWrite?(entry.summary) ?? false
+        if !isLost { unsafe perform(request, limit: error == 0 ? .max : partial) }
         if let errorOffset { unsafe request.pointee.error_offset = errorOffset }
         // The core may hand the memory out again inside: nothing of it is used after this call.
         unsafe request.pointee.complete(request, error)
