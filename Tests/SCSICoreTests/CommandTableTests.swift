@@ -241,13 +241,13 @@ struct CommandTableTests {
     private static func decidesByCDB(_ row: CommandDescriptor) -> Bool { row.handler == .xdWriteRead }
 
     @Test(
-        "COMPARE AND WRITE, XPWRITE, XDWRITEREAD are refused if they may have been carried out before, others are not",
+        "What would do something else the second time is refused if it may have been carried out before, else nothing",
         arguments: rows.indices)
     func refusesRepetition(index: Int) {
         let row = Self.rows[index]
         let world = Self.world()
         let end = world.run(plain(row), flags: UInt8(SCSI_COMMAND_REPEATED))
-        let isRefused = [.compareAndWrite, .xpWrite, .xdWriteRead].contains(row.handler)
+        let isRefused = [.compareAndWrite, .xpWrite, .xdWriteRead, .persistentReserveOut].contains(row.handler)
         #expect((end.summary == "b/0800") == isRefused, "\(row.handler)")
         #expect(world.run(plain(row)).summary != "b/0800")
     }
@@ -256,7 +256,10 @@ struct CommandTableTests {
     /// set, and knows nothing of its first life.
     @Test(
         "A repetition is refused before an answer that would say that the command was not carried out",
-        arguments: [[0x89] + [UInt8](repeating: 0, count: 12) + [1, 0, 0], CDB.xpWrite(0, 1), CDB.xdWriteRead(0, 1)])
+        arguments: [
+            [0x89] + [UInt8](repeating: 0, count: 12) + [1, 0, 0], CDB.xpWrite(0, 1), CDB.xdWriteRead(0, 1),
+            CDB.persistentReserveOut(.register),
+        ])
     func refusesRepetitionFirst(cdb: [UInt8]) {
         let repeated = UInt8(SCSI_COMMAND_REPEATED)
         let attentive = Self.world(attentive: true)

@@ -6,7 +6,8 @@
 import CoreTestSupport
 import SCSICore
 
-/// What a command does to the medium, by its operation code (SBC-5).
+/// What a command does to the medium, by its operation code (SBC-5). Of the commands of variable length there are
+/// XPWRITE(32) and XDWRITEREAD(32) only.
 enum ModelAccess: Equatable {
     case none
     case read(UInt64, UInt64)
@@ -23,11 +24,12 @@ enum ModelAccess: Equatable {
         case 12: (address, blocks) = (number(2..<6), number(6..<10))
         case 16 where cdb[0] == 0x89: (address, blocks) = (number(2..<10), UInt64(cdb[13]))
         case 16 where cdb[0] == 0x9c: (address, blocks) = (number(2..<10), number(12..<14))
+        case 32: (address, blocks) = (number(12..<20), number(28..<32))
         default: (address, blocks) = (number(2..<10), number(10..<14))
         }
         switch cdb[0] {
         case 0x08, 0x28, 0xa8, 0x88, 0x2f, 0xaf, 0x8f, 0x34, 0x90: self = .read(address, blocks)
-        case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x41, 0x93, 0x89, 0x8b, 0x9c, 0x51, 0x53:
+        case 0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e, 0x41, 0x93, 0x89, 0x8b, 0x9c, 0x51, 0x53, 0x7f:
             self = .write(address, blocks)
         case 0x42: self = .writeAnywhere
         default: self = .none
@@ -92,7 +94,7 @@ struct ModelTask {
     let access: ModelAccess
     let passesUnitAttention: Bool
     var hasNACA = false
-    /// MODE SELECT, START STOP UNIT: decides what later commands may do.
+    /// MODE SELECT, START STOP UNIT, SET TARGET PORT GROUPS: decides what later commands may do.
     var changesUnit = false
     /// COMPARE AND WRITE, ORWRITE, XPWRITE, XDWRITEREAD, WRITE ATOMIC: nothing else touches its blocks meanwhile.
     var isWhole = false

@@ -152,7 +152,7 @@ final class Simulation {
         random = SplitMix64(seed: seed)
         features = SimulationFeatures(&random)
         violations.collects = true
-        let groups = [1, 2].map { TargetPortGroup(identifier: $0, ports: [$0]) }
+        let groups = [1, 2].map { TargetPortGroup(identifier: $0, ports: [$0], isExplicit: true) }
         target = TargetDevice(name: 0x3000_0000_0000_0001, shard: shard, portGroups: features.access ? groups : [])
         for number in 0..<1 + random.below(3) { addUnit(at: LUN(number)!) }
         for _ in 0..<1 + random.below(4) { addPort() }
@@ -370,7 +370,9 @@ final class Simulation {
         let attribute = isRich ? chooseAttribute(entry, index) : .simple
         commands += 1
         var command = again?.command ?? choose(entry)
-        if again == nil, features.naca, isRich, random.chance(1, in: 3) { command.cdb[command.cdb.count - 1] |= 0x04 }
+        if again == nil, features.naca, isRich, random.chance(1, in: 3) {
+            command.cdb[Self.controlByte(of: command.cdb)] |= 0x04
+        }
         let tag = isRich ? nextCookie : UInt64((0...).first { !port.tagsInFlight.contains(UInt64($0)) }!)
         nextCookie += 1
         nextID += 1
@@ -388,7 +390,7 @@ final class Simulation {
         if let entry { insert(record, key, attribute, entry, command.modePage) }
         var (sent, cdb) = (attribute, command.cdb)
         if planted == .orderedOvertaken, attribute == .ordered { sent = .simple }
-        if planted == .commandPassesACA { cdb[cdb.count - 1] &= ~0x04 }
+        if planted == .commandPassesACA { cdb[Self.controlByte(of: cdb)] &= ~0x04 }
         let layout = isRich && random.chance(1, in: 3) ? split(command.dataIn) : nil
         let outLayout = isRich && random.chance(1, in: 3) ? split(command.dataOut.count) : nil
         port.send(
@@ -404,9 +406,9 @@ final class Simulation {
         var task = ModelTask(
             id: record.id, nexus: key.port, tag: key.tag, attribute: attribute, access: ModelAccess(cdb: record.cdb),
             passesUnitAttention: Self.passing.contains(code), modePage: modePage)
-        task.hasNACA = record.cdb.last! & 0x04 != 0
-        task.changesUnit = [0x15, 0x55, 0x1b].contains(code)
-        task.isWhole = [0x89, 0x8b, 0x9c, 0x51, 0x53].contains(code)
+        task.hasNACA = record.cdb[Self.controlByte(of: record.cdb)] & 0x04 != 0
+        task.changesUnit = [0x15, 0x55, 0x1b, 0xa4].contains(code)
+        task.isWhole = [0x89, 0x8b, 0x9c, 0x51, 0x53, 0x7f].contains(code)
         task.refusals = Self.refusals(of: record.cdb)
         task.arrival = shard.now
         if let refusal = entry.model.refusal(key.port, attribute, hasNACA: task.hasNACA) {
@@ -418,6 +420,9 @@ final class Simulation {
         syncParked(entry)
         entry.model.enable(entry.model.tasks.count - 1)
     }
+
+    /// CONTROL is the last byte of a CDB, or the second of one of variable length (SPC-6 4.2.3).
+    private static func controlByte(of cdb: [UInt8]) -> Int { cdb[0] == 0x7f ? 1 : cdb.count - 1 }
 
     /// Mostly ACA on a faulted nexus, where nothing else is admitted.
     private func chooseAttribute(_ entry: Unit?, _ index: Int) -> TaskAttribute {
@@ -447,6 +452,7 @@ final class Simulation {
         var fits = true
         var isRandom = false
         var modePage: (code: UInt8, bytes: [UInt8])?
+        var states: [(group: Int, state: AsymmetricAccessState)] = []
     }
 
     private func choose(_ entry: Unit?) -> Command {
@@ -454,7 +460,7 @@ final class Simulation {
         let edge = random.pick([0, 0, 1, 2, size / 2, size &- 2, size &- 1])
         let address = random.chance(1, in: 40) ? random.pick([size, size + 1, 0x1f_ffff]) : edge
         let blocks = random.pick([1, 1, 1, 2, 3, 4]) as UInt64
-        switch random.below(24) {
+        switch random.below(25) {
         case 0..<7: return read(address, blocks)
         case 7..<14: return write(address, blocks)
         case 14 where features.staging: return verify(entry, address, blocks)
@@ -468,6 +474,7 @@ final class Simulation {
         case 21 where features.startStop: return Command(cdb: CDB.startStopUnit(start: random.chance(3, in: 4)))
         case 22 where features.anyCDB: return anything()
         case 23 where features.staging: return lessUsual(entry, address, blocks)
+        case 24 where features.access: return setTargetPortGroups()
         default: return Command(cdb: CDB.testUnitReady)
         }
     }
@@ -559,17 +566,18 @@ final class Simulation {
         case 5:
             // The same as ORWRITE of zeros.
             return Command(
-                cdb: CDB.xpWrite(address, blocks), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
-                address: address, blocks: blocks)
+                cdb: CDB.xpWrite(address, blocks, isLong: random.chance(1, in: 2)),
+                dataOut: Array(repeating: 0, count: Int(blocks) * 512), address: address, blocks: blocks)
         case 6:
             return Command(
-                cdb: CDB.xdWriteRead(address, blocks), dataOut: data, dataIn: data.count, address: address,
-                blocks: blocks, values: values)
+                cdb: CDB.xdWriteRead(address, blocks, isLong: random.chance(1, in: 2)), dataOut: data,
+                dataIn: data.count, address: address, blocks: blocks, values: values)
         case 7:
             // The exclusive or with zeros is what the blocks hold: a read.
             return Command(
-                cdb: CDB.xdWriteRead(address, blocks, flags: 4), dataOut: Array(repeating: 0, count: Int(blocks) * 512),
-                dataIn: data.count, address: address, blocks: blocks)
+                cdb: CDB.xdWriteRead(address, blocks, flags: 4, isLong: random.chance(1, in: 2)),
+                dataOut: Array(repeating: 0, count: Int(blocks) * 512), dataIn: data.count, address: address,
+                blocks: blocks)
         default:
             return Command(cdb: CDB.getLBAStatus(address), dataIn: 8 + 16 * 256, address: address, blocks: 1)
         }
@@ -613,6 +621,16 @@ final class Simulation {
         let list = [0, 0, 0, 0] + page
         return Command(
             cdb: CDB.modeSelect6(listLength: list.count), dataOut: list, modePage: (code: page[0], bytes: page))
+    }
+
+    /// Changes the state of one group or of both, perhaps into what it is.
+    private func setTargetPortGroups() -> Command {
+        let settable: [AsymmetricAccessState] = [
+            .activeOptimized, .activeOptimized, .activeNonOptimized, .standby, .unavailable,
+        ]
+        let chosen = random.pick([[0], [1], [0, 1], [1, 0]]).map { (group: $0, state: random.pick(settable)) }
+        let list = CDB.targetPortGroups(chosen.map { ($0.state.rawValue, UInt16($0.group + 1)) })
+        return Command(cdb: CDB.setTargetPortGroups(listLength: list.count), dataOut: list, states: chosen)
     }
 
     /// A row of the table that does not change the medium, with random fields.
@@ -698,8 +716,13 @@ final class Simulation {
                 fail("command \(completion.tag) ended \(completion.summary) before it could be enabled")
             }
         }
-        let task = entry.model.tasks.remove(at: position)
+        var task = entry.model.tasks.remove(at: position)
         if refused { return }
+        let asked = record.command?.states ?? []
+        // SPC-4 6.45: a transition is ended by who has begun it.
+        if asked.contains(where: { states[$0.group] == .transitioning }) {
+            task.refusal = Self.refusals[.transitioning]
+        }
         // Suspended, it ends all the same if it has been done.
         if task.mark == nil, entry.model.isBlocked(task), !record.isSuspended {
             fail("command \(completion.tag) ended \(completion.summary) in spite of an ACA condition")
@@ -723,6 +746,7 @@ final class Simulation {
             fail("command \(completion.tag) ended \(completion.summary), and nobody had aborted it")
         }
         if completion.summary.contains("/"), entry.lun != nil { entry.model.fault(task) }
+        if completion.summary == "good" { portGroupsSet(asked, by: nexus, through: entry) }
     }
 
     /// A command is refused because of its port if, and only if, the state says so when it is enabled. A deferred error
@@ -793,9 +817,10 @@ final class Simulation {
     }
 
     private func judgeData(_ record: Tracked, _ completion: Completion) {
-        let isRead =
-            ([0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) || record.cdb[0] == 0x53 && record.cdb[1] & 4 != 0)
-            && !record.isRandom
+        let disablesWrite =
+            record.cdb[0] == 0x53 && record.cdb[1] & 4 != 0
+            || record.cdb[0] == 0x7f && record.cdb[9] == 7 && record.cdb[10] & 4 != 0
+        let isRead = ([0x08, 0x28, 0xa8, 0x88].contains(record.cdb[0]) || disablesWrite) && !record.isRandom
         let isCompare = [0x2f, 0xaf, 0x8f].contains(record.cdb[0]) && !record.isRandom
         let reached =
             completion.service != .commandComplete || completion.status == .taskAborted
@@ -1030,6 +1055,7 @@ final class Simulation {
         case 0x9e where cdb[1] & 0x1f == 0x10: ["2/040a", "2/040c"]
         case 0x9e where cdb[1] & 0x1f != 0x12: []
         case 0xa3 where ![0x0c, 0x0d, 0x0f].contains(cdb[1] & 0x1f): []
+        case 0xa4: ["2/040a"]
         default: ["2/040a", "2/040b", "2/040c"]
         }
     }
@@ -1043,11 +1069,26 @@ final class Simulation {
         guard states[group] != state else { return }
         note("port group \(group + 1) is \(state)")
         states[group] = state
+        accessChanged { _, _ in true }
+        target.setAccessState(state, ofPortGroup: UInt16(group + 1))
+    }
+
+    /// SET TARGET PORT GROUPS has done what it asked for. Its nexus knows it of the unit that it was sent to.
+    private func portGroupsSet(
+        _ new: [(group: Int, state: AsymmetricAccessState)], by nexus: Int, through asked: Unit
+    ) {
+        let old = states
+        for (group, state) in new { states[group] = state }
+        guard states != old else { return }
+        for entry in units { syncEnabled(entry) }
+        accessChanged { $0 !== asked || $1 != nexus }
+    }
+
+    private func accessChanged(tells: (Unit, Int) -> Bool) {
         for entry in units where entry.lun != nil {
-            for nexus in ports.indices { entry.model.establish(0x2a06, for: nexus) }
+            for nexus in ports.indices where tells(entry, nexus) { entry.model.establish(0x2a06, for: nexus) }
             entry.model.access = refusals
         }
-        target.setAccessState(state, ofPortGroup: UInt16(group + 1))
     }
 
     private func resize() {

@@ -66,6 +66,9 @@ import VirtioFront
         let old = pattern(512, seed: 1), new = pattern(512, seed: 2)
         world.perform { objects in for block: UInt64 in 1..<4 { objects.backstore.setBlock(block, old) } }
         world.hold(true)
+        var reservation = SCSICommand(
+            unit0, CDB.persistentReserveOut(.register), dataOut: ReservationParameters(0, 1).bytes)
+        reservation.attribute = UInt8(VIRTIO_SCSI_S_ORDERED)
         let commands = [
             // Takes the unit attention condition of the new nexus.
             SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
@@ -73,6 +76,8 @@ import VirtioFront
             SCSICommand(unit0, CDB.xpWrite(2, 1), dataOut: new),
             SCSICommand(unit0, [0x89, 0] + CDB.bytes(3, 8) + [0, 0, 0, 1, 0, 0], dataOut: old + new),
             SCSICommand(unit0, CDB.read(.ten, 0, 1), dataIn: 512),
+            // Waits for all of them.
+            reservation,
         ]
         let requests = commands.map { frontEnd.requests.submit($0) }
         world.wait { $0.backstore.pending.count == 5 }
@@ -83,7 +88,7 @@ import VirtioFront
         try frontEnd.reconnect()
         let results = try requests.map { try $0.wait() }
         #expect(results[0].senseKey == 6)
-        for result in results[1..<4] {
+        for result in results[1..<4] + results[5...] {
             #expect(result.response == 0 && result.senseKey == 0xb && result.additionalSense == 0x0800)
         }
         #expect(results[4].isGood)

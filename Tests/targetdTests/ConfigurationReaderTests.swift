@@ -101,7 +101,11 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     ),
     (
         "queues: 4", "qeues: 4",
-        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, port, limits, spread, config-space, ring-reset"
+        "f.yaml:18: error: vhost-user-scsi[0].qeues: is not a key here: did you mean queues? allowed: socket, mode, queues, targets, port, limits, spread, config-space, ring-reset, drain-timeout"
+    ),
+    (
+        "queues: 4", "drain-timeout: 99ms",
+        "f.yaml:18: error: vhost-user-scsi[0].drain-timeout: \"99ms\" is out of range: write a time from 100ms to 10min"
     ),
     (
         "    luns: { 255: disk }", "    lun: { 255: disk }",
@@ -459,7 +463,7 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
     }
 
     @Test func whatASocketOffersAndWhoMakesItIsRead() {
-        let keys = "mode: client, spread: true, config-space: true, ring-reset: true"
+        let keys = "mode: client, spread: true, config-space: true, ring-reset: true, drain-timeout: 250ms"
         let read = ConfigurationReader.read(
             goodConfiguration.replacing("queues: 4", with: keys), name: "f.yaml")
         #expect(read.problems.isEmpty)
@@ -468,6 +472,10 @@ private let mistakes: [(old: String, new: String, problem: String)] = [
         #expect(front?.isSpread == true)
         #expect(front?.offersConfigurationSpace == true)
         #expect(front?.offersRingReset == true)
+        #expect(front?.drainTimeoutNanoseconds == 250_000_000)
+        #expect(
+            ConfigurationWriter.yaml(read.configuration)
+                .contains("spread: true, config-space: true, ring-reset: true, drain-timeout: 250ms"))
     }
 
     @Test(arguments: ["127.0.0.1:9464", "[::1]:1", "0.0.0.0:65535"])

@@ -196,6 +196,31 @@ import VhostUserInitiator
         }
     }
 
+    /// The socket whose queue stopped first still waits when the other one is done.
+    @Test func drainTimeoutOfASocketIsItsOwn() throws {
+        try serve { _ throws in
+            let guests = try [("long", "10min"), ("short", "100ms")].map { name, timeout in
+                let front = "/v1/fronts/" + folder(name).replacing("/", with: "%2F")
+                let body = #"{"targets": {"3": "\#(target)"}, "drain-timeout": "\#(timeout)"}"#
+                #expect(try ask("PUT", front, body).status == 200)
+                return try VhostUserFrontEnd.started(path: folder(name))
+            }
+            for guest in guests { #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood) }
+            _ = try changes("POST", unit + "/freeze")
+            let commands = guests.map { $0.queues[2].submit(read()) }
+            while try get("/v1/tasks", [TaskReport].self).count < 2 {}
+            try guests[0].sendStop(guests[0].queues[2])
+            _ = try guests[1].stopAnywhere(guests[1].queues[2])
+            try guests[1].queues[2].collect()
+            #expect(try commands[1].result().response == 5, "BUSY")
+            #expect(try get("/v1/tasks", [TaskReport].self).count == 1)
+            _ = try changes("POST", unit + "/thaw")
+            _ = try guests[0].awaitStop(guests[0].queues[2])
+            try guests[0].queues[2].collect()
+            #expect(try commands[0].result().isGood)
+        }
+    }
+
     /// Freezes the unit with a command of the guest in it.
     private func freezeWithCommand(_ guest: VhostUserFrontEnd) throws {
         #expect(try guest.queues[2].runPastUnitAttentions(read()).isGood)

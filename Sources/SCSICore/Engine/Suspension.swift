@@ -21,6 +21,9 @@ enum Repetition {
     case untilItWrites
     /// Never: others have seen what it changed, and may have changed it since. Also commands that end when they begin.
     case never
+    /// Never, and in a second life it would be refused for the key that it has itself replaced or removed, as if somebody
+    /// had preempted its nexus (SPC-4 5.13.7 to 5.13.11): it is refused as a repetition instead.
+    case once
 }
 
 extension CommandHandler {
@@ -32,7 +35,8 @@ extension CommandHandler {
         // What they do beside the flush is done at their end.
         case .startStopUnit, .preventAllowMediumRemoval: .always
         case .compareAndWrite, .xpWrite, .xdWriteRead: .untilItWrites
-        case .modeSelect, .persistentReserveOut, .setIdentifyingInformation: .never
+        case .persistentReserveOut: .once
+        case .modeSelect, .setIdentifyingInformation: .never
         case .testUnitReady, .requestSense, .inquiry, .modeSense, .logSelect, .readCapacity10, .readCapacity16,
             .reportTargetPortGroups, .setTargetPortGroups, .readBufferData, .readBufferDescriptor, .readEchoBuffer,
             .readEchoBufferDescriptor, .writeBufferData, .writeEchoBuffer, .receiveDiagnosticResults,
@@ -58,7 +62,7 @@ extension TaskHandle {
         switch row?.handler.repetition {
         case .always: return true
         case .untilItWrites: return progress == 0 && (isReading || waits && waitsFor != .recovery)
-        case .never, nil: return false
+        case .once, .never, nil: return false
         }
     }
 
@@ -66,7 +70,11 @@ extension TaskHandle {
     /// ends before anything else is asked: unit attention conditions, conflicts and a full task set all say that it was
     /// not carried out, upon which an initiator sends it again.
     var mustNotBeRepeated: Bool {
-        unsafe command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0 && row?.handler.repetition == .untilItWrites
+        guard unsafe command.flags & UInt8(SCSI_COMMAND_REPEATED) != 0 else { return false }
+        switch row?.handler.repetition {
+        case .untilItWrites, .once: return true
+        case .always, .never, nil: return false
+        }
     }
 
     private var isReading: Bool { unsafe Int(request.pointee.operation) == SCSI_BACKSTORE_READ }

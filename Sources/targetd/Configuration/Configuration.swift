@@ -185,6 +185,8 @@ struct VhostUserFrontConfiguration: Equatable, Sendable {
     var offersConfigurationSpace = false
     /// Whether the front-end is offered the reset of single rings.
     var offersRingReset = false
+    /// How long a queue that stops waits for its commands, in nanoseconds; `nil`: the front's default.
+    var drainTimeoutNanoseconds: UInt64?
 
     /// The port of a socket that has none.
     static let defaultPort = 1
@@ -231,6 +233,8 @@ enum ConfigurationLimits {
     static let commandTimeoutNanoseconds: ClosedRange<UInt64> = 1_000_000_000...3_600_000_000_000
     /// Long enough for a second attempt; guests give up after some minutes at the latest.
     static let retryTimeoutNanoseconds: ClosedRange<UInt64> = 100_000_000...600_000_000_000
+    /// Less, and commands that would end are sent again; more than ten minutes and nobody waits for the guest to stop.
+    static let drainTimeoutNanoseconds: ClosedRange<UInt64> = 100_000_000...600_000_000_000
     /// Permission bits of a socket's file; those of execution mean nothing there.
     static let socketMode = 0...0o777
     /// 0 would be a port that the system chooses, which nobody would know.

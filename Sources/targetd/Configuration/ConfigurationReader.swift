@@ -281,6 +281,7 @@ struct ConfigurationReader {
         let isSpread = boolean(fields, "spread") ?? false
         let offersConfigurationSpace = boolean(fields, "config-space") ?? false
         let offersRingReset = boolean(fields, "ring-reset") ?? false
+        let drainTimeout = span(fields, "drain-timeout", in: ConfigurationLimits.drainTimeoutNanoseconds)
         guard fields.has("socket", orReport: "add socket: and the absolute path of the socket to make", &self),
             let socket = path(fields, "socket"), hasTargets
         else { return nil }
@@ -288,11 +289,13 @@ struct ConfigurationReader {
             socket: socket, queues: queues ?? 1, targets: targets,
             port: port ?? VhostUserFrontConfiguration.defaultPort, limits: limits,
             mode: mode.flatMap { VhostUserFrontConfiguration.Mode(rawValue: $0) } ?? .server, isSpread: isSpread,
-            offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset)
+            offersConfigurationSpace: offersConfigurationSpace, offersRingReset: offersRingReset,
+            drainTimeoutNanoseconds: drainTimeout)
     }
 
     private static let frontKeys = [
         "socket", "mode", "queues", "targets", "port", "limits", "spread", "config-space", "ring-reset",
+        "drain-timeout",
     ]
 
     private mutating func limits(_ fields: Fields) -> LimitsConfiguration {

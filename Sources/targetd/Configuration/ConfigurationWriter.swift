@@ -124,6 +124,9 @@ struct ConfigurationWriter {
             if front.isSpread { fields.append(("spread", "true")) }
             if front.offersConfigurationSpace { fields.append(("config-space", "true")) }
             if front.offersRingReset { fields.append(("ring-reset", "true")) }
+            if let timeout = front.drainTimeoutNanoseconds {
+                fields.append(("drain-timeout", TimeSpan.format(timeout)))
+            }
             lines.append("  - \(Self.flow(fields))")
         }
     }

@@ -336,6 +336,7 @@ final class ReactorObjects {
         configuration.spread = spread
         configuration.options.offersConfiguration = front.offersConfigurationSpace
         configuration.options.offersRingReset = front.offersRingReset
+        if let timeout = front.drainTimeoutNanoseconds { configuration.drainPatience = timeout }
         let server = VhostUserSCSIServer(
             configuration: configuration, reactor: reactor,
             report: { [unowned self] in log.report($0, now: reactor.now) })

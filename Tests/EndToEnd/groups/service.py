@@ -30,6 +30,7 @@ GOOD = {
     "vhost-user-scsi": [
         {"socket": "/tmp/s", "queues": 4, "targets": {"0": "naa.6001405000000001"}},
         {"socket": "/tmp/t", "mode": "client", "spread": True, "config-space": True, "ring-reset": True,
+         "drain-timeout": "250ms",
          "targets": {"0": "naa.6001405000000001"}}],
 }  # fmt: skip
 
@@ -44,7 +45,7 @@ FAULTS = [
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "colour"], 0),
     (["vhost-user-scsi", 0, "queues"], 127), (["vhost-user-scsi", 0, "socket"], "s"),
     (["vhost-user-scsi", 0, "mode"], "both"), (["vhost-user-scsi", 0, "spread"], "wide"),
-    (["vhost-user-scsi", 0, "ring-reset"], 1), (["backstores", "a", "shared"], True),
+    (["vhost-user-scsi", 0, "ring-reset"], 1), (["vhost-user-scsi", 0, "drain-timeout"], "soon"), (["backstores", "a", "shared"], True),
     (["vhost-user-scsi", 0, "colour"], 1), (["xen"], {"colour": 1}),
 ]  # fmt: skip
 

@@ -303,7 +303,18 @@ public final class VhostUserFrontEnd {
 
     /// Stops a queue of either format; returns what SET_VRING_BASE takes.
     public func stopAnywhere(_ queue: DriverQueue) throws(InitiatorError) -> UInt32 {
-        let reply = try ask(.getVringBase, WireBytes.of(UInt32(queue.index), 0))
+        try sendStop(queue)
+        return try awaitStop(queue)
+    }
+
+    /// Asks for the stop of a queue, and does not wait for the answer.
+    public func sendStop(_ queue: DriverQueue) throws(InitiatorError) {
+        try channel.send(.getVringBase, WireBytes.of(UInt32(queue.index), 0))
+    }
+
+    /// Waits for the answer; returns what `stopAnywhere` does.
+    public func awaitStop(_ queue: DriverQueue) throws(InitiatorError) -> UInt32 {
+        let reply = try reply(to: .getVringBase)
         guard reply.payload.count == 8, let index = WireBytes.read(UInt32.self, reply.payload, at: 0),
             let base = WireBytes.read(UInt32.self, reply.payload, at: 4)
         else { throw .protocolViolation("the reply to GET_VRING_BASE is not of 8 bytes") }
