@@ -7,81 +7,6 @@
 import CBackstore
 import CTarget
 
-/// What makes a logical unit what it is, over restarts and through every front.
-public struct LogicalUnitConfiguration: Sendable {
-    /// The unit's NAA designator (SPC-4 7.8.6): 64 bits that begin with 3h (locally assigned) or 5h (IEEE
-    /// registered).
-    public var name: UInt64
-    /// T10 VENDOR IDENTIFICATION, at most 8 ASCII characters.
-    public var vendor = "TARGETD"
-    /// PRODUCT IDENTIFICATION, at most 16 ASCII characters.
-    public var product = "VIRTUAL DISK"
-    /// PRODUCT REVISION LEVEL, at most 4 ASCII characters.
-    public var revision = "1"
-    /// The unit serial number, ASCII (VPD page 80h).
-    public var serial: String
-    /// Whether the medium is write protected for all initiators, whatever the backstore could do.
-    public var readOnly = false
-    /// Whether the medium can be ejected and another put in (RMB).
-    public var removable = false
-    /// The deadline of a command for which the transport gives none, in nanoseconds from its arrival; 0: none.
-    public var commandTimeout: UInt64 = 0
-    /// Tasks in the task set, up to `Limits.tasksPerLogicalUnit`.
-    public var maximumTasks = Limits.tasksPerLogicalUnit
-    /// What becomes of a command whose request the backstore could not carry out.
-    public var errorPolicy = ErrorPolicy.report
-
-    /// A unit with a name and a serial number, and defaults for the rest.
-    public init(name: UInt64, serial: String) {
-        self.name = name
-        self.serial = serial
-    }
-}
-
-/// Errors of the medium that one kind of access met.
-public struct MediumErrorCounters: Sendable, Equatable {
-    /// Requests that failed first and succeeded when they were tried again (`ErrorPolicy.retry`).
-    public var corrected: UInt64 = 0
-    /// Requests that were given up: their command ended with MEDIUM ERROR.
-    public var uncorrected: UInt64 = 0
-
-    /// These counts.
-    public init(corrected: UInt64 = 0, uncorrected: UInt64 = 0) {
-        self.corrected = corrected
-        self.uncorrected = uncorrected
-    }
-}
-
-/// What a logical unit has done since it was created. Monotonic counters.
-public struct LogicalUnitStatistics: Sendable {
-    /// Commands that ended, by what they do: READ; WRITE and WRITE AND VERIFY; VERIFY; UNMAP; all others.
-    public var reads: UInt64 = 0, writes: UInt64 = 0, verifies: UInt64 = 0, unmaps: UInt64 = 0, others: UInt64 = 0
-    /// Bytes that READ, WRITE and WRITE AND VERIFY commands moved.
-    public var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
-    /// Bytes of the medium that VERIFY and WRITE AND VERIFY commands with GOOD status have verified.
-    public var bytesVerified: UInt64 = 0
-    /// Nanoseconds from the arrival of the commands counted in `reads` and `writes` to their end, added up.
-    public var readNanoseconds: UInt64 = 0, writeNanoseconds: UInt64 = 0
-    /// Nanoseconds in which the task set was empty, up to the last command that arrived.
-    public var idleNanoseconds: UInt64 = 0
-    /// When the task set became empty the last time, in nanoseconds of the shard's clock.
-    var idleSince: UInt64 = 0
-    /// Errors of the medium when it was read, written and verified.
-    public var readErrors = MediumErrorCounters(), writeErrors = MediumErrorCounters()
-    /// Errors of the medium when it was verified.
-    public var verifyErrors = MediumErrorCounters()
-    /// How often the unit was stopped and started again, and how often a medium was ejected.
-    public var startStopCycles: UInt32 = 0, loadUnloadCycles: UInt32 = 0
-    /// Commands that ended with another status than GOOD or CONDITION MET.
-    public var notGood: UInt64 = 0
-    /// Commands that a task management function or a lost nexus ended.
-    public var aborted: UInt64 = 0
-    /// Requests that the backstore ended with an error.
-    public var backstoreErrors: UInt64 = 0
-    /// Commands whose deadline passed.
-    public var expired: UInt64 = 0
-}
-
 /// How far a command's handler got. `LogicalUnit.proceed` acts on it.
 enum Outcome {
     /// Ended with this status.
@@ -114,9 +39,9 @@ public final class LogicalUnit {
     private(set) var geometry: scsi_backstore_geometry
     private(set) var medium: MediumExtent
     private(set) var table: CommandTable
-    private(set) var modePages: ModePages
+    var modePages: ModePages
     /// What LOG SELECT has changed: thresholds, and from where the counters count.
-    private(set) var log = LogState()
+    var log = LogState()
     /// When initiators were first able to see the unit, in nanoseconds of the shard's clock.
     private(set) var poweredOnAt: UInt64?
     /// What survives power loss.
@@ -190,17 +115,17 @@ public final class LogicalUnit {
     let tasks: UnsafeMutablePointer<TaskSet>
     let counters: UnsafeMutablePointer<LogicalUnitStatistics>
     let deadlines: UnsafeMutablePointer<UnitDeadlines>
-    private let measurements = Measurements()
-    private var throttle: Throttle?
+    let measurements = Measurements()
+    var throttle: Throttle?
     /// Whether commands are to be checked against a limit.
-    private var isThrottled = false
-    private var trace: TraceRing?
-    private var isTraced = false
+    var isThrottled = false
+    var trace: TraceRing?
+    var isTraced = false
     let taskSetBounds: TaskSetBounds
-    private var enabling = false
+    var enabling = false
     private var enableAgain = false
     /// Pending unit attention conditions by nexus.
-    private let pending: UnsafeMutablePointer<UnitAttentionSet>
+    let pending: UnsafeMutablePointer<UnitAttentionSet>
     private var whenDrained: (() -> Void)?
 
     /// A unit over a backstore. Its geometry is asked for here.
@@ -290,7 +215,7 @@ public final class LogicalUnit {
     }
 
     /// The commands that the unit has, by its medium, its configuration, and its target's port groups.
-    private func refreshTable() {
+    func refreshTable() {
         var features = Self.features(geometry, persistentState.canSave, configuration)
         if target?.ports.hasExplicitGroup == true { features.insert(.explicitAccess) }
         table = shard.table(features)
@@ -317,7 +242,7 @@ public final class LogicalUnit {
     public var size: UInt64 { medium.bytes(medium.blocks).value }
 
     /// Derives what each command asks from what seldom changes.
-    private func refresh() {
+    func refresh() {
         writeProtected =
             configuration.readOnly || !geometry.has(SCSI_BACKSTORE_WRITABLE) || modePages.softwareWriteProtect
         cachesWrites = geometry.has(SCSI_BACKSTORE_VOLATILE_CACHE)
@@ -407,74 +332,6 @@ public final class LogicalUnit {
         unsafe owner = nil
         lun = nil
         drained()
-    }
-
-    /// Makes a unit attention condition pending for every nexus but one.
-    func establish(_ condition: UnitAttention, exceptFor nexus: UInt16?) {
-        for index in 0..<UInt16(Limits.nexusesPerTarget) where index != nexus {
-            establish(condition, for: index)
-        }
-    }
-
-    func establish(_ condition: UnitAttention, for nexus: UInt16) {
-        unsafe pending[Int(nexus)].establish(condition)
-        if let lun { target?.unitAttentionEstablished(condition, for: nexus, on: lun) }
-    }
-
-    /// A nexus that the target does not know: only what a power on leaves, or what an unknown reset does.
-    func nexusCreated(_ nexus: UInt16, _ condition: UnitAttention) {
-        unsafe pending[Int(nexus)] = [condition]
-        unsafe pending[Int(nexus)].access = target?.access(of: nexus) ?? .full
-        measurements.retire(nexus: nexus)
-        buffers.forgetEcho(nexus: nexus)
-    }
-
-    /// What the target port of a nexus lets through.
-    func access(of nexus: UInt16) -> PortAccess { unsafe pending[Int(nexus)].access }
-
-    /// States of target port groups have changed.
-    func refreshAccess() {
-        guard let target else { return }
-        for nexus in 0..<UInt16(Limits.nexusesPerTarget) {
-            unsafe pending[Int(nexus)].access = target.access(of: nexus)
-        }
-    }
-
-    /// The target has other groups, or other ports in them: the Device Identification and SCSI Ports pages and TPGS are
-    /// others.
-    func portGroupsReplaced() {
-        refreshTable()
-        establish(.inquiryDataChanged, exceptFor: nil)
-    }
-
-    func clear(_ condition: UnitAttention, for nexus: UInt16) { unsafe pending[Int(nexus)].remove(condition) }
-
-    /// Whether a nexus is to be told of a deferred error.
-    func hasDeferredError(_ nexus: UInt16) -> Bool { unsafe pending[Int(nexus)].hasDeferredError }
-
-    func setDeferredError(_ isPending: Bool, for nexus: UInt16) {
-        unsafe pending[Int(nexus)].hasDeferredError = isPending
-    }
-
-    /// The condition that REQUEST SENSE or a refused command reports next.
-    func unitAttention(for nexus: UInt16) -> UnitAttention? { unsafe pending[Int(nexus)].first }
-
-    /// The Additional Response Information of QUERY ASYNCHRONOUS EVENT (SAM-6 7.10): UADE DEPTH and sense key,
-    /// additional sense code, qualifier, in the low three bytes; `nil` if nothing is pending.
-    func asynchronousEvent(for nexus: UInt16) -> UInt32? {
-        let set = unsafe pending[Int(nexus)]
-        guard let condition = set.first else { return nil }
-        // 01b: there is one condition; 10b: there are more.
-        let depth: UInt32 = set.count == 1 ? 1 : 2
-        return depth << 20 | UInt32(SenseKey.unitAttention.rawValue) << 16 | UInt32(condition.code.rawValue)
-    }
-
-    /// The condition has been reported; it is not pending any more.
-    func report(_ condition: UnitAttention, for nexus: UInt16) {
-        clear(condition, for: nexus)
-        measurements.countUnitAttention(nexus: nexus)
-        // SPC-4 6.33: one report of REPORTED LUNS DATA HAS CHANGED serves for all units of the nexus.
-        if condition == .reportedLUNsChanged { target?.clearEverywhere(condition, for: nexus) }
     }
 
     // MARK: receive → admit → execute → finish
@@ -745,7 +602,7 @@ public final class LogicalUnit {
 
     /// Fills the response and gives the task back, unless an ACA condition keeps it from ending.
     @inline(__always)
-    private func end(_ task: TaskHandle, _ outcome: Outcome) {
+    func end(_ task: TaskHandle, _ outcome: Outcome) {
         fillResponse(task, outcome)
         if unsafe tasks.pointee.ordinaryLimit == 0, keepsFromEnding(task) { return }
         finish(task)
@@ -766,7 +623,7 @@ public final class LogicalUnit {
 
     /// Takes a task whose response is filled out of the set, gives it back, and lets others run.
     @inline(__always)
-    private func finish(_ task: TaskHandle) {
+    func finish(_ task: TaskHandle) {
         unsafe tasks.pointee.remove(task)
         task.transition(to: .completing)
         shard.returnStaging(task)
@@ -886,73 +743,6 @@ public final class LogicalUnit {
         complete(task)
     }
 
-    // MARK: Limits and trace
-
-    /// Whether a command has to wait because of a limit of its initiator or of the unit; then it does.
-    @inline(never)
-    private func mustWait(_ task: TaskHandle) -> Bool {
-        guard let row = task.row, row.serialization != .none else { return false }
-        let bytes = Self.bytes(task)
-        // The step says whom the task has paid, or will have paid when it is let go: 1 the initiator's, 2 the unit's.
-        if task.step == 0, let throttle = target?.throttle(nexus: task.nexus), !throttle.take(bytes: bytes) {
-            return wait(task, for: throttle, step: 1)
-        }
-        if task.step < 2, let throttle, !throttle.take(bytes: bytes) { return wait(task, for: throttle, step: 2) }
-        task.step = 0
-        return false
-    }
-
-    private func wait(_ task: TaskHandle, for throttle: Throttle, step: UInt8) -> Bool {
-        task.step = step
-        task.waitsFor = .quota
-        task.transition(to: .dormant)
-        throttle.wait(task)
-        return true
-    }
-
-    /// The bytes that a command names, as limits count them: no more than a command may move at all.
-    static func bytes(_ task: TaskHandle) -> UInt64 {
-        let shift = unsafe task.logicalUnit!._withUnsafeGuaranteedRef { $0.medium.blockShift }
-        return min(task.blocks, Limits.transferBytes >> shift) << shift
-    }
-
-    /// Limits the commands of all initiators together.
-    public func setLimits(_ limits: RateLimits) {
-        if throttle == nil, limits.isUnlimited { return }
-        if let throttle { throttle.setLimits(limits) } else { throttle = Throttle(limits, shard: shard) }
-        refreshThrottling()
-    }
-
-    /// The limiter of the unit, if it ever had limits.
-    public var limiter: Throttle? { throttle }
-
-    func refreshThrottling() { isThrottled = throttle != nil || target?.hasThrottles ?? false }
-
-    /// Keeps the last commands from now on; what was kept before is forgotten.
-    ///
-    /// - Parameter entries: How many, `Limits.traceEntries`; `nil` ends it.
-    public func setTrace(entries: Int?) {
-        trace = entries.map { TraceRing(capacity: $0) }
-        isTraced = trace != nil
-    }
-
-    /// What was kept, the oldest first; `nil` if nothing is.
-    public var traceEntries: [TraceEntry]? { trace?.entries }
-
-    /// How many entries are kept; `nil` if none.
-    public var traceCapacity: Int? { trace?.capacity }
-
-    /// The tasks in flight, the oldest first, of which at most so many.
-    public func tasks(limit: Int) -> [TaskView] {
-        var views: [TaskView] = []
-        var cursor = unsafe tasks.pointee.first
-        while let task = cursor, views.count < limit {
-            views.append(TaskView(task))
-            cursor = task.next
-        }
-        return views
-    }
-
     /// Enables what nothing stands before any more. A loop and not a recursion: a task may end while it is enabled.
     @inline(__always)
     func enableDormant() {
@@ -978,130 +768,6 @@ public final class LogicalUnit {
         enabling = false
     }
 
-    // MARK: Task management
-
-    /// Ends the tasks that `disposition` selects: at once those that wait, and those that the backstore has as soon
-    /// as it lets go of their memory. Nothing is given back before every task is marked, because giving back calls
-    /// out.
-    func abort(_ disposition: (TaskHandle) -> AbortDisposition) {
-        mark(disposition)
-        endMarked()
-    }
-
-    /// The first half: a function that ends tasks of several units marks all of them before it ends any, because an end
-    /// lets tasks of other units go on.
-    func mark(_ disposition: (TaskHandle) -> AbortDisposition) {
-        var cursor = unsafe tasks.pointee.first
-        while let task = cursor {
-            cursor = task.next
-            guard !task.disposition.isAbort else { continue }
-            let decision = disposition(task)
-            if decision == .none { continue }
-            task.disposition = decision
-            if task.state == .transferring { cancelRequest(task) }
-        }
-    }
-
-    func cancelRequest(_ task: TaskHandle) { unsafe backstore.cancel(task.request) }
-
-    /// The second half.
-    func endMarked() {
-        endDormant(.done(.good)) { $0.endsWhileItWaits }
-    }
-
-    /// Ends waiting tasks, and lets none of them run meanwhile. One that waits with its response filled ends with that,
-    /// unless it is marked.
-    func endDormant(_ outcome: Outcome, where matches: (TaskHandle) -> Bool) {
-        let wasEnabling = enabling
-        enabling = true
-        while let task = firstWaiting(where: matches) {
-            switch (task.state, task.waitsFor) {
-            case (.dormant, .state): persistentState.stopWaiting(task)
-            case (.dormant, .staging), (.dormant, .backstore), (.dormant, .quota): shard.stopWaiting(task)
-            case (.dormant, .thaw), (.dormant, .recovery): break
-            default: unsafe tasks.pointee.stopWaiting(task)
-            }
-            if task.waitsFor == .response, !task.disposition.isAbort {
-                finish(task)
-            } else if task.isLeaving {
-                giveBackMarked(task)
-            } else {
-                end(task, outcome)
-            }
-        }
-        enabling = wasEnabling
-        enableDormant()
-    }
-
-    private func firstWaiting(where matches: (TaskHandle) -> Bool) -> TaskHandle? {
-        var cursor = unsafe tasks.pointee.first
-        while let task = cursor {
-            if task.state == .dormant || task.state == .blocked, matches(task) { return task }
-            cursor = task.next
-        }
-        return nil
-    }
-
-    /// Whether a task is in the set that `matches` selects.
-    func contains(_ matches: (TaskHandle) -> Bool) -> Bool {
-        var cursor = unsafe tasks.pointee.first
-        while let task = cursor {
-            if matches(task) { return true }
-            cursor = task.next
-        }
-        return false
-    }
-
-    /// PREEMPT AND ABORT: aborts the commands of the nexuses in a bit mask, but not the one that does it (SPC-4
-    /// 5.7.11.5). Those of other nexuses end with TASK ABORTED if TAS is one.
-    func abortCommands(ofNexuses mask: UInt64, by task: TaskHandle) {
-        let taskAborted = modePages.taskAbortedStatus
-        abort {
-            guard $0 != task, mask & (1 << UInt64($0.nexus)) != 0 else { return .none }
-            return taskAborted && $0.nexus != task.nexus ? .taskAborted : .aborted
-        }
-        // SAM-6 5.9.5: with the commands of a faulted nexus its ACA condition goes.
-        var rest = mask
-        while rest != 0 {
-            clearACA(UInt16(rest.trailingZeroBitCount))
-            rest &= rest - 1
-        }
-    }
-
-    private func awaitAborted(_ task: TaskHandle) {
-        task.transition(to: .settling)
-        target?.whenAborted(on: self, nexuses: task.progress, by: task) { [self] in
-            task.transition(to: .enabled)
-            end(task, .done(.good))
-        }
-    }
-
-    /// What LOGICAL UNIT RESET does beside ending the tasks (SAM-6 6.3.3).
-    func reset(_ condition: UnitAttention) {
-        stopped = false
-        buffers.reset()
-        unsafe tasks.pointee.clearAllACA()
-        preventing = 0
-        releasePowerControl()
-        reservations.setReserved(nil, on: target)
-        modePages.restoreSaved()
-        refresh()
-        establish(condition, exceptFor: nil)
-    }
-
-    /// LOGICAL UNIT RESET that no initiator asked for: commands of all end, and all learn of it.
-    public func resetByOperator() {
-        mark { _ in .reset }
-        endMarked()
-        reset(.logicalUnitReset)
-    }
-
-    /// Ends all commands, as a unit does that goes away at once: those that the medium has, as soon as it lets go.
-    public func abortAll() {
-        mark { _ in .reset }
-        endMarked()
-    }
-
     /// MODE SELECT has set the pages. If their current values are others now, everybody else learns of it (SPC-4 6.12).
     func setModePages(_ pages: ModePages, by nexus: UInt16) {
         let old = modePages
@@ -1112,52 +778,6 @@ public final class LogicalUnit {
         measureSpace()
         let isTest = pages.informationalExceptions.isTest
         if isTest, !old.informationalExceptions.isTest { informationalExceptionOccurred() }
-    }
-
-    // MARK: Logs
-
-    /// LOG SELECT has changed something; everybody else learns of it (SPC-4 6.7).
-    func setLog(_ log: LogState, by nexus: UInt16) {
-        self.log = log
-        establish(.logParametersChanged, exceptFor: nexus)
-    }
-
-    /// A request of a command, or of the unit for one, was given up because of the medium.
-    func mediumErrorOccurred(_ page: ErrorCounterPage) {
-        unsafe counters.pointee[keyPath: page.counters].uncorrected += 1
-        errorCountersChanged(page)
-        guard !log.failurePredicted else { return }
-        log.failurePredicted = true
-        if !modePages.informationalExceptions.isTest { informationalExceptionOccurred() }
-    }
-
-    /// The informational exception condition that there is, reported or not (SPC-4 7.3.8): the test of one, or a
-    /// medium that has failed once and will again.
-    var informationalException: UnitAttention? {
-        if modePages.informationalExceptions.isTest { return .failurePredictedFalsely }
-        return log.failurePredicted ? .failurePredicted : nil
-    }
-
-    /// What REQUEST SENSE tells of it (MRIE 6).
-    var exceptionOnRequest: AdditionalSense? {
-        let control = modePages.informationalExceptions
-        return control.isEnabled && control.method == .onRequest ? informationalException?.code : nil
-    }
-
-    /// There is an informational exception condition that was not there before (MRIE 2).
-    private func informationalExceptionOccurred() {
-        let control = modePages.informationalExceptions
-        guard control.isEnabled, control.method == .unitAttention, let exception = informationalException else {
-            return
-        }
-        establish(exception, exceptFor: nil)
-    }
-
-    /// Establishes THRESHOLD CONDITION MET if a counter that has changed meets its threshold and RLEC says to report
-    /// it (SPC-4 7.3.2, 7.5.8).
-    func errorCountersChanged(_ page: ErrorCounterPage) {
-        guard modePages.reportLogExceptions, log.meetsThreshold(page, statistics) else { return }
-        establish(.thresholdConditionMet, exceptFor: nil)
     }
 
     var usesDescriptorSense: Bool { modePages.descriptorSense }
