@@ -21,8 +21,8 @@ enum Repetition {
     case untilItWrites
     /// Never: others have seen what it changed, and may have changed it since. Also commands that end when they begin.
     case never
-    /// Never, and in a second life it would be refused for the key that it has itself replaced or removed, as if somebody
-    /// had preempted its nexus (SPC-4 5.13.7 to 5.13.11): it is refused as a repetition instead.
+    /// Never, and in a second life it would be refused for the key that it has itself replaced or removed, as if
+    /// somebody had preempted its nexus (SPC-4 5.13): it is refused as a repetition instead.
     case once
 }
 

@@ -45,7 +45,8 @@ FAULTS = [
     (["targets", "naa.6001405000000001", "luns", "1", "limits", "colour"], 0),
     (["vhost-user-scsi", 0, "queues"], 127), (["vhost-user-scsi", 0, "socket"], "s"),
     (["vhost-user-scsi", 0, "mode"], "both"), (["vhost-user-scsi", 0, "spread"], "wide"),
-    (["vhost-user-scsi", 0, "ring-reset"], 1), (["vhost-user-scsi", 0, "drain-timeout"], "soon"), (["backstores", "a", "shared"], True),
+    (["vhost-user-scsi", 0, "ring-reset"], 1), (["vhost-user-scsi", 0, "drain-timeout"], "soon"),
+    (["backstores", "a", "shared"], True),
     (["vhost-user-scsi", 0, "colour"], 1), (["xen"], {"colour": 1}),
 ]  # fmt: skip
 
