@@ -43,6 +43,24 @@ struct FreezeTests {
         world.unit.thaw()
     }
 
+    @Test("A command whose end an ACA condition withholds is done with the backstore: the unit is quiet")
+    func quietUnderACA() {
+        let tag = world.a.send(CDB.read(.ten, 0, 1), dataIn: 512)
+        var failing = CDB.read(.ten, 0xffff_fff0, 1)
+        failing[9] = 0x04
+        world.a.send(failing, dataIn: 512)
+        #expect(world.a.completions.last?.summary == "5/2100 CDB 2")
+        var quiet = 0
+        world.unit.freeze { quiet += 1 }
+        world.backstore.complete()
+        #expect(world.a.tagsInFlight == [tag])
+        #expect(quiet == 1)
+        world.a.manage(.clearACA)
+        #expect(world.a.completions.last?.tag == tag && world.a.completions.last?.summary == "good")
+        #expect(quiet == 1)
+        world.unit.thaw()
+    }
+
     @Test("A command of several steps stops between them, and that is quiet; thawed, it goes on")
     func steps() {
         let block = [UInt8](repeating: 5, count: 512)

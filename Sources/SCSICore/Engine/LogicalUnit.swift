@@ -618,6 +618,7 @@ public final class LogicalUnit {
         block(task)
         enableDormant()
         if shard.hasWaiting { shard.retryWaiting() }
+        if watchesRequests { callWhenQuiet() }
         return true
     }
 
