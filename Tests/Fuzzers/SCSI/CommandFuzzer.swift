@@ -31,6 +31,8 @@ private final class CommandWorld {
     private var cookie: UInt64 = 1
     /// Functions that must be answered, by port, with the commands of each port that are over then.
     private var functions: [[UInt64: [Set<UInt64>]]] = [[:], [:]]
+    /// Commands of a nexus that was lost, which the medium may still have: the port's next nexus does not know them.
+    private var lost: [Set<UInt64>] = [[], []]
     /// The data-in buffer of the command that ended last, for the parameter list that answers it.
     private var echo: [[UInt8]] = [[], []]
     private var isPresent = true
@@ -266,6 +268,7 @@ private final class CommandWorld {
         default: return []
         }
         ended[1 - index] = []
+        ended[index].subtract(lost[index])
         return ended
     }
 
@@ -301,6 +304,7 @@ private final class CommandWorld {
         } else if input.flag() {
             port.disconnect()
             functions[index] = [:]
+            lost[index].formUnion(port.tagsInFlight)
             for tag in port.tagsInFlight {
                 let state = port.task(tag)!.state
                 precondition(state == .transferring || state == .settling, "a lost nexus's command is \(state)")
